@@ -1,0 +1,26 @@
+"""Empirical NNGP kernels of real networks, and how they move while optax trains."""
+
+__version__ = "0.1.0"
+
+from . import metrics
+from .adapters import ModelFn, as_model_fn, from_haiku, from_linen, from_nnx
+from .callbacks import History, KernelTracker, Schedule, every, log_spaced
+from .engine import KernelFn, Shared, all_but_batch, empirical_nngp_fn
+
+__all__ = [
+    "History",
+    "KernelFn",
+    "KernelTracker",
+    "ModelFn",
+    "Schedule",
+    "Shared",
+    "all_but_batch",
+    "as_model_fn",
+    "empirical_nngp_fn",
+    "every",
+    "from_haiku",
+    "from_linen",
+    "from_nnx",
+    "log_spaced",
+    "metrics",
+]

@@ -1,0 +1,114 @@
+"""Haiku."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .._require import require
+from ._layers import Call
+from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
+
+
+def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
+    """A Haiku transformed function as ``f(params, x, *, state=None, rng=None, **kwargs)``.
+
+    Args:
+        transformed: what ``hk.transform``, ``hk.transform_with_state``, ``hk.multi_transform`` or
+            ``hk.multi_transform_with_state`` returns, with or without ``hk.without_apply_rng``.
+        method: of a multi-transform, the name of the function to apply.
+        spread: ``"args"`` calls the function with ``*x``, ``"kwargs"`` with ``**x``.
+        **call_kwargs: passed at every call, such as ``is_training=False``.
+
+    Returns:
+        The :class:`ModelFn`, with Haiku's params and Haiku's state.
+
+    Raises:
+        TypeError: ``transformed`` is none of these.
+        ValueError: a multi-transform without a ``method``, or with one that it does not have.
+
+    Example:
+        >>> import haiku as hk, jax, jax.numpy as jnp, nngp_plugins as nngp
+        >>> f = nngp.from_haiku(hk.transform(lambda x: hk.nets.MLP([16, 5])(x)))
+        >>> params, state = f.init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> nngp.empirical_nngp_fn(f)(jnp.ones((4, 3)), None, params).shape
+        (4, 4)
+    """
+    hk = require("haiku", extra="haiku")
+    multi = isinstance(transformed, hk.MultiTransformed | hk.MultiTransformedWithState)
+    if not multi and not isinstance(transformed, hk.Transformed | hk.TransformedWithState):
+        raise TypeError(f"from_haiku takes what hk.transform(fn) returns, got {transformed!r}.")
+    apply = transformed.apply
+    if multi:
+        if not isinstance(apply, dict) or method not in apply:
+            names = ", ".join(map(repr, apply)) if isinstance(apply, dict) else "not named: return a dict"
+            raise ValueError(f"method={method!r} names none of this multi-transform's functions, which are {names}.")
+        apply = apply[method]
+    elif method is not None:
+        raise ValueError(f"method={method!r} chooses a function of a multi-transform, and this is a single one.")
+    with_state = isinstance(transformed, hk.TransformedWithState | hk.MultiTransformedWithState)
+    # without_apply_rng removes the argument, and nothing else tells
+    leading = list(inspect.signature(apply).parameters)[: 3 if with_state else 2]
+    kwargs = frozen_kwargs("from_haiku", spread, call_kwargs)
+    return ModelFn(HaikuAdapter(transformed.init, apply, with_state, leading[-1] == "rng", spread, kwargs))
+
+
+@dataclass(frozen=True)
+class HaikuAdapter:
+    """Calls a transformed function; see :func:`from_haiku`."""
+
+    init_fn: Callable[..., Any]
+    apply_fn: Callable[..., Any]
+    with_state: bool
+    with_rng: bool
+    spread: Spread
+    kwargs: tuple[tuple[str, Any], ...]
+
+    def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """The outputs of the function."""
+        if self.with_state and state is None:
+            raise ValueError("state=None, but this function was made by transform_with_state; pass state=.")
+        if rng is not None and not self.with_rng:
+            raise ValueError(
+                "rng was given, but hk.without_apply_rng removed it; pass the function to from_haiku without."
+            )
+        args, inputs = spread_input(x, self.spread)
+        leading = [params, *([state] if self.with_state else []), *([rng] if self.with_rng else [])]
+        try:
+            outputs = self.apply_fn(*leading, *args, **inputs, **{**dict(self.kwargs), **kwargs})
+        except ValueError as error:
+            if rng is not None or "PRNGKey" not in str(error):
+                raise
+            raise ValueError(
+                "rng=None, but this Haiku function draws random numbers; pass rng=jax.random.key(0), or call it in "
+                "its deterministic mode, such as from_haiku(transformed, is_training=False)."
+            ) from error
+        return outputs[0] if self.with_state else outputs
+
+    def capture(
+        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
+    ) -> tuple[PyTree, list[Call]]:
+        """The outputs of the function and of its modules."""
+        calls: list[Call] = []
+
+        def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            value = call(*args, **kwargs)
+            if context.method_name == "__call__":
+                calls.append((context.module.module_name, value))
+            return value
+
+        with require("haiku", extra="haiku").intercept_methods(see):
+            outputs = self.apply(params, state, rng, x, kwargs)
+        return outputs, calls
+
+    def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
+        """New parameters and state."""
+        args, inputs = spread_input(x, self.spread)
+        made = self.init_fn(rng, *args, **inputs, **{**dict(self.kwargs), **kwargs})
+        return made if self.with_state else (made, {})
+
+    def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
+        """Haiku has no object that holds both."""
+        return None

@@ -1,0 +1,205 @@
+"""Flax NNX."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._require import require
+from ._layers import Call
+from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
+
+
+def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
+    """A Flax NNX model as ``f(params, x, *, state=None, rng=None, **kwargs)``.
+
+    What the model is at conversion decides: ``model.eval()`` before it for deterministic outputs. Later changes of
+    the live object do not reach the :class:`ModelFn`; ``f.split(model)`` reads its current values at any time, and
+    the model itself may stand for ``params``.
+
+    Args:
+        model_or_factory: a live ``nnx.Module``, or a function ``rngs -> model``, which ``f.init`` needs.
+        method: name of the method to run in place of ``__call__``.
+        spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
+        **call_kwargs: passed at every call.
+
+    Returns:
+        The :class:`ModelFn`. Its ``params`` is the ``nnx.Param`` state, its ``state`` all other variables. Random
+        state alone need not be passed: it is replaced by ``rng``, and unused without.
+
+    Raises:
+        TypeError: neither a module nor a factory of one.
+        AttributeError: the model has no such method.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> from flax import nnx
+        >>> model = nnx.Linear(3, 5, rngs=nnx.Rngs(0))
+        >>> f = nngp.from_nnx(model)
+        >>> params, state = f.split(model)
+        >>> nngp.empirical_nngp_fn(f)(jnp.ones((4, 3)), None, params).shape
+        (4, 4)
+    """
+    nnx = require("flax.nnx", extra="flax")
+    factory, model = None, model_or_factory
+    if not isinstance(model, nnx.Module):
+        if not callable(model_or_factory):
+            raise TypeError(f"from_nnx takes an nnx.Module or a function rngs -> nnx.Module, got {model_or_factory!r}.")
+        factory = model_or_factory
+        model = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
+        if not isinstance(model, nnx.Module):
+            raise TypeError(f"the factory given to from_nnx returned {type(model).__name__}, not an nnx.Module.")
+    if not hasattr(model, method or "__call__"):
+        raise AttributeError(f"method={method!r}: {type(model).__name__} has no such method.")
+    kwargs = frozen_kwargs("from_nnx", spread, call_kwargs)
+    model = nnx.clone(model)
+    nnx.pop(model, nnx.Intermediate)  # left behind by a sow outside nnx.capture; no part of the model
+    graphdef, _, random, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    needed = tuple("/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
+    leaves, structure = jax.tree.flatten(random)
+    streams = Streams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    return ModelFn(NNXAdapter(graphdef, streams, needed, factory, method, spread, kwargs))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random state of a model without its values: what it takes to feed every stream from one key."""
+
+    structure: jax.tree_util.PyTreeDef
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+    def seeded(self, rng: jax.Array) -> PyTree:
+        """The random state with keys folded from ``rng`` and all counts at zero."""
+        if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+            rng = jax.random.wrap_key_data(rng)
+        state = []
+        for i, (shape, dtype) in enumerate(self.leaves):
+            is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+            key = jax.random.fold_in(rng, i)
+            state.append((jax.random.split(key, shape) if shape else key) if is_key else jnp.zeros(shape, dtype))
+        return self.structure.unflatten(state)
+
+
+@dataclass(frozen=True)
+class NNXAdapter:
+    """Calls an NNX model, rebuilt from its graph at every call; see :func:`from_nnx`."""
+
+    graphdef: Any
+    streams: Streams
+    needed: tuple[str, ...]
+    factory: Callable[..., Any] | None
+    method: str | None
+    spread: Spread
+    kwargs: tuple[tuple[str, Any], ...]
+
+    def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """The outputs of the model."""
+        return self._call(self._merge(params, state, rng), rng, x, kwargs)[0]
+
+    def capture(
+        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
+    ) -> tuple[PyTree, list[Call]]:
+        """The outputs of the model, of its submodules, and what they sowed."""
+        nnx = require("flax.nnx", extra="flax")
+        model = self._merge(params, state, rng)
+        for _, module in nnx.iter_modules(model):
+            kind: Any = type(module)
+            object.__setattr__(module, "__class__", _recording(kind))
+        outputs, recorded = self._call(model, rng, x, kwargs)
+        calls = []
+        for (*module, key), variable in nnx.to_flat_state(recorded):
+            number, name = key.split(":", 1)
+            path = "/".join(map(str, [*module, name] if name else module))
+            if path:
+                calls.append((int(number), path, variable.get_value()[0]))
+        return outputs, [(path, value) for _, path, value in sorted(calls, key=lambda call: call[0])]
+
+    def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
+        """New parameters and state."""
+        if self.factory is None:
+            raise ValueError(
+                "this ModelFn was made from a live NNX model, whose values f.split(model) gives; for new ones make it "
+                "from a factory: from_nnx(lambda rngs: Model(rngs=rngs))."
+            )
+        nnx = require("flax.nnx", extra="flax")
+        _, params, state = nnx.split(self.factory(nnx.Rngs(rng)), nnx.Param, ...)
+        return params, state
+
+    def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
+        """Parameters and state of a live model."""
+        nnx = require("flax.nnx", extra="flax")
+        if not isinstance(model, nnx.Module):
+            return None
+        _, params, _, state = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
+        return params, state
+
+    def _merge(self, params: PyTree, state: PyTree, rng: Any) -> Any:
+        nnx = require("flax.nnx", extra="flax")
+        if self.needed and not state:
+            names = ", ".join(self.needed[:3]) + (", ..." if len(self.needed) > 3 else "")
+            raise ValueError(
+                f"state=None, but this model has variables that are not parameters ({names}); "
+                "pass them: params, state = f.split(model), then f(params, x, state=state)."
+            )
+        rest = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))) if state else nnx.State({})
+        random = self.streams.seeded(jax.random.key(0) if rng is None else rng)
+        # copy: the model writes to its variables, and those of the caller must not change
+        return nnx.merge(self.graphdef, params, random, rest, copy=True)
+
+    def _call(self, model: Any, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, Any]:
+        """The outputs, and what recording modules sowed; what users sow elsewhere is dropped."""
+        nnx = require("flax.nnx", extra="flax")
+        args, inputs = spread_input(x, self.spread)
+        inputs = {**inputs, **dict(self.kwargs), **kwargs}
+        before = jax.tree.leaves(nnx.state(model, nnx.RngCount))
+        run = nnx.capture(lambda model: getattr(model, self.method or "__call__")(*args, **inputs), _record_type())
+        outputs, recorded = run(model)
+        after = jax.tree.leaves(nnx.state(model, nnx.RngCount))
+        if rng is None and any(a is not b for a, b in zip(before, after, strict=True)):
+            raise ValueError(
+                "rng=None, but this NNX model drew random numbers; pass rng=jax.random.key(0), or call model.eval() "
+                "before from_nnx(model)."
+            )
+        return outputs, recorded
+
+
+_call_order = itertools.count()
+
+
+@cache
+def _record_type() -> Any:
+    """The variable type that holds what layers return and sow, apart from the types that users sow."""
+    return type("Record", (require("flax.nnx", extra="flax").Variable,), {})
+
+
+@cache
+def _recording(module_type: Any) -> Any:
+    """A subclass that records what its calls return and sow under a running number, which gives forward order.
+
+    Only the private copy of a model is given this class: unlike ``nnx.capture(method_outputs=...)`` it touches no
+    class of the user's, sees inherited ``__call__`` methods, and keeps the order.
+    """
+
+    def record(self: Any, name: str, value: Any) -> None:
+        module_type.sow(self, _record_type(), f"{next(_call_order)}:{name}", value)
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = module_type.__call__(self, *args, **kwargs)
+        record(self, "", outputs)
+        return outputs
+
+    def sow(self: Any, variable_type: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
+        record(self, name, value)
+        return True
+
+    body = {"sow": sow, "__module__": module_type.__module__, "__doc__": module_type.__doc__}
+    if hasattr(module_type, "__call__"):  # noqa: B004 (of the instances, not of the class)
+        body["__call__"] = __call__
+    options = {} if getattr(module_type, "_pytree__is_pytree", True) else {"pytree": False}
+    return type(module_type)(module_type.__name__, (module_type,), body, **options)

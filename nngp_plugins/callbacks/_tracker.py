@@ -1,0 +1,277 @@
+"""Watching a network's kernels while it trains."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import index
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..adapters import ModelFn
+from ..metrics import DEFAULT, DenseGram, FeatureGram, Metric, features
+from ._history import PREFIX, History, Row
+from ._run_folder import RunFolder, describe
+from ._schedules import Schedule, log_spaced
+
+
+class Seen(NamedTuple):
+    """One call of a tracker."""
+
+    step: int
+    params: Any
+    state: Any
+    scalars: Mapping[str, Any]
+
+
+class Pending(NamedTuple):
+    """A snapshot whose numbers may still be under way on the device."""
+
+    step: int
+    seconds: float
+    values: dict[str, Array]
+    traces: Array
+    scalars: Mapping[str, Any]
+
+
+class KernelTracker:
+    """Measures the kernels of a network's layers on a fixed probe as it trains, against its first snapshot.
+
+    Call it once each training step; it measures at the first call, when the schedule says so, and at
+    :meth:`close`. It does not wait for the numbers: they are fetched once they are there.
+
+    Args:
+        f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
+            that returns a PyTree of arrays with batch axis 0. Each array is a layer.
+        probe_x: the fixed examples to measure on, a PyTree with N of them in front.
+        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``; kept in the run folder, orders the report.
+        schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.
+        metrics: ``{name: metric(gram, reference_gram) -> scalar}``.
+        run: run folder to write; None keeps the history in memory only.
+        config: what to remember of this run in ``run.json``, such as the learning rate.
+
+    Attributes:
+        history: the :class:`History` so far.
+
+    Raises:
+        ValueError: targets that do not match the probe, an empty probe.
+        FileExistsError: ``run`` already holds a run.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
+        >>> probe = jax.random.normal(jax.random.key(0), (16, 3))
+        >>> tracker = nngp.KernelTracker(lambda w, x: {"hidden": x @ w}, probe, schedule=nngp.every(5))
+        >>> [step for step in range(8) if tracker(step, (1.0 + step) * jnp.eye(3), loss=1 / (1 + step))]
+        [0, 5]
+        >>> tracker.close()
+        >>> tracker.history
+        History(3 snapshots of 1 layers: cka, relative_change, effective_rank, scale)
+        >>> tracker.history.metric("effective_rank").shape
+        (3, 1)
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        probe_x: Any,
+        *,
+        targets: Any = None,
+        schedule: Schedule | None = None,
+        metrics: Mapping[str, Metric] = DEFAULT,
+        run: str | Path | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        self.history = History()
+        self._f = f
+        self._probe = jax.tree.map(jnp.asarray, probe_x)
+        self._n = _probe_size(self._probe)
+        self._targets = np.zeros((0,)) if targets is None else np.asarray(targets)
+        if targets is not None and (self._targets.ndim == 0 or len(self._targets) != self._n):
+            raise ValueError(
+                f"targets of shape {self._targets.shape} do not label the {self._n} examples of the probe."
+            )
+        self._schedule = schedule or log_spaced()
+        self._grams = jax.jit(self._measure_grams)
+        self._metrics = dict(metrics)
+        self._values = jax.jit(partial(_measure_values, self._metrics))
+        self._layers: list[str] = []
+        self._reference: DenseGram | None = None
+        self._latest: tuple[int, DenseGram] | None = None
+        self._seen: Seen | None = None
+        self._pending: Pending | None = None
+        self._warned: set[str] = set()
+        self._closed = False
+        self._start = time.perf_counter()
+        about = describe(self._probe, config, schedule=repr(self._schedule), metrics=list(metrics))
+        self._folder = None if run is None else RunFolder(run, about)
+
+    def __call__(self, step: int, params: Any, *, state: Any = None, **scalars: Any) -> bool:
+        """Measures if it is time to.
+
+        Args:
+            step: the training step; may skip, may not go back.
+            params: the parameters after this step; a live NNX model may stand for them.
+            state: the model's state, if it has one.
+            **scalars: logged beside, such as ``loss=loss``.
+
+        Returns:
+            Whether it measured.
+
+        Raises:
+            ValueError: ``step`` goes back; a scalar takes a name of the tracker's own.
+            RuntimeError: the tracker is closed.
+        """
+        due = self.due(step)
+        for name in scalars:
+            if name == "seconds" or name.startswith(PREFIX):
+                raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
+        self._seen = Seen(index(step), params, state, scalars)
+        if due:
+            self._measure(self._seen)
+        elif self._pending is not None and _is_ready(self._pending):
+            self._record()
+        return due
+
+    def due(self, step: int) -> bool:
+        """Whether a call at ``step`` would measure; for scalars that cost something, such as a test accuracy."""
+        if self._closed:
+            raise RuntimeError("this tracker is closed; make a new one.")
+        step = index(step)
+        if self._seen is None:
+            return True
+        if step < self._seen.step:
+            raise ValueError(
+                f"step={step} comes after step {self._seen.step}; steps may be skipped, not repeated backwards."
+            )
+        return self._schedule.due(step, self._seen.step)
+
+    def close(self) -> None:
+        """Measures the last step seen, waits for all numbers, and closes the run folder."""
+        if self._closed:
+            return
+        if self._seen is not None and (self._latest is None or self._latest[0] != self._seen.step):
+            if _is_deleted((self._seen.params, self._seen.state)):
+                warnings.warn(
+                    f"close() cannot measure step {self._seen.step}: its parameters were donated to a later step. Call "
+                    "the tracker once more after the last step.",
+                    stacklevel=2,
+                )
+            else:
+                self._measure(self._seen)
+        self._record()
+        if self._folder is not None:
+            if self._latest is not None:
+                step, grams = self._latest
+                self._folder.save("last.npz", step=step, layers=self._layers, kernels=grams.matrix)
+            self._folder.close()
+        self._closed = True
+
+    def __enter__(self) -> KernelTracker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _measure(self, seen: Seen) -> None:
+        self._record()
+        params, state = seen.params, seen.state
+        if isinstance(self._f, ModelFn):
+            params, state = self._f.variables(params, state)
+        grams = self._grams(params, state, self._probe)
+        if self._reference is None:
+            self._reference = grams
+            if self._folder is not None:
+                self._folder.save(
+                    "reference.npz",
+                    step=seen.step,
+                    layers=self._layers,
+                    kernels=grams.matrix,
+                    centered=grams.centered,
+                    targets=self._targets,
+                )
+        self._latest = (seen.step, grams)
+        values, traces = self._values(grams, self._reference)
+        self._pending = Pending(seen.step, time.perf_counter() - self._start, values, traces, seen.scalars)
+
+    def _measure_grams(self, params: Any, state: Any, probe: Any) -> DenseGram:
+        """The Grams of all layers, stacked: ``(L, N, N)``."""
+        outputs = self._f(params, probe) if state is None else self._f(params, probe, state=state)
+        named = [
+            (jax.tree_util.keystr(path, simple=True, separator="/") or "output", jnp.asarray(y))
+            for path, y in jax.tree_util.tree_leaves_with_path(outputs)
+        ]
+        for name, y in named:
+            if y.ndim == 0 or y.shape[0] != self._n:
+                raise ValueError(
+                    f"layer {name!r} has shape {y.shape}, not the {self._n} examples of the probe in front."
+                )
+        self._layers = [name for name, _ in named]
+        return jax.tree.map(lambda *grams: jnp.stack(grams), *[_gram(y) for _, y in named])
+
+    def _record(self) -> None:
+        """Moves the snapshot under way to the history and the run folder."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        values, traces, scalars = jax.device_get((pending.values, pending.traces, dict(pending.scalars)))
+        row: Row = {"step": pending.step, "seconds": round(pending.seconds, 3)}
+        row |= {name: float(value) for name, value in scalars.items()}
+        for i, layer in enumerate(self._layers):
+            row |= {f"{PREFIX}{layer}/{metric}": float(values[metric][i]) for metric in self._metrics}
+            self._warn_if_degenerate(pending.step, layer, float(traces[i]))
+        self.history.rows.append(row)
+        if self._folder is not None:
+            self._folder.append(row)
+
+    def _warn_if_degenerate(self, step: int, layer: str, trace: float) -> None:
+        if layer in self._warned or (np.isfinite(trace) and trace > 0):
+            return
+        self._warned.add(layer)
+        what = "zero" if trace == 0 else "not finite"
+        warnings.warn(f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan.", stacklevel=4)
+
+
+def _gram(y: Array) -> DenseGram:
+    phi = FeatureGram(features(y))
+    mean = phi.phi.mean(axis=0)
+    centered = phi.center()
+    # K from H K H costs N² instead of another N² D: phi = centred + 1 meanᵀ
+    shift = jnp.matmul(centered.phi, mean, precision="highest")
+    matrix = centered.dense()
+    return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)
+
+
+def _measure_values(
+    metrics: dict[str, Metric], grams: DenseGram, references: DenseGram
+) -> tuple[dict[str, Array], Array]:
+    """Every metric of every layer, and the traces that tell a degenerate kernel."""
+
+    def of_layer(gram: DenseGram, reference: DenseGram) -> tuple[dict[str, Array], Array]:
+        return {name: metric(gram, reference) for name, metric in metrics.items()}, gram.trace()
+
+    return jax.vmap(of_layer)(grams, references)
+
+
+def _probe_size(probe: Any) -> int:
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(probe)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
+        )
+    return sizes.pop()
+
+
+def _is_ready(pending: Pending) -> bool:
+    arrays: list[Any] = list(pending.values.values())
+    return all(array.is_ready() for array in arrays)
+
+
+def _is_deleted(tree: Any) -> bool:
+    return any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,7 @@
+"""The contraction engine: outputs of any ``f(params, x, **kwargs)`` to kernels."""
+
+from ._axes import Axes as Axes
+from ._axes import all_but_batch as all_but_batch
+from ._empirical import KernelFn as KernelFn
+from ._empirical import empirical_nngp_fn as empirical_nngp_fn
+from ._kwargs import Shared as Shared

@@ -1,0 +1,172 @@
+"""Gram objects: an ``(N, N)`` kernel as what can be asked of it, dense or by its features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+
+class Gram(Protocol):
+    """The kernel of N examples: symmetric, positive semi-definite, ``(N, N)``."""
+
+    @property
+    def n(self) -> int:
+        """Number of examples N."""
+
+    def dense(self) -> Array:
+        """The kernel itself, ``(N, N)``."""
+
+    def diagonal(self) -> Array:
+        """``K[i, i]``, shape ``(N,)``."""
+
+    def center(self) -> Gram:
+        """``H K H`` with ``H = I - 11ᵀ/N``: the kernel of features with their mean over examples removed."""
+
+    def eigvalsh(self) -> Array:
+        """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
+
+    def trace(self) -> Float[Array, ""]:
+        """``tr K = Σ_i K_ii``."""
+        return self.diagonal().sum()
+
+    def inner(self, other: Gram) -> Float[Array, ""]:
+        """Frobenius inner product ``⟨K, L⟩ = Σ_ij K_ij L_ij``."""
+        return jnp.sum(self.dense() * other.dense())
+
+    def frobenius(self) -> Float[Array, ""]:
+        """Frobenius norm ``‖K‖ = sqrt⟨K, K⟩``."""
+        return jnp.sqrt(self.inner(self))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DenseGram(Gram):
+    """A kernel by its entries.
+
+    Attributes:
+        matrix: the kernel K, ``(N, N)``.
+        centered: ``H K H`` where it is known already, as from centred features, which loses no digits.
+    """
+
+    matrix: Float[Array, "N N"]
+    centered: Float[Array, "N N"] | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of examples N."""
+        return self.matrix.shape[-1]
+
+    def dense(self) -> Float[Array, "N N"]:
+        """The kernel itself."""
+        return self.matrix
+
+    def diagonal(self) -> Float[Array, " N"]:
+        """``K[i, i]``."""
+        return jnp.diagonal(self.matrix)
+
+    def center(self) -> DenseGram:
+        """``H K H``, with the mean of rows and columns removed."""
+        if self.centered is not None:
+            return DenseGram(self.centered, self.centered)
+        columns = self.matrix - self.matrix.mean(axis=0, keepdims=True)
+        centered = columns - columns.mean(axis=1, keepdims=True)
+        return DenseGram(centered, centered)
+
+    def eigvalsh(self) -> Float[Array, " N"]:
+        """The N eigenvalues, ascending."""
+        return jnp.linalg.eigvalsh(self.matrix)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FeatureGram(Gram):
+    """A kernel by its features, ``K = phi phiᵀ``; ``(N, N)`` is not formed where the features are narrower.
+
+    Attributes:
+        phi: features, ``(N, D)``.
+    """
+
+    phi: Float[Array, "N D"]
+
+    @property
+    def n(self) -> int:
+        """Number of examples N."""
+        return self.phi.shape[-2]
+
+    def dense(self) -> Float[Array, "N N"]:
+        """``phi phiᵀ``."""
+        return _product(self.phi, self.phi.T)
+
+    def diagonal(self) -> Float[Array, " N"]:
+        """``‖phi[i]‖²``."""
+        return jnp.sum(self.phi**2, axis=1)
+
+    def center(self) -> FeatureGram:
+        """The kernel of ``phi`` less its mean over examples, where digits survive that ``H K H`` would lose."""
+        return FeatureGram(self.phi - self.phi.mean(axis=0, keepdims=True))
+
+    def eigvalsh(self) -> Array:
+        """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
+        n, d = self.phi.shape
+        return jnp.linalg.eigvalsh(_product(self.phi.T, self.phi) if d < n else self.dense())
+
+    def inner(self, other: Gram) -> Float[Array, ""]:
+        """``⟨K, L⟩``, for two sets of features as ``‖phi_aᵀ phi_b‖²`` where that is the cheaper side."""
+        if isinstance(other, FeatureGram) and self.phi.shape[1] * other.phi.shape[1] < self.n**2:
+            return jnp.sum(_product(self.phi.T, other.phi) ** 2)
+        return jnp.sum(self.dense() * other.dense())
+
+
+def as_gram(kernel: Gram | Array) -> Gram:
+    """Wraps an ``(N, N)`` array; Grams pass through.
+
+    Raises:
+        ValueError: an array that is not square; features go to :class:`FeatureGram`.
+    """
+    if isinstance(kernel, DenseGram | FeatureGram):
+        return kernel
+    matrix = jnp.asarray(kernel)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"a kernel has shape (N, N), got {matrix.shape}; wrap features (N, D) as nngp.metrics.FeatureGram(phi), "
+            "and make layers (N, N) with trace_axes=nngp.all_but_batch."
+        )
+    return DenseGram(matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32)))
+
+
+def as_gram_pair(a: Gram | Array, b: Gram | Array, *, at_least: int = 1) -> tuple[Gram, Gram]:
+    """Two Grams on the same examples.
+
+    Raises:
+        ValueError: they have different numbers of examples, or too few.
+    """
+    a, b = as_gram(a), as_gram(b)
+    if a.n != b.n:
+        raise ValueError(f"both kernels must be on the same examples, got N={a.n} and N={b.n}.")
+    if a.n < at_least:
+        raise ValueError(f"this metric needs N >= {at_least} examples, got N={a.n}.")
+    return a, b
+
+
+def features(y: Array) -> Float[Array, "N D"]:
+    """Features ``phi`` of an output ``(N, ...)``: flattened and divided by ``sqrt(D)``, so that ``K = phi phiᵀ``.
+
+    float16, bfloat16 and integer outputs become float32.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> nngp.metrics.features(jnp.ones((4, 8, 8, 3))).shape
+        (4, 192)
+    """
+    flat = y.reshape(y.shape[0], -1)
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    return flat / jnp.sqrt(jnp.asarray(flat.shape[1], flat.dtype))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")

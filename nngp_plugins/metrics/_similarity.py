@@ -1,0 +1,88 @@
+"""How alike two kernels on the same examples are."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from ._gram import FeatureGram, Gram, as_gram_pair
+
+
+def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array, ""]:
+    """Centred kernel alignment of two kernels on the same N examples: 1 for equal geometry, about 0 for unrelated.
+
+    ``CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))``. For centred kernels the HSIC is ``⟨K, L⟩``
+    when biased, and the unbiased estimator of Song et al. reduces to
+    ``⟨K, L⟩ − N/(N−2) diag K · diag L + tr K tr L / ((N−1)(N−2))``. The biased one tends to D/(D+N) for
+    unrelated features of width D, so the debiased one is the default; it can be slightly negative.
+
+    Args:
+        a: a Gram, or a kernel ``(N, N)``.
+        b: the same, on the same examples.
+        debiased: use the unbiased HSIC, which needs N ≥ 4; the biased one needs N ≥ 2.
+
+    Returns:
+        A scalar; nan when a kernel is constant or zero.
+
+    Raises:
+        ValueError: different or too small N.
+
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, eq. 3; Song et
+    al., "Feature Selection via Dependence Maximization", JMLR 2012, eq. 5.
+
+    Example:
+        >>> import jax, nngp_plugins as nngp
+        >>> phi = nngp.metrics.FeatureGram(jax.random.normal(jax.random.key(0), (50, 10)))
+        >>> round(float(nngp.metrics.cka(phi, phi)), 3)
+        1.0
+    """
+    a, b = as_gram_pair(a, b, at_least=4 if debiased else 2)
+    a, b = a.center(), b.center()
+    hsic = _debiased_hsic if debiased else _biased_hsic
+    return hsic(a, b) / (jnp.sqrt(hsic(a, a)) * jnp.sqrt(hsic(b, b)))
+
+
+def _biased_hsic(a: Gram, b: Gram) -> Float[Array, ""]:
+    return a.inner(b)
+
+
+def _debiased_hsic(a: Gram, b: Gram) -> Float[Array, ""]:
+    """Song et al. 2012, eq. 5, for centred kernels, times the factor N(N−3) that the ratio cancels."""
+    n = a.n
+    diagonals = a.diagonal() @ b.diagonal()
+    return a.inner(b) - n / (n - 2) * diagonals + a.trace() * b.trace() / ((n - 1) * (n - 2))
+
+
+def relative_change(a: Gram | Array, a0: Gram | Array) -> Float[Array, ""]:
+    """How far a kernel has moved from a reference: ``‖K − K0‖ / ‖K0‖`` in the Frobenius norm.
+
+    For features, ``K − K0 = ½ (δ σᵀ + σ δᵀ)`` with ``δ = phi − phi0`` and ``σ = phi + phi0``, whose norm comes from
+    the small triangular factor of ``[δ, σ] = Q R``: no difference of squares, and no N×N matrix.
+
+    Args:
+        a: a Gram, or a kernel ``(N, N)``.
+        a0: the reference, on the same examples.
+
+    Returns:
+        A scalar ≥ 0; nan when the reference is zero.
+
+    Raises:
+        ValueError: different N.
+
+    Source: Fort et al., "Deep learning versus kernel learning", NeurIPS 2020, §3 (kernel distance over training).
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> float(nngp.metrics.relative_change(3 * jnp.eye(4), jnp.eye(4)))
+        2.0
+    """
+    a, a0 = as_gram_pair(a, a0)
+    if isinstance(a, FeatureGram) and isinstance(a0, FeatureGram) and a.phi.shape == a0.phi.shape:
+        d = a.phi.shape[1]
+        if 2 * d < a.n:
+            r = jnp.linalg.qr(jnp.concatenate([a.phi - a0.phi, a.phi + a0.phi], axis=1), mode="r")
+            delta, sigma = r[:, :d], r[:, d:]
+            half = jnp.matmul(delta, sigma.T, precision="highest") / 2
+            return jnp.linalg.norm(half + half.T) / a0.frobenius()
+    return jnp.linalg.norm(a.dense() - a0.dense()) / a0.frobenius()

@@ -1,0 +1,1 @@
+"""Models in each framework, data sets, and the ``nngp-zoo`` command."""

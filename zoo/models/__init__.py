@@ -1,0 +1,5 @@
+"""The same networks in each framework: one file each, with the same sizes, layer names and initial distributions."""
+
+MLP_WIDTHS = (256, 256)
+CNN_CHANNELS = (32, 64)
+CNN_WIDTH = 64
