@@ -6,6 +6,7 @@ from . import metrics
 from .adapters import ModelFn, as_model_fn, from_haiku, from_linen, from_nnx
 from .callbacks import History, KernelTracker, Schedule, every, log_spaced
 from .engine import KernelFn, Shared, all_but_batch, empirical_nngp_fn
+from .report import write_report
 
 __all__ = [
     "History",
@@ -23,4 +24,5 @@ __all__ = [
     "from_nnx",
     "log_spaced",
     "metrics",
+    "write_report",
 ]

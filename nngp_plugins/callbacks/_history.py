@@ -55,6 +55,12 @@ class History:
         """Names of the metrics."""
         return list(dict.fromkeys(name.rpartition("/")[2] for name in self._kernel_names()))
 
+    @property
+    def scalars(self) -> list[str]:
+        """Names of the scalars given to the tracker, such as ``loss``."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return [name for name in names if not name.startswith(PREFIX) and name not in ("step", "seconds")]
+
     def metric(self, name: str) -> np.ndarray:
         """One metric of all layers, ``(S, L)``: rows are snapshots, columns are :attr:`layers`.
 
@@ -73,9 +79,9 @@ class History:
         """A ``pandas.DataFrame`` indexed by step and layer, one column for each metric and scalar."""
         import pandas as pd
 
-        scalars = [n for n in dict.fromkeys(n for row in self.rows for n in row) if not n.startswith(PREFIX)]
+        beside = ["step", "seconds", *self.scalars]
         records = [
-            {**{name: row.get(name) for name in scalars}, "layer": layer}
+            {**{name: row.get(name) for name in beside}, "layer": layer}
             | {metric: row[f"{PREFIX}{layer}/{metric}"] for metric in self.metrics}
             for row in self.rows
             for layer in self.layers

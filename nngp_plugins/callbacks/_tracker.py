@@ -152,6 +152,10 @@ class KernelTracker:
             )
         return self._schedule.due(step, self._seen.step)
 
+    def flush(self) -> None:
+        """Waits for the numbers of the last snapshot, and records them."""
+        self._record()
+
     def close(self) -> None:
         """Measures the last step seen, waits for all numbers, and closes the run folder."""
         if self._closed:
@@ -166,10 +170,9 @@ class KernelTracker:
             else:
                 self._measure(self._seen)
         self._record()
+        if self._latest is not None:
+            self._save("last.npz", *self._latest)
         if self._folder is not None:
-            if self._latest is not None:
-                step, grams = self._latest
-                self._folder.save("last.npz", step=step, layers=self._layers, kernels=grams.matrix)
             self._folder.close()
         self._closed = True
 
@@ -187,18 +190,15 @@ class KernelTracker:
         grams = self._grams(params, state, self._probe)
         if self._reference is None:
             self._reference = grams
-            if self._folder is not None:
-                self._folder.save(
-                    "reference.npz",
-                    step=seen.step,
-                    layers=self._layers,
-                    kernels=grams.matrix,
-                    centered=grams.centered,
-                    targets=self._targets,
-                )
+            self._save("reference.npz", seen.step, grams)
         self._latest = (seen.step, grams)
         values, traces = self._values(grams, self._reference)
         self._pending = Pending(seen.step, time.perf_counter() - self._start, values, traces, seen.scalars)
+
+    def _save(self, name: str, step: int, grams: DenseGram) -> None:
+        if self._folder is not None:
+            arrays = {"kernels": grams.matrix, "centered": grams.centered, "targets": self._targets}
+            self._folder.save(name, step=step, layers=self._layers, **arrays)
 
     def _measure_grams(self, params: Any, state: Any, probe: Any) -> DenseGram:
         """The Grams of all layers, stacked: ``(L, N, N)``."""

@@ -1,0 +1,41 @@
+# Every target sets up VENV by itself. Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= python3
+VENV ?= .venv
+# a pip constraints file, such as .ci/oldest.txt
+CONSTRAINTS ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo    train a CNN on digits, track its kernels, write runs/demo/report.html"
+	@echo "make test    run the test suite"
+	@echo "make lint    check style and types"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove $(VENV), runs and caches"
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(f'nngp-plugins needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; run: make PYTHON=python3.12' if v < (3, 11) else 0)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	rm -rf runs/demo
+	$(BIN)/nngp-zoo track linen/cnn --data digits --steps 500 --run runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/snapshot.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,187 @@
+"""Haiku: every kind of transformed function, against its own `apply`."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+equal = np.testing.assert_array_equal
+
+
+def net(x, is_training=False):
+    x = hk.Linear(8)(x)
+    x = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9)(x, is_training)
+    if is_training:
+        x = hk.dropout(hk.next_rng_key(), 0.5, x)
+    return hk.Linear(2, name="head")(x)
+
+
+TRANSFORMED = hk.transform_with_state(net)
+
+
+@pytest.fixture
+def split(x):
+    return nngp.from_haiku(TRANSFORMED).init(jax.random.key(0), x, is_training=True)
+
+
+class TestState:
+    def test_init_is_haikus_own(self, split, x):
+        jax.tree.map(equal, split, TRANSFORMED.init(jax.random.key(0), x, is_training=True))
+
+    def test_init_without_state(self, x):
+        transformed = hk.transform(lambda x: hk.Linear(2)(x))
+        params, state = nngp.from_haiku(transformed).init(jax.random.key(0), x)
+        assert state == {}
+        jax.tree.map(equal, params, transformed.init(jax.random.key(0), x))
+
+    def test_outputs_only(self, split, x):
+        params, state = split
+        equal(nngp.from_haiku(TRANSFORMED)(params, x, state=state), TRANSFORMED.apply(params, state, None, x)[0])
+
+    @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+    def test_train_mode(self, split, x, make_key):
+        params, state = split
+        own, _ = TRANSFORMED.apply(params, state, make_key(1), x, is_training=True)
+        f = nngp.from_haiku(TRANSFORMED, is_training=True)
+        equal(f(params, x, state=state, rng=make_key(1)), own)
+        equal(f.layers("head")(params, x, state=state, rng=make_key(1))["head"], own)
+        assert not np.array_equal(f(params, x, state=state, rng=make_key(2)), own)
+
+    def test_kwargs_at_the_call_win(self, split, x):
+        params, state = split
+        f = nngp.from_haiku(TRANSFORMED, is_training=True)
+        equal(f(params, x, state=state, is_training=False), TRANSFORMED.apply(params, state, None, x)[0])
+
+    def test_missing_state(self, split, x):
+        told = r"state=None, but this function was made by transform_with_state; pass state="
+        with pytest.raises(ValueError, match=told):
+            nngp.from_haiku(TRANSFORMED)(split[0], x)
+
+    def test_missing_rng(self, split, x):
+        told = r"rng=None, but this Haiku function draws random numbers; pass rng=jax\.random\.key\(0\), or call it in"
+        with pytest.raises(ValueError, match=told):
+            nngp.from_haiku(TRANSFORMED, is_training=True)(split[0], x, state=split[1])
+
+    def test_other_errors_pass(self, split, x):
+        with pytest.raises(ValueError, match=r"param.*not match|shape"):
+            nngp.from_haiku(TRANSFORMED)(split[0], x[:, :2], state=split[1])
+
+
+class TestWithoutApplyRng:
+    def test_with_state(self, split, x):
+        params, state = split
+        f = nngp.from_haiku(hk.without_apply_rng(TRANSFORMED))
+        equal(f(params, x, state=state), TRANSFORMED.apply(params, state, None, x)[0])
+
+    def test_without_state(self, x):
+        transformed = hk.transform(lambda x: hk.Linear(2)(x))
+        params = transformed.init(jax.random.key(0), x)
+        f = nngp.from_haiku(hk.without_apply_rng(transformed))
+        equal(f(params, x), transformed.apply(params, None, x))
+        told = r"rng was given, but hk\.without_apply_rng removed it; pass the function to from_haiku without"
+        with pytest.raises(ValueError, match=told):
+            f(params, x, rng=jax.random.key(0))
+
+
+def build():
+    first, head = hk.Linear(3, name="first"), hk.Linear(2, name="head")
+
+    def both(x):
+        return head(jax.nn.relu(first(x)))
+
+    return both, {"encode": lambda x: first(x), "both": both}
+
+
+class TestMultiTransform:
+    @pytest.mark.parametrize("method", ["encode", "both"])
+    @pytest.mark.parametrize("wrap", [lambda t: t, hk.without_apply_rng], ids=["rng", "without_apply_rng"])
+    def test_method(self, method, wrap, x):
+        transformed = hk.multi_transform(build)
+        f = nngp.from_haiku(wrap(transformed), method=method)
+        params, state = f.init(jax.random.key(0), x)
+        assert state == {}
+        equal(f(params, x), transformed.apply[method](params, None, x))
+
+    @pytest.mark.parametrize("wrap", [lambda t: t, hk.without_apply_rng], ids=["rng", "without_apply_rng"])
+    def test_method_with_state(self, wrap, x):
+        def counting():
+            def run(x):
+                return x * hk.get_state("factor", (), init=jnp.ones)
+
+            return run, {"run": run}
+
+        f = nngp.from_haiku(wrap(hk.multi_transform_with_state(counting)), method="run")
+        params, state = f.init(jax.random.key(0), x)
+        equal(f(params, x, state=jax.tree.map(lambda s: 3 * s, state)), 3 * x)
+
+    @pytest.mark.parametrize("method", [None, "decode"])
+    def test_unknown_method(self, method):
+        told = rf"method={method!r} names none of this multi-transform's functions, which are '.*'both'|'encode'"
+        with pytest.raises(ValueError, match=told):
+            nngp.from_haiku(hk.multi_transform(build), method=method)
+
+    def test_functions_without_names(self):
+        def pair():
+            linear = hk.Linear(2)
+            return linear, (linear, linear)
+
+        with pytest.raises(ValueError, match="which are not named: return a dict"):
+            nngp.from_haiku(hk.multi_transform(pair), method="encode")
+
+    def test_method_of_a_single_function(self):
+        with pytest.raises(ValueError, match="method='encode' chooses a function of a multi-transform, and this is a"):
+            nngp.from_haiku(TRANSFORMED, method="encode")
+
+
+class TestCallForms:
+    @pytest.mark.parametrize(("spread", "pack"), [("args", lambda u, v: (u, v)), ("kwargs", lambda u, v: dict(v=v, u=u))])
+    def test_spread(self, spread, pack, x):
+        transformed = hk.transform(lambda u, v: hk.Linear(2, name="left")(u) + hk.Linear(2, name="right")(v))
+        f = nngp.from_haiku(transformed, spread=spread)
+        params, _ = f.init(jax.random.key(0), pack(x, x))
+        equal(f(params, pack(x, 2 * x)), transformed.apply(params, None, x, 2 * x))
+
+    def test_rnn(self, x):
+        def model(x):
+            core = hk.LSTM(4)
+            outputs, _ = hk.dynamic_unroll(core, x, core.initial_state(x.shape[0]), time_major=False)
+            return hk.Linear(2, name="head")(outputs[:, -1])
+
+        transformed = hk.transform(model)
+        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        f = nngp.from_haiku(transformed)
+        params, _ = f.init(jax.random.key(0), sequences)
+        equal(f(params, sequences), transformed.apply(params, None, sequences))
+        # what runs inside the scan has no value outside; all that is given must be one
+        layers = jax.jit(f.layers())(params, sequences)
+        np.testing.assert_allclose(layers["head"], f(params, sequences), rtol=1e-5)
+        kernels = nngp.empirical_nngp_fn(f.layers(), trace_axes=nngp.all_but_batch)(sequences, None, params)
+        assert all(np.isfinite(kernel).all() for kernel in kernels.values())
+
+    @pytest.mark.parametrize(
+        "inner",
+        [
+            lambda x: hk.remat(hk.Linear(3, name="inner"))(x),
+            lambda x: hk.experimental.layer_stack(2)(lambda x: hk.Linear(3, name="inner")(x))(x),
+        ],
+        ids=["remat", "layer_stack"],
+    )
+    def test_layers_around_a_transformation(self, inner, x):
+        transformed = hk.transform(lambda x: hk.Linear(2, name="head")(inner(x)))
+        f = nngp.from_haiku(transformed)
+        params, _ = f.init(jax.random.key(0), x)
+        layers = jax.jit(f.layers())(params, x)
+        np.testing.assert_allclose(layers["head"], transformed.apply(params, None, x), rtol=1e-5)
+
+    def test_attention(self, x):
+        initial = hk.initializers.VarianceScaling()
+        transformed = hk.transform(lambda x: hk.MultiHeadAttention(2, 4, w_init=initial)(x, x, x))
+        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        f = nngp.from_haiku(transformed)
+        params, _ = f.init(jax.random.key(0), sequences)
+        layers = f.layers("*/query", "*/linear")(params, sequences)
+        assert list(layers) == ["multi_head_attention/query", "multi_head_attention/linear"]
+        equal(layers["multi_head_attention/linear"], transformed.apply(params, None, sequences))

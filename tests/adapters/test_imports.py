@@ -1,0 +1,62 @@
+"""Importing the package loads no framework; a missing one is named with its extra."""
+
+import subprocess
+import sys
+
+import pytest
+
+OPTIONAL = {"flax", "haiku", "plotly", "tensorstore", "sklearn", "optax"}
+
+# A package that is not installed, for every import that follows in that interpreter.
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {package!r}:
+            raise ModuleNotFoundError("No module named {package!r}", name={package!r})
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run(script: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+def loaded_after(imports: str) -> set[str]:
+    """Which optional packages a fresh interpreter has loaded after the imports."""
+    done = run(f"{imports}; import sys; print(*({OPTIONAL!r} & sys.modules.keys()))")
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_import_loads_no_optional_package():
+    assert loaded_after("import nngp_plugins") == set()
+
+
+def test_the_check_can_fail():
+    assert "flax" in loaded_after("import nngp_plugins, flax")
+
+
+def test_haiku_needs_no_flax():
+    # Haiku imports Flax by itself where there is one, so the test takes it away.
+    done = run(
+        BLOCK.format(package="flax")
+        + "import haiku as hk, jax, jax.numpy as jnp, nngp_plugins as nngp\n"
+        + "f = nngp.as_model_fn(hk.transform(lambda x: hk.Linear(2)(x)))\n"
+        + "params, _ = f.init(jax.random.key(0), jnp.ones((1, 3)))\n"
+        + "print(nngp.empirical_nngp_fn(f.layers())(jnp.ones((4, 3)), None, params)['linear'].shape)\n"
+        + "print(sorted(name for name in sys.modules if name.split('.')[0] == 'flax'))"
+    )
+    assert done.stdout.splitlines() == ["(4, 4)", "[]"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "extra"),
+    [("flax", "from_linen", "flax"), ("flax", "from_nnx", "flax"), ("haiku", "from_haiku", "haiku")],
+)
+def test_missing_framework_names_the_extra(package, call, extra):
+    done = run(BLOCK.format(package=package) + f"import nngp_plugins; nngp_plugins.{call}(object())")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    told = f"this needs {package}, which is not installed; run: pip install 'nngp-plugins[{extra}]'"
+    assert last == f"ModuleNotFoundError: {told}"

@@ -1,0 +1,123 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+HALF = ["float16", "bfloat16"]
+
+
+def outputs_as(dtype):
+    return lambda params, x: x.astype(dtype)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def exact(y1, y2=None):
+    """The kernel of outputs that are already rounded, in float64."""
+    y1 = np.asarray(y1, np.float64)
+    y2 = y1 if y2 is None else np.asarray(y2, np.float64)
+    return y1 @ y2.T / y1.shape[1]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
+def test_half_precision_outputs_give_a_float32_kernel(dtype, other):
+    f = outputs_as(dtype)
+    x1, x2 = normal(0, 5, 1000), normal(1, 4, 1000) if other else None
+    kernel = nngp.empirical_nngp_fn(f)(x1, x2, None)
+    expected = exact(f(None, x1), f(None, x2) if other else None)
+    assert kernel.dtype == jnp.float32
+    error = np.abs(np.asarray(kernel, np.float64) - expected).max()
+    assert error < 1e-6
+    # rounding the right answer to the outputs' dtype already costs a hundred times that
+    assert np.abs(np.asarray(jnp.asarray(expected, dtype), np.float64) - expected).max() > 1e-4
+
+
+def test_float16_outputs_do_not_overflow():
+    # 300² = 90000 > 65504, the largest float16
+    x = jnp.full((2, 8), 300.0, jnp.float32)
+    f = outputs_as("float16")
+    np.testing.assert_array_equal(nngp.empirical_nngp_fn(f)(x, None, None), np.full((2, 2), 9e4))
+    products = nngp.empirical_nngp_fn(f, trace_axes=(), diagonal_axes=(0, 1))
+    np.testing.assert_array_equal(products(x, None, None), np.full((2, 8), 9e4))
+
+
+def test_bfloat16_outputs_do_not_stall():
+    # in bfloat16 the sum 1 + 1 + … stops at 256, and 1001 is not a number
+    x = jnp.concatenate([jnp.ones((1, 1001)), jnp.zeros((1, 1047))], axis=1)
+    kernel = nngp.empirical_nngp_fn(outputs_as("bfloat16"))(x, None, None)
+    np.testing.assert_array_equal(kernel, [[1001 / 2048]])
+
+
+def test_outputs_of_two_dtypes():
+    def f(params, x):
+        return x  # x1 and x2 may well be of two dtypes
+
+    x1, x2 = normal(0, 5, 1000).astype(jnp.bfloat16), normal(1, 4, 1000)
+    kernel_fn = nngp.empirical_nngp_fn(f)
+    for first, second in [(x1, x2), (x2, x1), (x1, x2.astype(jnp.float16))]:
+        kernel = kernel_fn(first, second, None)
+        assert kernel.dtype == jnp.float32
+        np.testing.assert_allclose(kernel, exact(first, second), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
+def test_integer_outputs_are_promoted(dtype):
+    # products overflow 8 bits, and the mean is no integer
+    y = np.asarray([[100, 101, 3], [120, 7, 90]], dtype)
+    kernel = nngp.empirical_nngp_fn(outputs_as(dtype))(jnp.asarray(y), None, None)
+    assert kernel.dtype == jnp.result_type(float)
+    np.testing.assert_allclose(kernel, exact(y), rtol=1e-6)
+
+
+def test_boolean_outputs_give_the_share_of_units_on_in_both():
+    y = np.asarray([[True, True, False, True], [False, True, False, True], [False, False, False, False]])
+    kernel = nngp.empirical_nngp_fn(lambda params, x: x)(jnp.asarray(y), None, None)
+    assert kernel.dtype == jnp.result_type(float)
+    np.testing.assert_array_equal(kernel, [[0.75, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]])
+
+
+def test_float64_follows_jax():
+    for enabled, dtype in [(True, "float64"), (False, "float32")]:
+        with jax.enable_x64(enabled):
+            kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x)
+            assert kernel_fn(jnp.ones((2, 3)), None, None).dtype == dtype
+            assert kernel_fn(jnp.ones((2, 3), int), None, None).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_outputs_conjugate_the_second_factor(dtype):
+    random = np.random.default_rng(0)
+    y1, y2 = ((random.standard_normal((n, 3)) + 1j * random.standard_normal((n, 3))).astype(dtype) for n in (5, 4))
+    with jax.enable_x64(dtype == "complex128"):
+        kernel_fn = nngp.empirical_nngp_fn(lambda params, x: params * x)
+        kernel, other = kernel_fn(y1, None, 1j), kernel_fn(y1, y2, 1j)
+    tolerance = 1e-6 if dtype == "complex64" else 1e-14
+    assert kernel.dtype == other.dtype == dtype
+    np.testing.assert_allclose(other, y1 @ y2.conj().T / 3, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(kernel, kernel.conj().T, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(np.diag(kernel), np.mean(np.abs(y1) ** 2, axis=1), rtol=tolerance, atol=tolerance)
+    assert np.abs(kernel.imag).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ({}, "[HIGHEST, HIGHEST]"),
+        ({"precision": "high"}, "[HIGH, HIGH]"),
+        ({"precision": jax.lax.Precision.HIGH}, "[HIGH, HIGH]"),
+        ({"precision": "default"}, "[DEFAULT, DEFAULT]"),
+        ({"precision": ("highest", "default")}, "[HIGHEST, DEFAULT]"),
+    ],
+    ids=["default", "str", "enum", "lowest", "pair"],
+)
+def test_precision_reaches_the_contraction(precision, expected):
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x, **precision)
+    lowered = jax.jit(kernel_fn).lower(jnp.ones((2, 3), jnp.float32), None, None).as_text()
+    assert [line.split("precision = ")[1].split(" :")[0] for line in lowered.splitlines() if "dot_general" in line] == [
+        expected
+    ]

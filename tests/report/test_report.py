@@ -1,0 +1,117 @@
+import os
+import re
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+N, CLASSES = 24, 3
+STEPS = 12
+
+
+def f(params, x):
+    hidden = jax.nn.relu(x @ params["w"])
+    return {"hidden <b>": hidden, "out": hidden @ params["v"]}  # a name that must not become markup
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of a plain function whose parameters drift, with shuffled classes."""
+    folder = tmp_path_factory.mktemp("runs") / "drift"
+    keys = jax.random.split(jax.random.key(0), 4)
+    targets = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), N // CLASSES))
+    x = jax.random.normal(keys[0], (N, 5)) + 3 * jax.nn.one_hot(targets, 5)
+    params = {"w": jax.random.normal(keys[1], (5, 16)), "v": jax.random.normal(keys[2], (16, 4))}
+    schedule = nngp.every(3)
+    config = {"learning rate": 0.1, "note": "<script>alert(1)</script>"}
+    with nngp.KernelTracker(f, x, targets=targets, schedule=schedule, run=folder, config=config) as tracker:
+        for step in range(STEPS + 1):
+            tracker(step, jax.tree.map(lambda p, step=step: p * (1 + 0.1 * step), params), loss=1 / (1 + step))
+    nngp.write_report(folder, title="A <drifting> run")
+    return folder
+
+
+def test_one_page_without_a_network(run):
+    page = (run / "report.html").read_text()
+    assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=["'](?!data:)""", page)
+    assert "url(http" not in page.split("</style>")[0]
+    assert "A &lt;drifting&gt; run" in page
+    assert "<script>alert(1)" not in page
+    assert "hidden <b>" not in page.split("</head>")[1]
+
+
+def test_browser_draws_every_figure(run):
+    if BROWSER is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI must have a Chromium to open the report in")
+        pytest.skip("no Chromium on the PATH")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={run / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += ["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom", f"file://{run / 'report.html'}"]
+    browser = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    console = [line for line in browser.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+    body = browser.stdout.split("<body>")[1]
+    curves, kernels = body.split("Kernels before and after")
+    # four metrics of two layers, and the loss
+    assert curves.count('class="trace scatter') == 4 * 2 + 1
+    assert curves.count("card curve") == 5
+    for title in ("CKA to init", "Effective rank", "Loss"):
+        assert f"<h3>{title}</h3>" in curves
+    # two layers, each before and after
+    assert kernels.count('class="hm"') == 2 * 2
+    assert len(re.findall(r'<image [^>]*href="data:image/png', kernels)) == 4
+    assert f"step {STEPS}" in kernels
+
+
+def test_figures_hold_the_numbers_of_the_run(run):
+    from nngp_plugins.report._figures import curves, heat_maps
+    from nngp_plugins.report._run import Run
+
+    loaded = Run.load(run)
+    titled = dict(curves(loaded))
+    ranks = [line.y for line in titled["Effective rank"].data]
+    np.testing.assert_array_equal(np.transpose(ranks), nngp.History.load(run).metric("effective_rank"))
+    assert titled["CKA to init"].layout.xaxis.type == "log"
+    np.testing.assert_allclose(titled["Loss"].data[0].y, 1 / (1 + nngp.History.load(run).steps))
+
+    # examples in the order of their class, entries the cosines of centred features: unit diagonal, block means
+    (name, figure), *_ = heat_maps(loaded)
+    assert name == "hidden <b>"
+    before = np.asarray(figure.data[0].z)
+    np.testing.assert_allclose(np.diagonal(before), 1, atol=1e-5)
+    order = np.argsort(loaded.targets, kind="stable")
+    kernel = loaded.before[0][np.ix_(order, order)]
+    size = np.sqrt(np.diagonal(kernel))
+    np.testing.assert_allclose(before, kernel / np.outer(size, size), atol=1e-5)
+    blocks = before.reshape(CLASSES, N // CLASSES, CLASSES, N // CLASSES).mean(axis=(1, 3))
+    off_diagonal = blocks[~np.eye(CLASSES, dtype=bool)]
+    assert blocks.diagonal().min() > off_diagonal.max() + 0.3
+
+
+def test_many_layers_show_some_kernels_and_all_curves(tmp_path):
+    def deep(w, x):
+        return {f"layer_{i:02}": x @ (w + i * jnp.eye(4)) for i in range(20)}
+
+    with nngp.KernelTracker(deep, jax.random.normal(jax.random.key(0), (6, 4)), run=tmp_path) as tracker:
+        tracker(0, jnp.eye(4))
+    page = nngp.write_report(tmp_path).read_text()
+    body = page.split("</head>")[1]
+    assert body.count("card kernel") == 8
+    assert "8 of 20 layers are shown" in body
+    assert body.count('class="dot"') == 20
+
+
+@pytest.mark.parametrize(("missing", "message"), [("run.json", "not a run folder"), ("last.npz", "close")])
+def test_unfinished_or_other_folders_are_refused(tmp_path, missing, message):
+    for name in {"run.json", "last.npz"} - {missing}:
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=message):
+        nngp.write_report(tmp_path)

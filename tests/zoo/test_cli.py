@@ -1,0 +1,89 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+NNGP_ZOO = Path(sys.executable).with_name("nngp-zoo")
+
+
+def nngp_zoo(*arguments):
+    # a wide terminal, so that no message is broken over lines
+    env = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
+    return subprocess.run([NNGP_ZOO, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "mlp"
+    command = nngp_zoo("track", "haiku/mlp", "--data", "digits", "--steps", 60, "--run", run, "--probe", 60)
+    assert command.returncode == 0, command.stderr
+    return run, command.stdout
+
+
+def test_track_trains_and_tracks_every_layer(tracked):
+    run, _ = tracked
+    history = nngp.History.load(run)
+    assert history.layers == ["dense_0", "dense_1", "head"]
+    assert history.steps[0] == 0
+    assert history.steps[-1] == 60
+    loss, accuracy = history.scalar("loss"), history.scalar("test_accuracy")
+    assert loss[-1] < 0.3 * loss[0]
+    assert accuracy[0] < 0.3 < 0.85 < accuracy[-1]
+    np.testing.assert_allclose(history.metric("cka")[0], 1, atol=1e-5)
+    assert history.metric("cka")[-1, 2] < 0.9  # the head's kernel learns the classes
+
+
+def test_track_ends_with_a_table_and_a_report(tracked):
+    run, stdout = tracked
+    history = nngp.History.load(run)
+    assert f"test accuracy {history.scalar('test_accuracy')[-1]:.1%}" in stdout
+    assert "60/60" in stdout  # the progress bar
+    for layer, cka, change in zip(
+        history.layers, history.metric("cka")[-1], history.metric("relative_change")[-1], strict=True
+    ):
+        row = next(line for line in stdout.splitlines() if layer in line)
+        assert f"{cka:.3f}" in row
+        assert f"{change:.3g}" in row
+    assert f"report: {run / 'report.html'}" in stdout
+    assert "haiku/mlp on digits" in (run / "report.html").read_text()
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["model"] == "haiku/mlp"
+    assert config["steps"] == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("linen/cn", "--run", "new"), "unknown model 'linen/cn'; did you mean 'linen/cnn'"),
+        (("linen/mlp", "--data", "digit", "--run", "new"), "unknown data set 'digit'; did you mean 'digits'?"),
+        (("linen/mlp", "--run", "new", "--probe", "5"), "a probe of 5 takes 0 test examples"),
+        (("linen/mlp", "--run", "new", "--steps", "0"), "0 is not in the range"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, message):
+    command = nngp_zoo("track", *[tmp_path / word if word == "new" else word for word in arguments])
+    assert command.returncode == 2
+    assert message in command.stderr
+    assert "Traceback" not in command.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_folder_in_use_is_refused_and_untouched(tracked):
+    run, _ = tracked
+    before = (run / "metrics.jsonl").read_bytes()
+    command = nngp_zoo("track", "linen/mlp", "--run", run)
+    assert command.returncode == 2
+    assert "is in use: it already holds a run" in command.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_help_lists_models_and_options():
+    assert "track" in nngp_zoo("--help").stdout
+    help_text = nngp_zoo("track", "--help").stdout
+    for word in ("linen/cnn", "nnx/mlp", "digits", "--steps", "--run", "--lr"):
+        assert word in help_text
