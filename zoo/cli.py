@@ -75,7 +75,3 @@ def _table(history: History, title: str) -> Table:
     for i, layer in enumerate(history.layers):
         table.add_row(layer, f"{cka[-1, i]:.3f}", f"{change[-1, i]:.3g}", f"{rank[0, i]:.2f} → {rank[-1, i]:.2f}")
     return table
-
-
-if __name__ == "__main__":
-    app()

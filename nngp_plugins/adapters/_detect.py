@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,7 @@ def as_model_fn(model: Any, **adapter_kwargs: Any) -> ModelFn:
         if loaded is not None and isinstance(model, tuple(getattr(loaded, name) for name in types)):
             return adapter(model, **adapter_kwargs)
     raise TypeError(
-        f"as_model_fn takes a Flax Linen module, a Flax NNX model or what hk.transform returns, got {model!r}. A plain "
-        "f(params, x) needs no adapter: pass it to empirical_nngp_fn; a factory of NNX models goes to from_nnx."
+        "as_model_fn takes a Flax Linen module, a Flax NNX model or what hk.transform returns, got "
+        f"{reprlib.repr(model)}. A plain f(params, x) needs no adapter: pass it to empirical_nngp_fn; a factory of NNX "
+        "models goes to from_nnx."
     )

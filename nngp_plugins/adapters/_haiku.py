@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .._require import require
-from ._layers import Call
+from ._layers import Call, Recorder
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 
 
@@ -39,7 +40,7 @@ def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = 
     hk = require("haiku", extra="haiku")
     multi = isinstance(transformed, hk.MultiTransformed | hk.MultiTransformedWithState)
     if not multi and not isinstance(transformed, hk.Transformed | hk.TransformedWithState):
-        raise TypeError(f"from_haiku takes what hk.transform(fn) returns, got {transformed!r}.")
+        raise TypeError(f"from_haiku takes what hk.transform(fn) returns, got {reprlib.repr(transformed)}.")
     apply = transformed.apply
     if multi:
         if not isinstance(apply, dict) or method not in apply:
@@ -91,17 +92,17 @@ class HaikuAdapter:
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
     ) -> tuple[PyTree, list[Call]]:
         """The outputs of the function and of its modules."""
-        calls: list[Call] = []
+        record = Recorder()
 
         def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             value = call(*args, **kwargs)
             if context.method_name == "__call__":
-                calls.append((context.module.module_name, value))
+                record(context.module.module_name, value)
             return value
 
         with require("haiku", extra="haiku").intercept_methods(see):
             outputs = self.apply(params, state, rng, x, kwargs)
-        return outputs, calls
+        return outputs, record.calls
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """New parameters and state."""

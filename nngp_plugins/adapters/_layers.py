@@ -10,8 +10,33 @@ from typing import Any
 
 import jax
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # where JAX before 0.10 has it
+    from jax.core import get_opaque_trace_state
+
 Call = tuple[str, Any]
 """The path of a layer and what it returned, once for each call."""
+
+
+class Recorder:
+    """Collects the calls of layers in forward order.
+
+    Calls inside an inner transformation (the body of a ``scan``, ``vmap`` or ``remat``) are left out: their values do
+    not outlive it.
+
+    Attributes:
+        calls: what was recorded so far.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._trace = get_opaque_trace_state(convention="nngp")
+
+    def __call__(self, path: str, value: Any) -> None:
+        """Records what the layer at ``path`` returned."""
+        if get_opaque_trace_state(convention="nngp") == self._trace:
+            self.calls.append((path, value))
 
 
 def select(calls: Sequence[Call], outputs: Any, patterns: Sequence[str]) -> OrderedDict[str, jax.Array]:

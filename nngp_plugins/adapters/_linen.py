@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def from_linen(
         (4, 4)
     """
     if not isinstance(module, require("flax.linen", extra="flax").Module):
-        raise TypeError(f"from_linen takes a flax.linen.Module instance, got {module!r}.")
+        raise TypeError(f"from_linen takes a flax.linen.Module instance, got {reprlib.repr(module)}.")
     if isinstance(mutable, str) or isinstance(rngs, str):
         raise TypeError(f"rngs={rngs!r} and mutable={mutable!r} are sequences of names, such as ('dropout',).")
     kwargs = frozen_kwargs("from_linen", spread, call_kwargs)
@@ -153,8 +154,11 @@ def _in_forward_order(order: Sequence[Path], intermediates: Mapping[str, Any]) -
             count[path] += 1
     for path, name, values, following in _sown(intermediates):
         # before the submodule that wrote next into the same scope, else before the module's own output
-        anchors = [i for i, (p, own, _) in enumerate(calls) if p[: len(following)] == following and not own]
-        at = anchors[0 if following != path else -1] if anchors else len(calls)
+        if following:
+            anchors = [i for i, (p, own, _) in enumerate(calls) if p[: len(following)] == following and not own][:1]
+        else:
+            anchors = [i for i, (p, own, _) in enumerate(calls) if p == path and not own][-1:]
+        at = anchors[0] if anchors else len(calls)
         calls[at:at] = [(path, name, value) for value in (values if isinstance(values, tuple) else (values,))]
     return [("/".join((*path, name) if name else path), value) for path, name, value in calls]
 
@@ -165,12 +169,12 @@ def _get(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     return tree
 
 
-def _sown(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, str, Any, Path]]:
-    """What modules sowed, as (path of the module, name, values, path of what was written next beside it)."""
+def _sown(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, str, Any, Path | None]]:
+    """What modules sowed, as (path of the module, name, values, path of the submodule that wrote next)."""
     names = list(tree)
     for i, (name, value) in enumerate(tree.items()):
         if isinstance(value, Mapping):
             yield from _sown(value, (*path, name))
         elif name != "__call__":
             following = next((n for n in names[i:] if isinstance(tree[n], Mapping)), None)
-            yield path, name, value, (*path, following) if following else path
+            yield path, name, value, (*path, following) if following else None

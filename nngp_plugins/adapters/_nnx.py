@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import reprlib
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import define_prng_impl
 
 from .._require import require
-from ._layers import Call
+from ._layers import Call, Recorder
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 
 
@@ -50,7 +52,9 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
     factory, model = None, model_or_factory
     if not isinstance(model, nnx.Module):
         if not callable(model_or_factory):
-            raise TypeError(f"from_nnx takes an nnx.Module or a function rngs -> nnx.Module, got {model_or_factory!r}.")
+            raise TypeError(
+                f"from_nnx takes an nnx.Module or a function rngs -> nnx.Module, got {reprlib.repr(model_or_factory)}."
+            )
         factory = model_or_factory
         model = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
         if not isinstance(model, nnx.Module):
@@ -100,25 +104,14 @@ class NNXAdapter:
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """The outputs of the model."""
-        return self._call(self._merge(params, state, rng), rng, x, kwargs)[0]
+        return self._call(params, state, rng, x, kwargs, lambda path, value: None)
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
     ) -> tuple[PyTree, list[Call]]:
         """The outputs of the model, of its submodules, and what they sowed."""
-        nnx = require("flax.nnx", extra="flax")
-        model = self._merge(params, state, rng)
-        for _, module in nnx.iter_modules(model):
-            kind: Any = type(module)
-            object.__setattr__(module, "__class__", _recording(kind))
-        outputs, recorded = self._call(model, rng, x, kwargs)
-        calls = []
-        for (*module, key), variable in nnx.to_flat_state(recorded):
-            number, name = key.split(":", 1)
-            path = "/".join(map(str, [*module, name] if name else module))
-            if path:
-                calls.append((int(number), path, variable.get_value()[0]))
-        return outputs, [(path, value) for _, path, value in sorted(calls, key=lambda call: call[0])]
+        record = Recorder()
+        return self._call(params, state, rng, x, kwargs, record), record.calls
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """New parameters and state."""
@@ -148,54 +141,69 @@ class NNXAdapter:
                 "pass them: params, state = f.split(model), then f(params, x, state=state)."
             )
         rest = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))) if state else nnx.State({})
-        random = self.streams.seeded(jax.random.key(0) if rng is None else rng)
+        random = self.streams.seeded(jax.random.key(0, impl=_refusing_keys()) if rng is None else rng)
         # copy: the model writes to its variables, and those of the caller must not change
         return nnx.merge(self.graphdef, params, random, rest, copy=True)
 
-    def _call(self, model: Any, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, Any]:
-        """The outputs, and what recording modules sowed; what users sow elsewhere is dropped."""
+    def _call(
+        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], record: Record
+    ) -> PyTree:
         nnx = require("flax.nnx", extra="flax")
+        model = self._merge(params, state, rng)
+        for path, module in nnx.iter_modules(model):
+            module._nngp_path = "/".join(map(str, path))
+            kind: Any = type(module)
+            object.__setattr__(module, "__class__", _recording(kind))
         args, inputs = spread_input(x, self.spread)
-        inputs = {**inputs, **dict(self.kwargs), **kwargs}
-        before = jax.tree.leaves(nnx.state(model, nnx.RngCount))
-        run = nnx.capture(lambda model: getattr(model, self.method or "__call__")(*args, **inputs), _record_type())
-        outputs, recorded = run(model)
-        after = jax.tree.leaves(nnx.state(model, nnx.RngCount))
-        if rng is None and any(a is not b for a, b in zip(before, after, strict=True)):
-            raise ValueError(
-                "rng=None, but this NNX model drew random numbers; pass rng=jax.random.key(0), or call model.eval() "
-                "before from_nnx(model)."
-            )
-        return outputs, recorded
-
-
-_call_order = itertools.count()
+        token = _record.set(record)
+        try:
+            return getattr(model, self.method or "__call__")(*args, **{**inputs, **dict(self.kwargs), **kwargs})
+        finally:
+            _record.reset(token)
 
 
 @cache
-def _record_type() -> Any:
-    """The variable type that holds what layers return and sow, apart from the types that users sow."""
-    return type("Record", (require("flax.nnx", extra="flax").Variable,), {})
+def _refusing_keys() -> Any:
+    """Keys that may be folded and split, as many models do on their way, but give no random numbers."""
+
+    def random_bits(key: Any, bits: int, shape: tuple[int, ...]) -> Any:
+        raise ValueError(
+            "rng=None, but this NNX model draws random numbers; pass rng=jax.random.key(0), or call model.eval() "
+            "before from_nnx(model)."
+        )
+
+    return define_prng_impl(
+        key_shape=(1,),
+        seed=lambda seed: jnp.zeros((1,), jnp.uint32),
+        split=lambda key, shape: jnp.zeros((*shape, 1), jnp.uint32),
+        random_bits=random_bits,
+        fold_in=lambda key, data: key,
+        name="refusing",
+        tag="refusing",
+    )
+
+
+Record = Callable[[str, Any], None]
+_record: ContextVar[Record] = ContextVar("record")
 
 
 @cache
 def _recording(module_type: Any) -> Any:
-    """A subclass that records what its calls return and sow under a running number, which gives forward order.
+    """A subclass that records what its calls return and sow.
 
     Only the private copy of a model is given this class: unlike ``nnx.capture(method_outputs=...)`` it touches no
-    class of the user's, sees inherited ``__call__`` methods, and keeps the order.
+    class of the user's, sees inherited ``__call__`` methods, keeps forward order, and leaves no variables behind in
+    the model, which ``nnx.scan`` would refuse.
     """
-
-    def record(self: Any, name: str, value: Any) -> None:
-        module_type.sow(self, _record_type(), f"{next(_call_order)}:{name}", value)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = module_type.__call__(self, *args, **kwargs)
-        record(self, "", outputs)
+        if self._nngp_path:
+            _record.get()(self._nngp_path, outputs)
         return outputs
 
     def sow(self: Any, variable_type: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
-        record(self, name, value)
+        _record.get()("/".join(filter(None, [self._nngp_path, name])), value)
         return True
 
     body = {"sow": sow, "__module__": module_type.__module__, "__doc__": module_type.__doc__}

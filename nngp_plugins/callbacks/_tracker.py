@@ -169,18 +169,25 @@ class KernelTracker:
                 )
             else:
                 self._measure(self._seen)
+        self._finish()
+
+    def __enter__(self) -> KernelTracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # after an exception, what was measured is kept, and nothing new is run that could hide it
+        if kind is None:
+            self.close()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
         self._record()
         if self._latest is not None:
             self._save("last.npz", *self._latest)
         if self._folder is not None:
             self._folder.close()
         self._closed = True
-
-    def __enter__(self) -> KernelTracker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _measure(self, seen: Seen) -> None:
         self._record()

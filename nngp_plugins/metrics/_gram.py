@@ -158,11 +158,16 @@ def features(y: Array) -> Float[Array, "N D"]:
 
     float16, bfloat16 and integer outputs become float32.
 
+    Raises:
+        TypeError: a complex output.
+
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> nngp.metrics.features(jnp.ones((4, 8, 8, 3))).shape
         (4, 192)
     """
+    if jnp.issubdtype(y.dtype, jnp.complexfloating):
+        raise TypeError(f"metrics are defined for real features, got {y.dtype}; pass the real and imaginary parts.")
     flat = y.reshape(y.shape[0], -1)
     flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
     return flat / jnp.sqrt(jnp.asarray(flat.shape[1], flat.dtype))

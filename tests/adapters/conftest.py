@@ -98,11 +98,11 @@ def _haiku() -> Case:
     )
 
 
-@pytest.fixture(params=[_linen, _nnx, _haiku], ids=["linen", "nnx", "haiku"])
+@pytest.fixture(scope="session", params=[_linen, _nnx, _haiku], ids=["linen", "nnx", "haiku"])
 def case(request) -> Case:
     return request.param()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def x() -> jax.Array:
     return jax.random.normal(jax.random.key(7), (4, 3))

@@ -22,7 +22,7 @@ def net(x, is_training=False):
 TRANSFORMED = hk.transform_with_state(net)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def split(x):
     return nngp.from_haiku(TRANSFORMED).init(jax.random.key(0), x, is_training=True)
 
@@ -137,7 +137,9 @@ class TestMultiTransform:
 
 
 class TestCallForms:
-    @pytest.mark.parametrize(("spread", "pack"), [("args", lambda u, v: (u, v)), ("kwargs", lambda u, v: dict(v=v, u=u))])
+    @pytest.mark.parametrize(
+        ("spread", "pack"), [("args", lambda u, v: (u, v)), ("kwargs", lambda u, v: {"v": v, "u": u})]
+    )
     def test_spread(self, spread, pack, x):
         transformed = hk.transform(lambda u, v: hk.Linear(2, name="left")(u) + hk.Linear(2, name="right")(v))
         f = nngp.from_haiku(transformed, spread=spread)

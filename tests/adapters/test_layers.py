@@ -220,13 +220,6 @@ class NNXSows(nnx.Module):
         return self.where(sow, lambda name, y: getattr(self, name)(y), x)
 
 
-class Nested:
-    """`body` inside a module called `block`, between two layers of the model."""
-
-    def __init__(self, body):
-        self.body = body
-
-
 def sow_first(sow, dense, x):
     sow("mark", 2 * x)
     return dense("a", dense("z", x))

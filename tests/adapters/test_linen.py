@@ -22,7 +22,7 @@ class Net(nn.Module):
         return nn.Dense(2)(x)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def variables(x):
     variables = Net().init(jax.random.key(0), x)
     # running statistics that matter, unlike the fresh zeros and ones
@@ -109,7 +109,7 @@ class TestRng:
 
     def test_missing_rng(self, split, x):
         f = nngp.from_linen(Net(), mutable=["batch_stats"])
-        told = r"rng=None, but Net draws random numbers; pass rng=jax\.random\.key\(0\), or call it in its deterministic"
+        told = r"rng=None, but Net draws random numbers; pass rng=jax\.random\.key\(0\), or call it in its determ"
         with pytest.raises(ValueError, match=told):
             f(split[0], x, state=split[1], train=True)
 

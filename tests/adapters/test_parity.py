@@ -32,7 +32,7 @@ def assert_close(kernel, expected, what):
     assert error < 1e-5, f"{what}: {error:.1e}"
 
 
-@pytest.fixture(params=["mlp", "cnn"])
+@pytest.fixture(scope="module", params=["mlp", "cnn"])
 def network(request, digits):
     """The name, the probe, and (f, params) of the network in each framework."""
     fs = {framework: get_model(f"{framework}/{request.param}", digits) for framework in ("linen", "nnx", "haiku")}

@@ -1,0 +1,193 @@
+"""What a run leaves on disk, and that nobody overwrites it."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+W = jnp.diag(jnp.array([1.0, 2, 3]))
+
+
+def f(w, x):
+    return {"hidden": x @ w, "square": (x @ w) ** 2 + 1}
+
+
+@pytest.fixture
+def probe():
+    return jax.random.normal(jax.random.key(1), (6, 3))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / "runs" / "mlp"
+
+
+def kernels(w, probe):
+    layers = [np.asarray(y, np.float64) for y in f(w, probe).values()]
+    return np.stack([y @ y.T / 3 for y in layers])
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max())
+
+
+def about(path):
+    return json.loads((path / "run.json").read_text())
+
+
+def test_run_json(probe, run):
+    config = {"lr": 0.1, "widths": [3, 3], "path": run}
+    schedule = nngp.log_spaced(3) | nngp.every(10)
+    nngp.KernelTracker(f, probe, schedule=schedule, run=run, config=config, metrics={"cka": nngp.metrics.cka}).close()
+    written = about(run)
+    assert written["versions"]["nngp-plugins"] == nngp.__version__
+    assert written["versions"]["jax"] == version("jax")
+    assert written["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert written["config"] == {"lr": 0.1, "widths": [3, 3], "path": str(run)}
+    assert written["schedule"] == repr(schedule)
+    assert written["metrics"] == ["cka"]
+    assert written["probe"]["n"] == 6
+
+
+def test_fingerprint_of_the_probe(probe, tmp_path):
+    def fingerprint(name, probe):
+        nngp.KernelTracker(f, probe, run=tmp_path / name).close()
+        return about(tmp_path / name)["probe"]["sha256"]
+
+    first = fingerprint("first", probe)
+    assert fingerprint("same", np.asarray(probe)) == first
+    others = [
+        fingerprint("value", probe.at[0, 0].add(1e-6)),
+        fingerprint("order", probe[::-1]),
+        fingerprint("shape", probe.reshape(6, 3, 1)),
+        fingerprint("dtype", probe.astype(jnp.bfloat16)),
+        fingerprint("fewer", probe[:5]),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_metrics_are_on_disk_while_the_run_is_open(probe, run):
+    tracker = nngp.KernelTracker(f, probe, schedule=nngp.every(2), run=run)
+    for step in range(5):
+        tracker(step, (1.0 + step) * W, loss=jnp.float32(1 / (1 + step)))
+    tracker.flush()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 2, 4]
+    assert nngp.History.load(run).rows == tracker.history.rows
+    tracker(5, W)
+    tracker.close()
+    loaded = nngp.History.load(str(run))
+    assert loaded.rows == tracker.history.rows
+    assert loaded.steps.tolist() == [0, 2, 4, 5]
+    assert loaded.layers == ["hidden", "square"]
+    assert (loaded.metrics, loaded.scalars) == (tracker.history.metrics, ["loss"])
+    for metric in loaded.metrics:
+        np.testing.assert_array_equal(loaded.metric(metric), tracker.history.metric(metric))
+    np.testing.assert_array_equal(loaded.scalar("loss"), tracker.history.scalar("loss"))
+
+
+def test_nan_is_read_back(probe, run):
+    with pytest.warns(UserWarning, match="not finite"), nngp.KernelTracker(f, probe, run=run) as tracker:
+        tracker(0, jnp.nan * W)
+    assert np.isnan(nngp.History.load(run).metric("cka")).all()
+
+
+def test_load_of_something_else(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"run='.*' holds no metrics\.jsonl; pass the folder that a KernelTracker"
+    ):
+        nngp.History.load(tmp_path)
+
+
+@pytest.mark.parametrize("targets", [None, np.arange(6), np.eye(6)], ids=["none", "labels", "one-hot"])
+def test_saved_kernels(probe, run, targets):
+    with nngp.KernelTracker(f, probe, schedule=nngp.every(100), run=run, targets=targets) as tracker:
+        tracker(3, W)
+        tracker(4, 2 * W)
+    for name, step, w in (("reference.npz", 3, W), ("last.npz", 4, 2 * W)):
+        with np.load(run / name, allow_pickle=False) as saved:
+            assert saved["step"] == step
+            assert saved["layers"].tolist() == ["hidden", "square"]
+            close(saved["kernels"], kernels(w, probe))
+            h = np.eye(6) - 1 / 6
+            close(saved["centered"], h @ kernels(w, probe) @ h)
+            np.testing.assert_array_equal(saved["targets"], np.zeros(0) if targets is None else targets)
+            assert set(saved) == {"step", "layers", "kernels", "centered", "targets"}
+
+
+def test_reference_is_on_disk_from_the_first_call(probe, run):
+    tracker = nngp.KernelTracker(f, probe, run=run)
+    tracker(0, W)
+    with np.load(run / "reference.npz", allow_pickle=False) as saved:
+        close(saved["kernels"], kernels(W, probe))
+    tracker.close()
+
+
+def test_a_folder_that_holds_a_run_is_refused(probe, run):
+    with nngp.KernelTracker(f, probe, run=run) as tracker:
+        tracker(0, W)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    told = re.escape(f"run={str(run)!r} is in use: it already holds a run; name another folder, or delete this one.")
+    with pytest.raises(FileExistsError, match=told):
+        nngp.KernelTracker(f, probe, run=run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_second_process_is_refused_while_the_first_writes(probe, run):
+    tracker = nngp.KernelTracker(f, probe, schedule=nngp.every(1), run=run)
+    tracker(0, W)
+    script = (
+        f"import numpy, nngp_plugins; nngp_plugins.KernelTracker(lambda w, x: x, numpy.ones((5, 2)), run={str(run)!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"FileExistsError: run={str(run)!r} is in use" in done.stderr
+    tracker(1, 2 * W)
+    tracker.close()
+    assert nngp.History.load(run).steps.tolist() == [0, 1]
+    assert about(run)["probe"]["n"] == 6
+
+
+def test_an_error_in_training_closes_the_folder(probe, run):
+    def train():
+        with nngp.KernelTracker(f, probe, run=run) as tracker:
+            tracker(0, W)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert nngp.History.load(run).steps.tolist() == [0]
+    assert (run / "last.npz").is_file()
+
+
+def test_to_pandas(probe, run):
+    pytest.importorskip("pandas")
+    with nngp.KernelTracker(f, probe, schedule=nngp.every(5), run=run) as tracker:
+        tracker(0, W, loss=0.5)
+        tracker(5, 2 * W)
+    frame = nngp.History.load(run).to_pandas()
+    assert frame.index.tolist() == [(step, layer) for step in (0, 5) for layer in ("hidden", "square")]
+    assert frame.index.names == ["step", "layer"]
+    for metric in tracker.history.metrics:
+        np.testing.assert_array_equal(frame[metric].unstack("layer"), tracker.history.metric(metric))
+    assert frame.loc[(0, "square"), "loss"] == 0.5
+    assert np.isnan(frame.loc[(5, "square"), "loss"])
+
+
+def test_to_pandas_of_an_empty_history():
+    pytest.importorskip("pandas")
+    assert len(nngp.History().to_pandas()) == 0
+
+
+def test_repr(probe):
+    with nngp.KernelTracker(f, probe) as tracker:
+        tracker(0, W)
+    assert repr(tracker.history) == "History(1 snapshots of 2 layers: cka, relative_change, effective_rank, scale)"

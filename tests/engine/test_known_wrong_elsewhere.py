@@ -1,0 +1,139 @@
+"""What neural-tangents gets wrong without a word, or stumbles over: the unbatched part of the list."""
+
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def gram(y1, y2):
+    y1, y2 = np.asarray(y1, np.float64), np.asarray(y2, np.float64)
+    return y1 @ y2.T / y1.shape[1]
+
+
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+X1, X2 = normal(0, 6, 3), normal(1, 4, 3)
+
+
+def test_duplicate_axes_divide_twice_silently():
+    # the kernel would come out 3 times too small
+    with pytest.raises(ValueError, match=r"trace_axes=\(-1, 1\) names axis 1 of the output with shape \(6, 3\) twice"):
+        nngp.empirical_nngp_fn(lambda params, x: x, trace_axes=(-1, 1))(X1, None, None)
+
+
+def test_trace_axes_as_an_int_is_a_type_error():
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x, trace_axes=-1)
+    assert_close(kernel_fn(X1, X2, None), gram(X1, X2))
+
+
+def test_a_bf16_kernel_is_computed_in_bf16():
+    x = 1 + normal(2, 4, 500).astype(jnp.bfloat16)
+    kernel = nngp.empirical_nngp_fn(lambda params, x: x)(x, None, None)
+    assert kernel.dtype == jnp.float32
+    assert_close(kernel, gram(x, x))
+
+
+def test_dict_x_with_rng():
+    def f(params, x, rng):
+        return x["u"] + jax.random.normal(rng, x["u"].shape, jnp.float32)
+
+    key = jax.random.key(3)
+    x1, x2 = {"u": X1}, {"u": X2}
+    kernel_fn = nngp.empirical_nngp_fn(f)
+    y1, y2 = f(None, x1, key), f(None, x2, jax.random.fold_in(key, 1))
+    assert_close(kernel_fn(x1, x2, None, rng=key), gram(y1, y2))
+    assert_close(kernel_fn(x1, {"u": X1 + 0}, None, rng=key), gram(y1, y1))
+
+
+# `rngs` gave x1 and x2 the same dropout mask
+
+
+class Dropout(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=False)(nn.Dense(64)(x))
+
+
+SAME_SHAPE = normal(5, 6, 3)  # on inputs of two shapes the masks would differ anyway
+
+
+@pytest.fixture(scope="module")
+def dropout_params():
+    return Dropout().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X1)["params"]
+
+
+def test_flax_rngs_same_key_for_different_x_in_a_plain_apply(dropout_params):
+    def f(params, x, rngs):
+        return Dropout().apply({"params": params}, x, rngs=rngs)
+
+    key = jax.random.key(3)
+    kernel_fn = nngp.empirical_nngp_fn(f)
+    y1, same, folded = (
+        f(dropout_params, x, {"dropout": k})
+        for x, k in [(X1, key), (SAME_SHAPE, key), (SAME_SHAPE, jax.random.fold_in(key, 1))]
+    )
+    kernel = kernel_fn(X1, SAME_SHAPE, dropout_params, rngs={"dropout": key})
+    assert_close(kernel, gram(y1, folded))
+    assert np.abs(gram(y1, same) - gram(y1, folded)).max() > 0.1
+    assert_close(kernel_fn(X1, X1 + 0, dropout_params, rngs={"dropout": key}), gram(y1, y1))
+
+
+def test_flax_rngs_same_key_for_different_x_through_from_linen(dropout_params):
+    f = nngp.from_linen(Dropout())
+    key = jax.random.key(3)
+    kernel_fn = nngp.empirical_nngp_fn(f)
+    y1, same, folded = (
+        f(dropout_params, x, rng=k) for x, k in [(X1, key), (SAME_SHAPE, key), (SAME_SHAPE, jax.random.fold_in(key, 1))]
+    )
+    kernel = kernel_fn(X1, SAME_SHAPE, dropout_params, rng=key)
+    assert_close(kernel, gram(y1, folded))
+    assert np.abs(gram(y1, same) - gram(y1, folded)).max() > 0.1
+    assert_close(kernel_fn(X1, None, dropout_params, rng=key), gram(y1, y1))
+
+
+# an `f` that returns (out, state) had its state made into a kernel
+
+
+class BatchNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x)))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_f_returning_out_and_state_kernelises_the_state_linen(train):
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), X1, train=False)
+    variables["batch_stats"]["BatchNorm_0"]["mean"] += 0.3
+    f = nngp.from_linen(module, mutable=["batch_stats"] if train else [], train=train)
+    kernel = nngp.empirical_nngp_fn(f)(X1, X2, variables["params"], state={"batch_stats": variables["batch_stats"]})
+    y1, y2 = (module.apply(variables, x, train=train, mutable=["batch_stats"])[0] for x in (X1, X2))
+    assert isinstance(kernel, jax.Array)
+    assert_close(kernel, gram(y1, y2))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_f_returning_out_and_state_kernelises_the_state_haiku(train):
+    def forward(x, is_training):
+        y = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9)(hk.Linear(8)(x), is_training)
+        return jax.nn.relu(y)
+
+    transformed = hk.transform_with_state(forward)
+    params, state = transformed.init(jax.random.key(0), SAME_SHAPE, is_training=True)
+    f = nngp.from_haiku(transformed, is_training=train)
+    kernel = nngp.empirical_nngp_fn(f)(X1, X2, params, state=state)
+    y1, y2 = (transformed.apply(params, state, None, x, is_training=train)[0] for x in (X1, X2))
+    assert isinstance(kernel, jax.Array)
+    assert_close(kernel, gram(y1, y2))

@@ -1,0 +1,235 @@
+"""Inputs sharded over a mesh of 8 devices, which JAX must be told of before it starts: in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import nngp_plugins as nngp
+
+random = np.random.default_rng(0)
+X1, X2 = (random.standard_normal((n, 4, 8)).astype(np.float32) for n in (8, 16))
+CASES = {}
+
+
+def case(function):
+    CASES[function.__name__] = function
+    return function
+
+
+def explicit_mesh(**axes):
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes))
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+    return mesh
+
+
+def put(x, mesh, *spec):
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def f(params, x):
+    return params * jnp.tanh(x)
+
+
+def expected(formula, terms, x1=X1, x2=None, params=1.5):
+    y1, y2 = (params * np.tanh(np.asarray(x, np.float64)) for x in (x1, x1 if x2 is None else x2))
+    return np.einsum(formula, y1, y2) / terms
+
+
+def assert_close(kernel, reference):
+    assert kernel.shape == reference.shape
+    np.testing.assert_allclose(np.asarray(kernel), reference, rtol=1e-5, atol=1e-5 * np.abs(reference).max())
+
+
+AXES = [
+    ({}, "nhc,mgc->nmhg", 8),
+    ({"trace_axes": nngp.all_but_batch}, "nhc,mhc->nm", 32),
+    ({"trace_axes": 1}, "nhc,mhd->nmcd", 4),
+    ({"diagonal_axes": 1}, "nhc,mhc->nmh", 8),
+    ({"trace_axes": (), "diagonal_axes": (2, 1)}, "nhc,mhc->nmhc", 1),
+]
+BATCH_AXES = [  # that ask for batches of one size
+    ({"diagonal_axes": 0}, "nhc,ngc->nhg", 8),
+    ({"trace_axes": (0, 2), "diagonal_axes": 1}, "nhc,nhc->h", 64),
+]
+
+
+def check(place1, place2):
+    """All axes for ``x2=None`` and for another ``x2``, eager; and the usual ones under jit."""
+    x1, x2, half = place1(X1), place2(X2), place2(X2[:8])
+    for axes, formula, terms in AXES:
+        kernel_fn = nngp.empirical_nngp_fn(f, **axes)
+        assert_close(kernel_fn(x1, None, 1.5), expected(formula, terms))
+        assert_close(kernel_fn(x1, x2, 1.5), expected(formula, terms, X1, X2))
+    for axes, formula, terms in BATCH_AXES:
+        kernel_fn = nngp.empirical_nngp_fn(f, **axes)
+        assert_close(kernel_fn(x1, None, 1.5), expected(formula, terms))
+        assert_close(kernel_fn(x1, half, 1.5), expected(formula, terms, X1, X2[:8]))
+    for axes, formula, terms in AXES[:2]:
+        kernel_fn = jax.jit(nngp.empirical_nngp_fn(f, **axes))
+        assert_close(kernel_fn(x1, None, 1.5), expected(formula, terms))
+        assert_close(kernel_fn(x1, x2, 1.5), expected(formula, terms, X1, X2))
+
+
+@case
+def both_sharded_over_the_batch():
+    mesh = explicit_mesh(n=8)
+    check(lambda x: put(x, mesh, "n"), lambda x: put(x, mesh, "n"))
+
+
+@case
+def both_sharded_over_batch_and_features():
+    mesh = explicit_mesh(n=4, d=2)
+    check(lambda x: put(x, mesh, "n", None, "d"), lambda x: put(x, mesh, "n", None, "d"))
+
+
+@case
+def sharded_over_the_batch_by_both_mesh_axes():
+    mesh = explicit_mesh(n=4, d=2)
+    check(lambda x: put(x, mesh, ("n", "d")), lambda x: put(x, mesh, "d", "n"))
+
+
+@case
+def sharded_in_two_ways():
+    mesh = explicit_mesh(n=4, d=2)
+    check(lambda x: put(x, mesh, "n", None, "d"), lambda x: put(x, mesh, "d", None, "n"))
+
+
+@case
+def x2_replicated():
+    mesh = explicit_mesh(n=8)
+    check(lambda x: put(x, mesh, "n"), lambda x: put(x, mesh))
+
+
+@case
+def x2_unsharded():
+    mesh = explicit_mesh(n=8)
+    check(lambda x: put(x, mesh, "n"), jnp.asarray)
+
+
+@case
+def x1_unsharded():
+    mesh = explicit_mesh(n=8)
+    check(np.asarray, lambda x: put(x, mesh, "n"))
+
+
+@case
+def automatic_mesh():
+    mesh = jax.make_mesh((8,), ("n",), axis_types=(AxisType.Auto,))
+    check(lambda x: put(x, mesh, "n"), lambda x: put(x, mesh, "n"))
+
+
+@case
+def the_kernel_stays_sharded_as_the_first_outputs():
+    mesh = explicit_mesh(n=8)
+    kernel_fn = nngp.empirical_nngp_fn(f)
+    for x2 in (None, put(X2, mesh, "n")):
+        kernel = kernel_fn(put(X1, mesh, "n"), x2, 1.5)
+        assert jax.typeof(kernel).sharding.spec == PartitionSpec("n", None, None, None)
+    rows = nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch)(put(X1, mesh, "n"), None, 1.5)
+    assert {shard.data.shape for shard in rows.addressable_shards} == {(1, 8)}
+
+
+@case
+def in_a_mesh_context():
+    mesh = explicit_mesh(n=8)
+    with jax.set_mesh(mesh):
+        check(lambda x: put(x, mesh, "n"), np.asarray)
+
+
+@case
+def gradient_and_vmap():
+    mesh = explicit_mesh(n=8)
+    kernel_fn = nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch)
+
+    def total(params, x1, x2):
+        return kernel_fn(x1, x2, params).sum()
+
+    sharded = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(1.5, put(X1, mesh, "n"), put(X2, mesh, "n"))
+    for actual, reference in zip(sharded, jax.grad(total, argnums=(0, 1, 2))(1.5, X1, X2), strict=True):
+        assert_close(actual, np.asarray(reference))
+    over_params = jax.jit(jax.vmap(kernel_fn, in_axes=(None, None, 0)))
+    kernels = over_params(put(X1, mesh, "n"), put(X2, mesh, "n"), jnp.asarray([1.5, 3.0]))
+    assert_close(kernels, expected("nhc,mhc->nm", 32, X1, X2) * np.asarray([1, 4]).reshape(2, 1, 1))
+
+
+@case
+def cross_terms():
+    mesh = explicit_mesh(n=4, d=2)
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: {"a": x, "b": x[:, 0]}, cross_terms=True)
+    kernel = kernel_fn(put(X1, mesh, "n", None, "d"), put(X2, mesh, "n", None, "d"), None)
+    assert_close(kernel["a"]["b"], np.einsum("nhc,mc->nmh", X1, X2[:, 0]) / 8)
+    assert_close(kernel["b"]["a"], np.einsum("nc,mhc->nmh", X1[:, 0], X2) / 8)
+
+
+@case
+def half_precision():
+    mesh = explicit_mesh(n=8)
+    y = X1.astype(jnp.bfloat16)
+    kernel = nngp.empirical_nngp_fn(lambda params, x: x)(put(y, mesh, "n"), None, None)
+    assert kernel.dtype == jnp.float32
+    assert_close(kernel, np.einsum("nhc,mgc->nmhg", y.astype(np.float64), y.astype(np.float64)) / 8)
+
+
+def check_rng(x1, x2, same):
+    def noisy(params, x, rng):
+        return jax.random.uniform(rng) * f(params, x)
+
+    key = jax.random.key(3)
+    kernel_fn = nngp.empirical_nngp_fn(noisy, trace_axes=nngp.all_but_batch)
+    scale = jax.random.uniform(key) * jax.random.uniform(key if same else jax.random.fold_in(key, 1))
+    reference = float(scale) * expected("nhc,mhc->nm", 32, x1, x2)
+    for run in (kernel_fn, jax.jit(kernel_fn)):
+        assert_close(run(x1, x2, 1.5, rng=key), reference)
+
+
+@case
+def rng_for_equal_and_other_inputs():
+    mesh = explicit_mesh(n=8)
+    check_rng(put(X1, mesh, "n"), put(X1, mesh, "n"), same=True)
+    check_rng(put(X1, mesh, "n"), X1, same=True)
+    check_rng(put(X1, mesh, "n"), put(X2[:8], mesh, "n"), same=False)
+    check_rng(put(X1, mesh, "n"), put(X2, mesh, "n"), same=False)
+
+
+@case
+def rng_for_inputs_sharded_in_two_ways():
+    mesh = explicit_mesh(n=4, d=2)
+    check_rng(put(X1, mesh, "n"), put(X1, mesh, "d"), same=True)
+    check_rng(put(X1, mesh, "n"), put(X2[:8], mesh, None, None, "n"), same=False)
+
+
+@pytest.fixture(scope="module")
+def failures():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sharded(name, failures):
+    assert not failures[name], failures[name]
+
+
+def failure(function):
+    """The traceback of a case, empty where it passed: one that fails must not hide the others."""
+    try:
+        function()
+    except Exception:  # noqa: BLE001
+        return traceback.format_exc()
+    return ""
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    json.dump({name: failure(function) for name, function in CASES.items()}, sys.stdout)

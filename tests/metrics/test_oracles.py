@@ -1,0 +1,147 @@
+"""Every metric against float64 NumPy written from the formulas of the papers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nngp_plugins.metrics import FeatureGram, cka, effective_rank, features, relative_change, scale
+
+
+def hsic_biased(k, l):  # noqa: E741
+    """Gretton et al. 2005, as Kornblith et al. 2019 write it."""
+    n = len(k)
+    h = np.eye(n) - np.ones((n, n)) / n
+    return np.trace(k @ h @ l @ h) / (n - 1) ** 2
+
+
+def hsic_debiased(k, l):  # noqa: E741
+    """Song et al. 2012, eq. 5."""
+    m = len(k)
+    k, l, ones = k.copy(), l.copy(), np.ones(m)  # noqa: E741
+    for i in range(m):
+        k[i, i] = l[i, i] = 0
+    return (
+        np.trace(k @ l)
+        + (ones @ k @ ones) * (ones @ l @ ones) / ((m - 1) * (m - 2))
+        - 2 / (m - 2) * (ones @ k @ l @ ones)
+    ) / (m * (m - 3))
+
+
+def cka_oracle(hsic):
+    return lambda phi, psi: (
+        hsic(phi @ phi.T, psi @ psi.T) / np.sqrt(hsic(phi @ phi.T, phi @ phi.T) * hsic(psi @ psi.T, psi @ psi.T))
+    )
+
+
+def entropy_rank(values):
+    p = values / values.sum()
+    return np.exp(-sum(q * np.log(q) for q in p if q > 0))
+
+
+PAIRS = {
+    "cka": (cka, cka_oracle(hsic_debiased)),
+    "cka biased": (lambda a, b: cka(a, b, debiased=False), cka_oracle(hsic_biased)),
+    "relative_change": (
+        relative_change,
+        lambda phi, psi: np.linalg.norm(phi @ phi.T - psi @ psi.T) / np.linalg.norm(psi @ psi.T),
+    ),
+}
+SINGLES = {
+    "scale": (scale, lambda phi: np.mean([row @ row for row in phi])),
+    "effective_rank": (effective_rank, lambda phi: entropy_rank(np.linalg.svd(phi, compute_uv=False) ** 2)),
+    "RankMe": (
+        lambda a: effective_rank(a, of="singular_values"),
+        lambda phi: entropy_rank(np.linalg.svd(phi, compute_uv=False)),
+    ),
+}
+METRICS = {
+    **PAIRS,
+    **{name: (lambda a, b, m=metric: m(a), lambda a, b, o=oracle: o(a)) for name, (metric, oracle) in SINGLES.items()},
+}
+FORMS = {"features": FeatureGram, "dense": lambda phi: jnp.matmul(phi, phi.T, precision="highest")}
+
+
+@pytest.fixture(params=[(30, 7), (9, 24), (12, 12)], ids=["N>D", "N<D", "N=D"])
+def stacks(request):
+    """Three pairs of features with a mean and unequal widths of spectrum, ``(3, N, D)`` each, in float64."""
+    rng = np.random.default_rng(0)
+    n, d = request.param
+    phi = rng.normal(size=(3, n, d)) * np.geomspace(1, 0.1, d) + 0.5
+    return phi, 0.5 * phi + 0.5 * rng.normal(size=(3, n, d))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", METRICS)
+class TestOracle:
+    def test_float32(self, name, form, stacks):
+        metric, oracle = METRICS[name]
+        phi, psi = (stack[0] for stack in stacks)
+        measured = metric(*(FORMS[form](jnp.asarray(m, jnp.float32)) for m in (phi, psi)))
+        assert measured.shape == ()
+        assert float(measured) == pytest.approx(oracle(phi, psi), rel=2e-4)
+
+    def test_float64(self, name, form, stacks):
+        metric, oracle = METRICS[name]
+        phi, psi = (stack[0] for stack in stacks)
+        with jax.enable_x64(True):
+            measured = float(metric(*(FORMS[form](jnp.asarray(m)) for m in (phi, psi))))
+        assert measured == pytest.approx(oracle(phi, psi), rel=1e-9)
+
+    def test_jit_and_vmap_over_a_stack(self, name, form, stacks):
+        metric, oracle = METRICS[name]
+        grams = (jax.vmap(FORMS[form])(jnp.asarray(stack, jnp.float32)) for stack in stacks)
+        measured = jax.jit(jax.vmap(metric))(*grams)
+        np.testing.assert_allclose(measured, [oracle(*pair) for pair in zip(*stacks, strict=True)], rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_features_of_unequal_widths(name):
+    rng = np.random.default_rng(1)
+    phi, psi = rng.normal(size=(20, 3)), rng.normal(size=(20, 50))
+    metric, oracle = PAIRS[name]
+    measured = metric(FeatureGram(jnp.asarray(phi, jnp.float32)), FeatureGram(jnp.asarray(psi, jnp.float32)))
+    assert float(measured) == pytest.approx(oracle(phi, psi), rel=2e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_features_against_dense(name):
+    rng = np.random.default_rng(2)
+    phi, psi = rng.normal(size=(2, 20, 3))
+    metric, oracle = PAIRS[name]
+    measured = metric(FeatureGram(jnp.asarray(phi, jnp.float32)), jnp.asarray(psi @ psi.T, jnp.float32))
+    assert float(measured) == pytest.approx(oracle(phi, psi), rel=2e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-5])
+def test_small_changes_keep_their_digits(size):
+    # a difference of squares, ‖K‖² − 2⟨K, K0⟩ + ‖K0‖², loses all digits of changes below 3e-4
+    rng = np.random.default_rng(3)
+    phi0 = rng.normal(size=(60, 5)).astype(np.float32)
+    phi = (phi0 + size * rng.normal(size=(60, 5))).astype(np.float32)
+    expected = PAIRS["relative_change"][1](phi.astype(float), phi0.astype(float))
+    measured = float(relative_change(FeatureGram(jnp.asarray(phi)), FeatureGram(jnp.asarray(phi0))))
+    assert measured == pytest.approx(expected, rel=1e-3)
+
+
+def test_biased_cka_of_unrelated_features_is_far_from_zero():
+    # the reason why the debiased one is the default: D/(D+N) = 0.8 here
+    rng = np.random.default_rng(4)
+    a, b = (FeatureGram(jnp.asarray(rng.normal(size=(50, 200)), jnp.float32)) for _ in range(2))
+    assert float(cka(a, b, debiased=False)) == pytest.approx(0.8, abs=0.02)
+    assert float(cka(a, b)) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int32, jnp.float32])
+def test_features_make_the_kernel_averaged_over_all_axes(dtype):
+    y = jnp.asarray(np.random.default_rng(5).integers(-9, 9, size=(4, 3, 2)), dtype)
+    phi = features(y)
+    assert phi.dtype == jnp.float32
+    expected = np.einsum("ahc,bhc->ab", np.asarray(y, float), np.asarray(y, float)) / 6
+    np.testing.assert_allclose(FeatureGram(phi).dense(), expected, rtol=1e-6)
+
+
+def test_integer_kernels_are_promoted():
+    kernel = jnp.diag(jnp.array([1, 2, 3]))
+    assert float(scale(kernel)) == 2
+    assert float(effective_rank(kernel)) == pytest.approx(entropy_rank(np.array([1.0, 2, 3])))
