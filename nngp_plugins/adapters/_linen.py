@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +118,7 @@ class LinenAdapter:
         name = type(self.static.value).__name__
         try:
             return self.static.value.apply(
-                {"params": params, **(state or {})},
+                {**(state or {}), "params": params},
                 *args,
                 rngs=self._streams(rng),
                 method=self.method,
@@ -144,23 +143,21 @@ class LinenAdapter:
 
 
 def _in_forward_order(order: Sequence[Path], intermediates: Mapping[str, Any]) -> list[Call]:
-    """The calls of submodules in the order seen, and what modules sowed where they sowed it."""
-    calls: list[tuple[Path, str, Any]] = []
-    count: Counter[Path] = Counter()
-    for path in order:
+    """The calls of submodules in the order seen, and after them, where it was sown, what modules sowed."""
+    called: dict[Path, list[int]] = {}
+    found: list[tuple[float, Path, Any]] = []
+    for place, path in enumerate(order):
         values = _get(intermediates, path).get("__call__", ())
-        if path and count[path] < len(values):
-            calls.append((path, "", values[count[path]]))
-            count[path] += 1
-    for path, name, values, following in _sown(intermediates):
-        # before the submodule that wrote next into the same scope, else before the module's own output
-        if following:
-            anchors = [i for i, (p, own, _) in enumerate(calls) if p[: len(following)] == following and not own][:1]
-        else:
-            anchors = [i for i, (p, own, _) in enumerate(calls) if p == path and not own][-1:]
-        at = anchors[0] if anchors else len(calls)
-        calls[at:at] = [(path, name, value) for value in (values if isinstance(values, tuple) else (values,))]
-    return [("/".join((*path, name) if name else path), value) for path, name, value in calls]
+        if len(called.setdefault(path, [])) < len(values):
+            found.append((place, path, values[len(called[path])]))
+            called[path].append(place)
+    for path, name, values, previous in _sown(intermediates):
+        # the j-th value comes after the j-th call of the submodule that wrote before it, else as its module starts
+        start = [min((places[0] for p, places in called.items() if p[: len(path)] == path and places), default=0) - 0.5]
+        after = called.get(previous) if previous else [*start, *called.get(path, ())]
+        for j, value in enumerate(values if isinstance(values, tuple) else (values,)):
+            found.append(((after or start)[min(j, len(after or start) - 1)], (*path, name), value))
+    return [("/".join(path), value) for _, path, value in sorted(found, key=lambda call: call[0]) if path]
 
 
 def _get(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
@@ -170,11 +167,11 @@ def _get(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def _sown(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, str, Any, Path | None]]:
-    """What modules sowed, as (path of the module, name, values, path of the submodule that wrote next)."""
-    names = list(tree)
-    for i, (name, value) in enumerate(tree.items()):
+    """What modules sowed, as (path of the module, name, values, path of the submodule that wrote before it)."""
+    previous = None
+    for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _sown(value, (*path, name))
+            previous = (*path, name)
+            yield from _sown(value, previous)
         elif name != "__call__":
-            following = next((n for n in names[i:] if isinstance(tree[n], Mapping)), None)
-            yield path, name, value, (*path, following) if following else None
+            yield path, name, value, previous

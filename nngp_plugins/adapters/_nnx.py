@@ -15,7 +15,7 @@ from jax.extend.random import define_prng_impl
 
 from .._require import require
 from ._layers import Call, Recorder
-from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
+from ._model_fn import ModelFn, PyTree, Spread, Static, frozen_kwargs, spread_input
 
 
 def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
@@ -68,7 +68,7 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
     needed = tuple("/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
     leaves, structure = jax.tree.flatten(random)
     streams = Streams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-    return ModelFn(NNXAdapter(graphdef, streams, needed, factory, method, spread, kwargs))
+    return ModelFn(NNXAdapter(Static(graphdef), streams, needed, factory, method, spread, kwargs))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Streams:
 class NNXAdapter:
     """Calls an NNX model, rebuilt from its graph at every call; see :func:`from_nnx`."""
 
-    graphdef: Any
+    graphdef: Static
     streams: Streams
     needed: tuple[str, ...]
     factory: Callable[..., Any] | None
@@ -130,7 +130,8 @@ class NNXAdapter:
         if not isinstance(model, nnx.Module):
             return None
         _, params, _, state = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
-        return params, state
+        # new variables: training goes on writing to those of the model
+        return jax.tree.map(lambda value: value, (params, state))
 
     def _merge(self, params: PyTree, state: PyTree, rng: Any) -> Any:
         nnx = require("flax.nnx", extra="flax")
@@ -143,7 +144,7 @@ class NNXAdapter:
         rest = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))) if state else nnx.State({})
         random = self.streams.seeded(jax.random.key(0, impl=_refusing_keys()) if rng is None else rng)
         # copy: the model writes to its variables, and those of the caller must not change
-        return nnx.merge(self.graphdef, params, random, rest, copy=True)
+        return nnx.merge(self.graphdef.value, params, random, rest, copy=True)
 
     def _call(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], record: Record

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import jax
 
@@ -91,8 +92,9 @@ def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLik
     """The axes as non-negative integers, in the order in which the user names them."""
     named = axes(jax.ShapeDtypeStruct(leaf.shape, dtype)) if callable(axes) else axes
     said = f"{argument}={_show(axes)}" + (f", which gave {named!r}," if callable(axes) else "")
+    several: Sequence[Any] = named if isinstance(named, Sequence) and not isinstance(named, str) else [named]
     try:
-        wanted = [index(named)] if not isinstance(named, Sequence) else [index(axis) for axis in named]
+        wanted = [index(axis) for axis in several]
     except TypeError:
         raise TypeError(f"{said} must be an int, a sequence of ints, or a function that returns one.") from None
     ndim = len(leaf.shape)

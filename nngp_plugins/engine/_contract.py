@@ -36,7 +36,7 @@ def contract(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
         preferred_element_type=dtype,
         out_sharding=out_sharding,
     )
-    return kernel.transpose(plan.order) / plan.size
+    return kernel.transpose(plan.order) / float(plan.size)
 
 
 def _place(y1: Array, y2: Array, plan: Plan) -> tuple[Array, Array, NamedSharding | None]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType
 
 
 @jax.tree_util.register_dataclass
@@ -72,6 +73,13 @@ def _equal(x1: Any, x2: Any) -> bool | Array:
     pairs = [(a, b) for a, b in zip(leaves1, leaves2, strict=True) if a is not b]
     if not pairs:
         return True
+    return jnp.all(jnp.stack([_equal_values(a, b) for a, b in pairs]))
+
+
+@jax.jit
+def _equal_values(a: Array, b: Array) -> Array:
+    for sharding in (jax.typeof(a).sharding, jax.typeof(b).sharding):
+        if AxisType.Explicit in sharding.mesh.axis_types:  # which refuses to compare what is sharded in two ways
+            a, b = jax.sharding.reshard((a, b), sharding)
     # NaN marks missing values in some inputs: the same NaN in the same place is the same example.
-    same = [jnp.all((a == b) | ((a != a) & (b != b))) for a, b in pairs]
-    return jnp.all(jnp.stack(same))
+    return jnp.all((a == b) | ((a != a) & (b != b)))

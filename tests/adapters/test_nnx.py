@@ -225,7 +225,7 @@ class TestRng:
     def test_missing_rng(self, model, x, compile_it):
         f = nngp.from_nnx(model)
         params, state = f.split(model)
-        told = r"rng=None, but this NNX model draws random numbers; pass rng=.*, or call model\.eval\(\) before from_nnx"
+        told = r"rng=None, but this NNX model draws random numbers; pass rng=.*, or call model\.eval\(\) before"
         with pytest.raises(ValueError, match=told):
             (jax.jit(f) if compile_it else f)(params, x, state=state)
 
