@@ -86,7 +86,8 @@ class History:
             for row in self.rows
             for layer in self.layers
         ]
-        return pd.DataFrame(records).set_index(["step", "layer"])
+        columns = [*beside, "layer", *self.metrics]
+        return pd.DataFrame(records, columns=columns).set_index(["step", "layer"])
 
     def __len__(self) -> int:
         return len(self.rows)

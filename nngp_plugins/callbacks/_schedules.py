@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 
 class Schedule:
@@ -86,6 +88,6 @@ def log_spaced(per_decade: int = 10) -> Schedule:
 
 
 def _positive(function: str, argument: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, SupportsIndex) or index(value) < 1:
         raise ValueError(f"{function}({argument}={value!r}) takes a positive integer.")
-    return value
+    return index(value)

@@ -100,6 +100,8 @@ class KernelTracker:
         self._schedule = schedule or log_spaced()
         self._grams = jax.jit(self._measure_grams)
         self._metrics = dict(metrics)
+        if slashed := [name for name in metrics if "/" in name]:
+            raise ValueError(f"metrics={slashed!r} have a slash in their names, which separates layer and metric.")
         self._values = jax.jit(partial(_measure_values, self._metrics))
         self._layers: list[str] = []
         self._reference: DenseGram | None = None
@@ -247,8 +249,8 @@ class KernelTracker:
 
 def _gram(y: Array) -> DenseGram:
     phi = FeatureGram(features(y))
-    mean = phi.phi.mean(axis=0)
     centered = phi.center()
+    mean = phi.phi[0] - centered.phi[0]
     # K from H K H costs N² instead of another N² D: phi = centred + 1 meanᵀ
     shift = jnp.matmul(centered.phi, mean, precision="highest")
     matrix = centered.dense()

@@ -73,7 +73,9 @@ class DenseGram(Gram):
         """``H K H``, with the mean of rows and columns removed."""
         if self.centered is not None:
             return DenseGram(self.centered, self.centered)
-        columns = self.matrix - self.matrix.mean(axis=0, keepdims=True)
+        # the kernel seen from the first example, which a constant kernel leaves at exactly zero
+        seen = self.matrix - self.matrix[:1] - self.matrix[:, :1] + self.matrix[:1, :1]
+        columns = seen - seen.mean(axis=0, keepdims=True)
         centered = columns - columns.mean(axis=1, keepdims=True)
         return DenseGram(centered, centered)
 
@@ -100,7 +102,7 @@ class FeatureGram(Gram):
 
     def dense(self) -> Float[Array, "N N"]:
         """``phi phiᵀ``."""
-        return _product(self.phi, self.phi.T)
+        return product(self.phi, self.phi.T)
 
     def diagonal(self) -> Float[Array, " N"]:
         """``‖phi[i]‖²``."""
@@ -108,17 +110,19 @@ class FeatureGram(Gram):
 
     def center(self) -> FeatureGram:
         """The kernel of ``phi`` less its mean over examples, where digits survive that ``H K H`` would lose."""
-        return FeatureGram(self.phi - self.phi.mean(axis=0, keepdims=True))
+        # features seen from the first example, which constant ones leave at exactly zero
+        seen = self.phi - self.phi[:1]
+        return FeatureGram(seen - seen.mean(axis=0, keepdims=True))
 
     def eigvalsh(self) -> Array:
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
         n, d = self.phi.shape
-        return jnp.linalg.eigvalsh(_product(self.phi.T, self.phi) if d < n else self.dense())
+        return jnp.linalg.eigvalsh(product(self.phi.T, self.phi) if d < n else self.dense())
 
     def inner(self, other: Gram) -> Float[Array, ""]:
         """``⟨K, L⟩``, for two sets of features as ``‖phi_aᵀ phi_b‖²`` where that is the cheaper side."""
         if isinstance(other, FeatureGram) and self.phi.shape[1] * other.phi.shape[1] < self.n**2:
-            return jnp.sum(_product(self.phi.T, other.phi) ** 2)
+            return jnp.sum(product(self.phi.T, other.phi) ** 2)
         return jnp.sum(self.dense() * other.dense())
 
 
@@ -173,5 +177,6 @@ def features(y: Array) -> Float[Array, "N D"]:
     return flat / jnp.sqrt(jnp.asarray(flat.shape[1], flat.dtype))
 
 
-def _product(a: Array, b: Array) -> Array:
+def product(a: Array, b: Array) -> Array:
+    """A matrix product that accelerators do not round to TF32 or bfloat16."""
     return jnp.matmul(a, b, precision="highest")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from ._gram import FeatureGram, Gram, as_gram_pair
+from ._gram import FeatureGram, Gram, as_gram_pair, product
 
 
 def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array, ""]:
@@ -79,10 +80,31 @@ def relative_change(a: Gram | Array, a0: Gram | Array) -> Float[Array, ""]:
     """
     a, a0 = as_gram_pair(a, a0)
     if isinstance(a, FeatureGram) and isinstance(a0, FeatureGram) and a.phi.shape == a0.phi.shape:
-        d = a.phi.shape[1]
-        if 2 * d < a.n:
-            r = jnp.linalg.qr(jnp.concatenate([a.phi - a0.phi, a.phi + a0.phi], axis=1), mode="r")
-            delta, sigma = r[:, :d], r[:, d:]
-            half = jnp.matmul(delta, sigma.T, precision="highest") / 2
-            return jnp.linalg.norm(half + half.T) / a0.frobenius()
-    return jnp.linalg.norm(a.dense() - a0.dense()) / a0.frobenius()
+        change = _norm_of_symmetrised(a.phi - a0.phi, a.phi + a0.phi)
+    else:
+        change = jnp.linalg.norm(a.dense() - a0.dense())
+    size = a0.frobenius()
+    return change / jnp.where(size > 0, size, jnp.nan)
+
+
+@jax.custom_jvp
+def _norm_of_symmetrised(delta: Array, sigma: Array) -> Float[Array, ""]:
+    """``‖½ (δ σᵀ + σ δᵀ)‖`` of two ``(N, D)`` arrays, by the narrower side."""
+    n, d = delta.shape
+    if 2 * d < n:
+        r = jnp.linalg.qr(jnp.concatenate([delta, sigma], axis=1), mode="r")
+        delta, sigma = r[:, :d], r[:, d:]
+    half = product(delta, sigma.T) / 2
+    return jnp.linalg.norm(half + half.T)
+
+
+@_norm_of_symmetrised.defjvp
+def _norm_of_symmetrised_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """``d‖M‖ = ⟨M σ, dδ⟩ / ‖M‖ + ⟨M δ, dσ⟩ / ‖M‖``: QR has no derivative where a feature is zero, as of a dead unit."""
+    (delta, sigma), (d_delta, d_sigma) = primals, tangents
+    norm = _norm_of_symmetrised(delta, sigma)
+
+    def times(v: Array) -> Array:
+        return (product(delta, product(sigma.T, v)) + product(sigma, product(delta.T, v))) / 2
+
+    return norm, (jnp.sum(times(sigma) * d_delta) + jnp.sum(times(delta) * d_sigma)) / norm

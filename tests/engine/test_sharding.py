@@ -103,6 +103,12 @@ def sharded_in_two_ways():
 
 
 @case
+def traced_axis_sharded_in_two_ways():
+    mesh = explicit_mesh(n=4, d=2)
+    check(lambda x: put(x, mesh, None, None, "n"), lambda x: put(x, mesh, None, None, "d"))
+
+
+@case
 def x2_replicated():
     mesh = explicit_mesh(n=8)
     check(lambda x: put(x, mesh, "n"), lambda x: put(x, mesh))
