@@ -30,6 +30,9 @@ class Gram(Protocol):
     def eigvalsh(self) -> Array:
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
 
+    def singular_values(self) -> Array:
+        """Singular values of the features, the square roots of the eigenvalues."""
+
     def trace(self) -> Float[Array, ""]:
         """``tr K = Σ_i K_ii``."""
         return self.diagonal().sum()
@@ -83,6 +86,12 @@ class DenseGram(Gram):
         """The N eigenvalues, ascending."""
         return jnp.linalg.eigvalsh(self.matrix)
 
+    def singular_values(self) -> Float[Array, " N"]:
+        """Square roots of the eigenvalues that are more than rounding error, whose root would be large."""
+        eigenvalues = self.eigvalsh()
+        noise = self.n * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
+        return jnp.sqrt(jnp.where(eigenvalues > noise, eigenvalues, 0))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -118,6 +127,10 @@ class FeatureGram(Gram):
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
         n, d = self.phi.shape
         return jnp.linalg.eigvalsh(product(self.phi.T, self.phi) if d < n else self.dense())
+
+    def singular_values(self) -> Array:
+        """Singular values of the features."""
+        return jnp.linalg.svd(self.phi, compute_uv=False)
 
     def inner(self, other: Gram) -> Float[Array, ""]:
         """``⟨K, L⟩``, for two sets of features as ``‖phi_aᵀ phi_b‖²`` where that is the cheaper side."""

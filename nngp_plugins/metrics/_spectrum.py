@@ -51,9 +51,6 @@ def effective_rank(a: Gram | Array, of: Literal["eigenvalues", "singular_values"
     """
     if of not in ("eigenvalues", "singular_values"):
         raise ValueError(f"of={of!r} must be 'eigenvalues' (of the kernel) or 'singular_values' (of the features).")
-    values = as_gram(a).eigvalsh()
-    # below this an eigenvalue is rounding error, whose square root would count
-    noise = as_gram(a).n * jnp.finfo(values.dtype).eps * values[-1]
-    values = jnp.where(values < noise, 0, values)
-    values = jnp.sqrt(values) if of == "singular_values" else values
+    gram = as_gram(a)
+    values = jnp.maximum(gram.eigvalsh(), 0) if of == "eigenvalues" else gram.singular_values()
     return jnp.exp(jnp.sum(entr(values / values.sum())))

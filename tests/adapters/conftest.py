@@ -105,4 +105,4 @@ def case(request) -> Case:
 
 @pytest.fixture(scope="session")
 def x() -> jax.Array:
-    return jax.random.normal(jax.random.key(7), (4, 3))
+    return jax.random.normal(jax.random.key(7), (4, 3), jnp.float32)

@@ -37,8 +37,8 @@ def values(tree):
 def model():
     model = Net(nnx.Rngs(0))
     # running statistics that matter, unlike the fresh zeros and ones
-    model.norm.mean[...] = jnp.linspace(-1, 1, 8)
-    model.norm.var[...] = jnp.linspace(1, 3, 8)
+    model.norm.mean[...] = jnp.linspace(-1, 1, 8, dtype=jnp.float32)
+    model.norm.var[...] = jnp.linspace(1, 3, 8, dtype=jnp.float32)
     return model
 
 
@@ -55,7 +55,7 @@ class TestState:
         jax.tree.map(equal, values(params), values(nnx.state(model, nnx.Param)))
         layers = ("first/kernel", "first/bias", "norm/scale", "norm/bias", "head/kernel", "head/bias")
         assert set(values(params)) == set(layers)
-        equal(values(state)["norm/mean"], jnp.linspace(-1, 1, 8))
+        equal(values(state)["norm/mean"], jnp.linspace(-1, 1, 8, dtype=jnp.float32))
 
     def test_mode_is_that_of_the_model_at_conversion(self, model, x):
         model.eval()
@@ -82,8 +82,8 @@ class TestState:
         f = nngp.from_nnx(model)
         params, state = f.split(model)
         before = model(x)
-        model.first.kernel[...] = jnp.ones((3, 8))
-        model.norm.mean[...] = jnp.ones(8)
+        model.first.kernel[...] = jnp.ones_like(model.first.kernel[...])
+        model.norm.mean[...] = jnp.ones_like(model.norm.mean[...])
         equal(f(params, x, state=state), before)
         assert not np.allclose(f(model, x), before)
 
@@ -101,7 +101,7 @@ class TestState:
         model.eval()
         f = nngp.from_nnx(model)
         equal(f(model, x), model(x))
-        model.head.bias[...] = jnp.ones(2)
+        model.head.bias[...] = jnp.ones_like(model.head.bias[...])
         equal(f(model, x), model(x))
         np.testing.assert_allclose(jax.jit(f)(model, x), model(x), rtol=1e-5)
         assert f.layer_shapes(model, x)["head"].shape == (4, 2)
