@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -92,7 +92,7 @@ def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLik
     """The axes as non-negative integers, in the order in which the user names them."""
     named = axes(jax.ShapeDtypeStruct(leaf.shape, dtype)) if callable(axes) else axes
     said = f"{argument}={_show(axes)}" + (f", which gave {named!r}," if callable(axes) else "")
-    several: Sequence[Any] = named if isinstance(named, Sequence) and not isinstance(named, str) else [named]
+    several: Any = named if isinstance(named, Iterable) and not isinstance(named, str | bytes) else [named]
     try:
         wanted = [index(axis) for axis in several]
     except TypeError:

@@ -56,6 +56,7 @@ def _place(y1: Array, y2: Array, plan: Plan) -> tuple[Array, Array, NamedShardin
     spec1, spec2 = specs
     used = {name for entry in spec1 for name in _names(entry)}
     target = [None if used & _names(entry) else entry for entry in spec2]
+    # contracted axes that lie on one mesh axis are summed where they lie
     for axes1, axes2 in (plan.traced, plan.diagonal):
         for axis1, axis2 in zip(axes1, axes2, strict=True):
             target[axis2] = spec1[axis1]

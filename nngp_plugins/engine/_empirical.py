@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class KernelFn:
             )
         for name in ("trace_axes", "diagonal_axes"):
             axes = getattr(self, name)
-            if isinstance(axes, Sequence) and not isinstance(axes, str):
+            if isinstance(axes, Iterable) and not isinstance(axes, str | bytes):
                 object.__setattr__(self, name, tuple(axes))
 
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:

@@ -176,6 +176,7 @@ class TestCallForms:
         f = nngp.from_haiku(transformed)
         params, _ = f.init(jax.random.key(0), x)
         layers = jax.jit(f.layers())(params, x)
+        assert list(layers) == ["head"]
         np.testing.assert_allclose(layers["head"], transformed.apply(params, None, x), rtol=1e-5)
 
     def test_attention(self, x):

@@ -280,6 +280,24 @@ class TestCallForms:
         equal(f(model, sequences), model(sequences))
         assert list(f.layers()(model, sequences)) == ["query", "key", "value", "out"]
 
+    def test_layers_around_a_scan(self, x):
+        class Model(nnx.Module):
+            def __init__(self, rngs):
+                make = nnx.vmap(lambda rngs: nnx.Linear(3, 3, rngs=rngs), in_axes=0, out_axes=0)
+                self.blocks = nnx.split_rngs(make, splits=5)(rngs)
+                self.head = nnx.Linear(3, 2, rngs=rngs)
+
+            def __call__(self, x):
+                scan = nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+                return self.head(scan(self.blocks, x))
+
+        model = Model(nnx.Rngs(0))
+        f = nngp.from_nnx(model)
+        # what runs inside the scan has no value outside
+        layers = jax.jit(f.layers())(model, x)
+        assert list(layers) == ["head"]
+        np.testing.assert_allclose(layers["head"], model(x), rtol=1e-5)
+
     def test_rnn(self, x):
         class Model(nnx.Module):
             def __init__(self, rngs):

@@ -78,6 +78,18 @@ def test_cka_of_constant_features(debiased, value, form):
         assert np.isnan(cka(*pair, debiased=debiased))
 
 
-@pytest.mark.parametrize("metric", [*SINGLE, *(lambda a, m=m: m(a, jnp.eye(5)) for m in PAIR)])
-def test_nan_in_nan_out(metric):
-    assert np.isnan(metric(jnp.eye(5).at[1, 1].set(jnp.nan)))
+@pytest.mark.parametrize("form", [FeatureGram, lambda phi: phi @ phi.T], ids=["features", "dense"])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        scale,
+        effective_rank,
+        lambda a: effective_rank(a, of="singular_values"),
+        *(lambda a, m=m: m(a, jnp.eye(8)) for m in PAIR),
+    ],
+    ids=["scale", "effective_rank", "RankMe", "cka", "relative_change", "cka biased"],
+)
+def test_one_bad_feature_is_never_a_finite_number(metric, bad, form):
+    phi = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32).at[2, 1].set(bad)
+    assert not np.isfinite(metric(form(phi)))

@@ -125,6 +125,8 @@ class TestGramsAgree:
         close(f.center().dense(), df.center().dense(), atol=1e-4)
         close(f.eigvalsh(), df.eigvalsh()[-min(shape) :], rtol=1e-3, atol=1e-4)
         close(df.eigvalsh()[: -min(shape)], 0, atol=1e-4)
+        close(jnp.sort(f.singular_values()) ** 2, f.eigvalsh(), rtol=1e-3, atol=1e-4)
+        close(jnp.sort(df.singular_values()) ** 2, jnp.maximum(df.eigvalsh(), 0), rtol=1e-3, atol=1e-4)
 
     @few
     @given(seeds, shapes)
