@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
 
 import jax
+import numpy as np
 
 Axes = int | Sequence[int] | Callable[[jax.ShapeDtypeStruct], int | Sequence[int]]
 
@@ -92,9 +93,9 @@ def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLik
     """The axes as non-negative integers, in the order in which the user names them."""
     named = axes(jax.ShapeDtypeStruct(leaf.shape, dtype)) if callable(axes) else axes
     said = f"{argument}={_show(axes)}" + (f", which gave {named!r}," if callable(axes) else "")
-    several: Any = named if isinstance(named, Iterable) and not isinstance(named, str | bytes) else [named]
+    several = as_sequence(named)
     try:
-        wanted = [index(axis) for axis in several]
+        wanted = [index(axis) for axis in ([named] if several is None else several)]
     except TypeError:
         raise TypeError(f"{said} must be an int, a sequence of ints, or a function that returns one.") from None
     ndim = len(leaf.shape)
@@ -107,6 +108,13 @@ def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLik
             raise ValueError(f"{said} names axis {axis % ndim} of {leaf} twice; name each axis once.")
         normalised.append(axis % ndim)
     return tuple(normalised)
+
+
+def as_sequence(axes: Any) -> tuple[Any, ...] | None:
+    """Several axes as a tuple; None for anything else."""
+    if isinstance(axes, np.ndarray) and axes.ndim == 1:
+        axes = axes.tolist()
+    return tuple(axes) if isinstance(axes, Sequence) and not isinstance(axes, str | bytes) else None
 
 
 def _check_equal_sizes(

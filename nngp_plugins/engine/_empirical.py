@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._axes import Axes, Leaf, plan
+from ._axes import Axes, Leaf, as_sequence, plan
 from ._contract import contract
 from ._kwargs import is_none, split_kwargs
 
@@ -41,9 +41,8 @@ class KernelFn:
                 "nngp.from_linen(module), nngp.from_nnx(model) or nngp.from_haiku(transformed) gives."
             )
         for name in ("trace_axes", "diagonal_axes"):
-            axes = getattr(self, name)
-            if isinstance(axes, Iterable) and not isinstance(axes, str | bytes):
-                object.__setattr__(self, name, tuple(axes))
+            if (axes := as_sequence(getattr(self, name))) is not None:
+                object.__setattr__(self, name, axes)
 
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The kernel ``f(x1) f(x2)ᵀ``.

@@ -283,8 +283,12 @@ class TestCallForms:
     def test_layers_around_a_scan(self, x):
         class Model(nnx.Module):
             def __init__(self, rngs):
-                make = nnx.vmap(lambda rngs: nnx.Linear(3, 3, rngs=rngs), in_axes=0, out_axes=0)
-                self.blocks = nnx.split_rngs(make, splits=5)(rngs)
+                @nnx.split_rngs(splits=5)
+                @nnx.vmap(in_axes=0, out_axes=0)
+                def make(rngs):
+                    return nnx.Linear(3, 3, rngs=rngs)
+
+                self.blocks = make(rngs)
                 self.head = nnx.Linear(3, 2, rngs=rngs)
 
             def __call__(self, x):

@@ -62,7 +62,7 @@ def test_track_ends_with_a_table_and_a_report(tracked):
         (("linen/cn", "--run", "new"), "unknown model 'linen/cn'; did you mean 'linen/cnn'"),
         (("linen/mlp", "--data", "digit", "--run", "new"), "unknown data set 'digit'; did you mean 'digits'?"),
         (("linen/mlp", "--run", "new", "--probe", "5"), "a probe of 5 takes 0 test examples"),
-        (("linen/mlp", "--run", "new", "--steps", "0"), "0 is not in the range"),
+        (("linen/mlp", "--run", "new", "--steps", "0"), "Invalid value for '--steps'"),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, message):
