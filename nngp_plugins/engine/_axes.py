@@ -91,11 +91,11 @@ def plan(
 
 def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     """The axes as non-negative integers, in the order in which the user names them."""
-    named = axes(jax.ShapeDtypeStruct(leaf.shape, dtype)) if callable(axes) else axes
+    named: Any = axes(jax.ShapeDtypeStruct(leaf.shape, dtype)) if callable(axes) else axes
     said = f"{argument}={_show(axes)}" + (f", which gave {named!r}," if callable(axes) else "")
     several = as_sequence(named)
     try:
-        wanted = [index(axis) for axis in ([named] if several is None else several)]
+        wanted = [index(axis) for axis in ((named,) if several is None else several)]
     except TypeError:
         raise TypeError(f"{said} must be an int, a sequence of ints, or a function that returns one.") from None
     ndim = len(leaf.shape)
