@@ -133,6 +133,11 @@ class LinenAdapter:
                 f"rng=None, but {name} draws random numbers; pass rng=jax.random.key(0), or "
                 "call it in its deterministic mode, such as from_linen(module, deterministic=True)."
             ) from error
+        except errors.ModifyScopeVariableError as error:
+            raise ValueError(
+                f"{name} writes to its variables as it runs; name their collections, such as from_linen(module, "
+                "mutable=['batch_stats']), or call it in its evaluation mode, such as from_linen(module, train=False)."
+            ) from error
         except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
             if state:
                 raise

@@ -114,7 +114,8 @@ class ModelFn:
         Returns:
             A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module called
             twice gives ``name`` and ``name#1``; tuple outputs give ``name/0``; the model's own output comes last as
-            ``output``, unless a layer already returned that very array; outputs without the batch axis are left out.
+            ``output``, unless a layer already returned that very array. Left out are outputs without the batch axis,
+            and layers called inside a transformation within the model (``scan``, ``vmap``, ``remat``, ``jit``).
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -26,7 +27,8 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
     the model itself may stand for ``params``.
 
     Args:
-        model_or_factory: a live ``nnx.Module``, or a function ``rngs -> model``, which ``f.init`` needs.
+        model_or_factory: a live ``nnx.Module``, or a function ``rngs -> model`` (which a class may be), as ``f.init``
+            needs.
         method: name of the method to run in place of ``__call__``.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
         **call_kwargs: passed at every call.
@@ -49,18 +51,19 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
         (4, 4)
     """
     nnx = require("flax.nnx", extra="flax")
-    factory, model = None, model_or_factory
+    factory: Callable[..., Any] | None = None
+    model = model_or_factory
     if not isinstance(model, nnx.Module):
         if not callable(model_or_factory):
             raise TypeError(
                 f"from_nnx takes an nnx.Module or a function rngs -> nnx.Module, got {reprlib.repr(model_or_factory)}."
             )
-        factory = model_or_factory
+        factory = _factory(model_or_factory)
         model = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
         if not isinstance(model, nnx.Module):
             raise TypeError(f"the factory given to from_nnx returned {type(model).__name__}, not an nnx.Module.")
     if not hasattr(model, method or "__call__"):
-        raise AttributeError(f"method={method!r}: {type(model).__name__} has no such method.")
+        raise AttributeError(f"{type(model).__name__} has no method {method or '__call__'!r}; choose one with method=.")
     kwargs = frozen_kwargs("from_nnx", spread, call_kwargs)
     model = nnx.clone(model)
     nnx.pop(model, nnx.Intermediate)  # left behind by a sow outside nnx.capture; no part of the model
@@ -69,6 +72,12 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
     leaves, structure = jax.tree.flatten(random)
     streams = Streams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     return ModelFn(NNXAdapter(Static(graphdef), streams, needed, factory, method, spread, kwargs))
+
+
+def _factory(make: Any) -> Callable[..., Any]:
+    """The factory as a function of ``rngs`` by position; modules take it by keyword."""
+    arguments = inspect.signature(make.__init__ if isinstance(make, type) else make).parameters
+    return (lambda rngs: make(rngs=rngs)) if "rngs" in arguments else make
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class History:
             raise FileNotFoundError(
                 f"run={str(run)!r} holds no metrics.jsonl; pass the folder that a KernelTracker wrote."
             )
-        return cls(json.loads(line) for line in path.read_text().splitlines())
+        complete, _, _ = path.read_text().rpartition("\n")  # the last line may still be on its way
+        return cls(json.loads(line) for line in complete.splitlines())
 
     @property
     def steps(self) -> np.ndarray:

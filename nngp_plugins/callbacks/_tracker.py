@@ -16,8 +16,9 @@ import numpy as np
 from jax import Array
 
 from ..adapters import ModelFn
-from ..metrics import DEFAULT, DenseGram, FeatureGram, Metric, features
+from ..metrics import DEFAULT, DenseGram, Metric
 from ._history import PREFIX, History, Row
+from ._measure import check_scalars, layer_metrics, layer_outputs, probe_size, stacked_grams
 from ._run_folder import RunFolder, describe
 from ._schedules import Schedule, log_spaced
 
@@ -61,6 +62,7 @@ class KernelTracker:
         history: the :class:`History` so far.
 
     Raises:
+        TypeError: ``f`` or ``schedule`` is something else.
         ValueError: targets that do not match the probe, an empty probe.
         FileExistsError: ``run`` already holds a run.
 
@@ -88,10 +90,16 @@ class KernelTracker:
         run: str | Path | None = None,
         config: Mapping[str, Any] | None = None,
     ):
+        if not callable(f):
+            raise TypeError(f"f={f!r} is not callable; pass a ModelFn or a function f(params, x).")
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced()."
+            )
         self.history = History()
         self._f = f
         self._probe = jax.tree.map(jnp.asarray, probe_x)
-        self._n = _probe_size(self._probe)
+        self._n = probe_size(self._probe)
         self._targets = np.zeros((0,)) if targets is None else np.asarray(targets)
         if targets is not None and (self._targets.ndim == 0 or len(self._targets) != self._n):
             raise ValueError(
@@ -102,7 +110,7 @@ class KernelTracker:
         self._metrics = dict(metrics)
         if slashed := [name for name in metrics if "/" in name]:
             raise ValueError(f"metrics={slashed!r} have a slash in their names, which separates layer and metric.")
-        self._values = jax.jit(partial(_measure_values, self._metrics))
+        self._values = jax.jit(partial(layer_metrics, self._metrics))
         self._layers: list[str] = []
         self._reference: DenseGram | None = None
         self._latest: tuple[int, DenseGram] | None = None
@@ -128,11 +136,12 @@ class KernelTracker:
 
         Raises:
             ValueError: ``step`` goes back; a scalar takes a name of the tracker's own.
+            TypeError: a scalar is not a single number.
             RuntimeError: the tracker is closed.
         """
         due = self.due(step)
         for name in scalars:
-            if name == "seconds" or name.startswith(PREFIX):
+            if name in ("seconds", "layer", *self._metrics) or name.startswith(PREFIX):
                 raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
         self._seen = Seen(index(step), params, state, scalars)
         if due:
@@ -193,6 +202,7 @@ class KernelTracker:
 
     def _measure(self, seen: Seen) -> None:
         self._record()
+        check_scalars(seen.scalars)
         params, state = seen.params, seen.state
         if isinstance(self._f, ModelFn):
             params, state = self._f.variables(params, state)
@@ -212,17 +222,9 @@ class KernelTracker:
     def _measure_grams(self, params: Any, state: Any, probe: Any) -> DenseGram:
         """The Grams of all layers, stacked: ``(L, N, N)``."""
         outputs = self._f(params, probe) if state is None else self._f(params, probe, state=state)
-        named = [
-            (jax.tree_util.keystr(path, simple=True, separator="/") or "output", jnp.asarray(y))
-            for path, y in jax.tree_util.tree_leaves_with_path(outputs)
-        ]
-        for name, y in named:
-            if y.ndim == 0 or y.shape[0] != self._n:
-                raise ValueError(
-                    f"layer {name!r} has shape {y.shape}, not the {self._n} examples of the probe in front."
-                )
-        self._layers = [name for name, _ in named]
-        return jax.tree.map(lambda *grams: jnp.stack(grams), *[_gram(y) for _, y in named])
+        layers = layer_outputs(outputs, self._n)
+        self._layers = list(layers)
+        return stacked_grams(layers)
 
     def _record(self) -> None:
         """Moves the snapshot under way to the history and the run folder."""
@@ -231,7 +233,7 @@ class KernelTracker:
         pending, self._pending = self._pending, None
         values, traces, scalars = jax.device_get((pending.values, pending.traces, dict(pending.scalars)))
         row: Row = {"step": pending.step, "seconds": round(pending.seconds, 3)}
-        row |= {name: float(value) for name, value in scalars.items()}
+        row |= {name: float(scalars[name]) for name in pending.scalars}
         for i, layer in enumerate(self._layers):
             row |= {f"{PREFIX}{layer}/{metric}": float(values[metric][i]) for metric in self._metrics}
             self._warn_if_degenerate(pending.step, layer, float(traces[i]))
@@ -245,36 +247,6 @@ class KernelTracker:
         self._warned.add(layer)
         what = "zero" if trace == 0 else "not finite"
         warnings.warn(f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan.", stacklevel=4)
-
-
-def _gram(y: Array) -> DenseGram:
-    phi = FeatureGram(features(y))
-    centered = phi.center()
-    mean = phi.phi[0] - centered.phi[0]
-    # K from H K H costs N² instead of another N² D: phi = centred + 1 meanᵀ
-    shift = jnp.matmul(centered.phi, mean, precision="highest")
-    matrix = centered.dense()
-    return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)
-
-
-def _measure_values(
-    metrics: dict[str, Metric], grams: DenseGram, references: DenseGram
-) -> tuple[dict[str, Array], Array]:
-    """Every metric of every layer, and the traces that tell a degenerate kernel."""
-
-    def of_layer(gram: DenseGram, reference: DenseGram) -> tuple[dict[str, Array], Array]:
-        return {name: metric(gram, reference) for name, metric in metrics.items()}, gram.trace()
-
-    return jax.vmap(of_layer)(grams, references)
-
-
-def _probe_size(probe: Any) -> int:
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(probe)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
-        )
-    return sizes.pop()
 
 
 def _is_ready(pending: Pending) -> bool:

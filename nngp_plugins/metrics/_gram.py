@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 
+@runtime_checkable
 class Gram(Protocol):
     """The kernel of N examples: symmetric, positive semi-definite, ``(N, N)``."""
 
@@ -145,7 +146,7 @@ def as_gram(kernel: Gram | Array) -> Gram:
     Raises:
         ValueError: an array that is not square; features go to :class:`FeatureGram`.
     """
-    if isinstance(kernel, DenseGram | FeatureGram):
+    if isinstance(kernel, Gram):
         return kernel
     matrix = jnp.asarray(kernel)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:

@@ -107,4 +107,5 @@ def _norm_of_symmetrised_jvp(primals: tuple[Array, Array], tangents: tuple[Array
     def times(v: Array) -> Array:
         return (product(delta, product(sigma.T, v)) + product(sigma, product(delta.T, v))) / 2
 
-    return norm, (jnp.sum(times(sigma) * d_delta) + jnp.sum(times(delta) * d_sigma)) / norm
+    change = jnp.sum(times(sigma) * d_delta) + jnp.sum(times(delta) * d_sigma)
+    return norm, jnp.where(norm > 0, change / jnp.where(norm > 0, norm, 1), 0)  # at its minimum, the subgradient 0

@@ -186,3 +186,9 @@ class TestCallForms:
         params, _ = f.init(jax.random.key(0), x)
         kernel = params["inner"]["kernel"]
         np.testing.assert_allclose(f(params, x), jnp.tanh(x @ kernel @ kernel.T), rtol=1e-5)
+
+
+def test_train_mode_without_mutable_says_what_to_name(split, x):
+    f = nngp.from_linen(Net())
+    with pytest.raises(ValueError, match=r"Net writes to its variables.*mutable=\['batch_stats'\]"):
+        f(split[0], x, state=split[1], rng=jax.random.key(0), train=True)

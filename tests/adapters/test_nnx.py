@@ -1,7 +1,5 @@
 """Flax NNX: the live object, its states and random streams, against `model(x)`."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -255,7 +253,7 @@ class TestCallForms:
         encode = nngp.from_nnx(model, method="encode")
         equal(encode(model, x), model.encode(x))
         assert list(encode.layers()(model, x)) == ["left"]
-        with pytest.raises(AttributeError, match=re.escape("method='decode': Pair has no such method.")):
+        with pytest.raises(AttributeError, match="Pair has no method 'decode'"):
             nngp.from_nnx(model, method="decode")
 
     def test_model_that_is_no_pytree(self, x):
@@ -319,3 +317,17 @@ class TestCallForms:
         layers = f.layers("rnn", "head")(model, sequences)
         assert list(layers) == ["rnn", "head"]
         equal(layers["rnn"], model.rnn(sequences))
+
+
+class ByKeyword(nnx.Module):
+    def __init__(self, *, rngs):
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x)
+
+
+def test_a_class_that_takes_rngs_by_keyword_is_a_factory(x):
+    f = nngp.from_nnx(ByKeyword)
+    params, _ = f.init(jax.random.key(3), x)
+    np.testing.assert_array_equal(f(params, x), ByKeyword(rngs=nnx.Rngs(jax.random.key(3)))(x))

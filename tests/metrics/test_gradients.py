@@ -55,3 +55,9 @@ def test_gradient_of_cka_at_its_maximum_is_zero():
         phi = jnp.asarray(np.random.default_rng(0).normal(size=(12, 4)))
         gradient = jax.grad(lambda a: cka(FeatureGram(a), FeatureGram(phi)))(phi)
         np.testing.assert_allclose(gradient, 0, atol=1e-12)
+
+
+def test_gradient_of_relative_change_at_no_change_is_the_subgradient_zero():
+    phi = jnp.asarray(np.random.default_rng(0).normal(size=(12, 4)))
+    gradient = jax.grad(lambda phi0: relative_change(FeatureGram(phi0), FeatureGram(phi)))(phi)
+    np.testing.assert_array_equal(gradient, 0)

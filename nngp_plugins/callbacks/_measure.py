@@ -1,0 +1,82 @@
+"""What a snapshot computes: the Gram of every layer, stacked, and every metric of every Gram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..metrics import DenseGram, FeatureGram, Metric, features
+
+
+def probe_size(probe: Any) -> int:
+    """Number of examples of a probe.
+
+    Raises:
+        ValueError: its arrays have no common batch in front, or an empty one.
+    """
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(probe)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
+        )
+    return sizes.pop()
+
+
+def layer_outputs(outputs: Any, n: int) -> dict[str, Array]:
+    """The arrays of a PyTree by name, in order.
+
+    Raises:
+        ValueError: there is none, or one does not have the ``n`` examples of the probe in front.
+    """
+    layers = {
+        jax.tree_util.keystr(path, simple=True, separator="/") or "output": jnp.asarray(y)
+        for path, y in jax.tree_util.tree_leaves_with_path(outputs)
+    }
+    if not layers:
+        raise ValueError(f"f returned {outputs!r}, which holds no array to measure.")
+    for name, y in layers.items():
+        if y.ndim == 0 or y.shape[0] != n:
+            raise ValueError(f"layer {name!r} has shape {y.shape}, not the {n} examples of the probe in front.")
+    return layers
+
+
+def stacked_grams(layers: Mapping[str, Array]) -> DenseGram:
+    """The Grams of all layers, ``(L, N, N)``."""
+    return jax.tree.map(lambda *grams: jnp.stack(grams), *map(_gram, layers.values()))
+
+
+def _gram(y: Array) -> DenseGram:
+    phi = FeatureGram(features(y))
+    centered = phi.center()
+    mean = phi.phi[0] - centered.phi[0]
+    # K from H K H costs N² instead of another N² D: phi = centred + 1 meanᵀ
+    shift = jnp.matmul(centered.phi, mean, precision="highest")
+    matrix = centered.dense()
+    return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)
+
+
+def layer_metrics(
+    metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram
+) -> tuple[dict[str, Array], Array]:
+    """Every metric of every layer, each ``(L,)``, and the traces, which tell a degenerate kernel."""
+
+    def of_layer(gram: DenseGram, reference: DenseGram) -> tuple[dict[str, Array], Array]:
+        return {name: metric(gram, reference) for name, metric in metrics.items()}, gram.trace()
+
+    return jax.vmap(of_layer)(grams, references)
+
+
+def check_scalars(scalars: Mapping[str, Any]) -> None:
+    """Refuses what is not a single number.
+
+    Raises:
+        TypeError: names it.
+    """
+    for name, value in scalars.items():
+        if not isinstance(value, int | float | np.generic | np.ndarray | Array) or jnp.shape(value):
+            raise TypeError(f"{name}={value!r} is not a scalar; a tracker logs single numbers beside the kernels.")
