@@ -76,7 +76,7 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
 
 def _factory(make: Any) -> Callable[..., Any]:
     """The factory as a function of ``rngs`` by position; modules take it by keyword."""
-    arguments = inspect.signature(make.__init__ if isinstance(make, type) else make).parameters
+    arguments = inspect.signature(make.__init__ if isinstance(make, type) else make).parameters  # type: ignore[misc]
     return (lambda rngs: make(rngs=rngs)) if "rngs" in arguments else make
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
 
 
-class Schedule:
+class Schedule(ABC):
     """A set of training steps; ``a | b`` is the union of two."""
 
+    @abstractmethod
     def due(self, step: int, previous: int) -> bool:
         """Whether the set has a step in ``(previous, step]``, so that steps in between may be skipped."""
-        raise NotImplementedError
 
     def __or__(self, other: Schedule) -> Schedule:
         return Either(self, other)
