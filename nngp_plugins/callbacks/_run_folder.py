@@ -40,8 +40,8 @@ class RunFolder:
         self._metrics.flush()
 
     def save(self, name: str, **arrays: Any) -> None:
-        """Saves arrays as ``name``; no pickle."""
-        np.savez(self.path / name, allow_pickle=False, **arrays)
+        """Saves arrays as ``name``."""
+        np.savez(self.path / name, **arrays)
 
     def close(self) -> None:
         """Closes the files."""

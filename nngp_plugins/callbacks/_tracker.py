@@ -105,6 +105,8 @@ class KernelTracker:
             raise ValueError(
                 f"targets of shape {self._targets.shape} do not label the {self._n} examples of the probe."
             )
+        if self._targets.dtype == object:
+            raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
         self._schedule = schedule or log_spaced()
         self._grams = jax.jit(self._measure_grams)
         self._metrics = dict(metrics)

@@ -19,6 +19,7 @@ def linear(w, x):
         ({"metrics": {"top/1": lambda gram, reference: gram.trace()}}, ValueError, "'top/1'.* have a slash"),
         ({"probe_x": jnp.ones((0, 3))}, ValueError, r"probe_x must hold arrays .* got batch sizes \[0\]"),
         ({"probe_x": (jnp.ones((2, 3)), jnp.ones(3))}, ValueError, r"got batch sizes \[2, 3\]"),
+        ({"targets": np.array([1, "two"] * 4, dtype=object)}, TypeError, "targets hold Python objects"),
         ({"targets": np.zeros(5)}, ValueError, r"targets of shape \(5,\) do not label the 8 examples"),
     ],
 )
