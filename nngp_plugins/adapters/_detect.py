@@ -40,14 +40,27 @@ def as_model_fn(model: Any, **adapter_kwargs: Any) -> ModelFn:
         >>> type(nngp.as_model_fn(nn.Dense(5)).adapter).__name__
         'LinenAdapter'
     """
-    if isinstance(model, ModelFn) and not adapter_kwargs:
+    if isinstance(model, ModelFn):
+        if adapter_kwargs:
+            raise TypeError(f"as_model_fn got a ModelFn, which takes no {', '.join(adapter_kwargs)}; pass the model.")
         return model
-    for framework, types, adapter in _MODELS:
-        loaded = sys.modules.get(framework)
-        if loaded is not None and isinstance(model, tuple(getattr(loaded, name) for name in types)):
-            return adapter(model, **adapter_kwargs)
+    if (adapter := _adapter(model)) is not None:
+        return adapter(model, **adapter_kwargs)
     raise TypeError(
         "as_model_fn takes a Flax Linen module, a Flax NNX model or what hk.transform returns, got "
         f"{reprlib.repr(model)}. A plain f(params, x) needs no adapter: pass it to empirical_nngp_fn; a factory of NNX "
         "models goes to from_nnx."
     )
+
+
+def is_model(model: Any) -> bool:
+    """Whether :func:`as_model_fn` would convert it."""
+    return _adapter(model) is not None
+
+
+def _adapter(model: Any) -> Callable[..., ModelFn] | None:
+    for framework, types, adapter in _MODELS:
+        loaded = sys.modules.get(framework)
+        if loaded is not None and isinstance(model, tuple(getattr(loaded, name) for name in types)):
+            return adapter
+    return None

@@ -15,6 +15,8 @@ from ._model_fn import ModelFn, PyTree, Spread, Static, frozen_kwargs, spread_in
 
 Path = tuple[str, ...]
 
+_NOT_STATE = ("params", "intermediates", "perturbations")  # the last two have the batch of the call that made them
+
 
 def from_linen(
     module: Any,
@@ -106,7 +108,7 @@ class LinenAdapter:
         return self._split(model) if is_variables else None
 
     def _split(self, variables: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
-        state = {name: value for name, value in variables.items() if name not in ("params", "intermediates")}
+        state = {name: value for name, value in variables.items() if name not in _NOT_STATE}
         return variables.get("params", {}), state
 
     def _streams(self, rng: Any) -> dict[str, Any]:
@@ -139,10 +141,9 @@ class LinenAdapter:
                 "mutable=['batch_stats']), or call it in its evaluation mode, such as from_linen(module, train=False)."
             ) from error
         except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
-            if state:
-                raise
+            given = f"state holds {', '.join(map(repr, state))}" if state else "state=None"
             raise ValueError(
-                f"state=None, but {name} has variables outside 'params'; pass them as state=, "
+                f"{given}, but {name} has variables outside 'params'; pass them as state=, "
                 "such as state={'batch_stats': variables['batch_stats']}."
             ) from error
 

@@ -71,6 +71,8 @@ class ModelFn:
             raise TypeError(
                 "rngs=... is not an argument of a ModelFn; pass one key as rng=, it is folded for each name."
             )
+        if rng is not None and not hasattr(rng, "dtype"):
+            raise TypeError(f"rng={rng!r} is not a key; pass rng=jax.random.key({rng!r}).")
         params, state = self.variables(params, state)
         if self.patterns is None:
             return self.adapter.apply(params, state, rng, x, kwargs)
@@ -114,8 +116,8 @@ class ModelFn:
         Returns:
             A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module called
             twice gives ``name`` and ``name#1``; tuple outputs give ``name/0``; the model's own output comes last as
-            ``output``, unless a layer already returned that very array. Left out are outputs without the batch axis,
-            and layers called inside a transformation within the model (``scan``, ``vmap``, ``remat``, ``jit``).
+            ``output``, unless a layer already returned that very array. Left out are outputs whose axis 0 does not have
+            the size of the batch, and layers called inside a transformation within the model (``scan``, ``vmap``, ``remat``, ``jit``).
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp

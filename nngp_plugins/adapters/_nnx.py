@@ -134,8 +134,10 @@ class NNXAdapter:
         return params, state
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """Parameters and state of a live model."""
+        """Parameters and state of a live model, or of all its variables as ``nnx.state`` gives them."""
         nnx = require("flax.nnx", extra="flax")
+        if isinstance(model, nnx.State) and jax.tree.leaves(nnx.filter_state(model, nnx.Not(nnx.Param))):
+            return nnx.split_state(model, nnx.Param, ...)
         if not isinstance(model, nnx.Module):
             return None
         _, params, _, state = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
@@ -160,16 +162,17 @@ class NNXAdapter:
     ) -> PyTree:
         nnx = require("flax.nnx", extra="flax")
         model = self._merge(params, state, rng)
+        paths = {}
         for path, module in nnx.iter_modules(model):
-            module._nngp_path = "/".join(map(str, path))
+            paths[id(module)] = "/".join(map(str, path))
             kind: Any = type(module)
             object.__setattr__(module, "__class__", _recording(kind))
         args, inputs = spread_input(x, self.spread)
-        token = _record.set(record)
+        token = _recorder.set((paths, record))
         try:
             return getattr(model, self.method or "__call__")(*args, **{**inputs, **dict(self.kwargs), **kwargs})
         finally:
-            _record.reset(token)
+            _recorder.reset(token)
 
 
 @cache
@@ -194,7 +197,8 @@ def _refusing_keys() -> Any:
 
 
 Record = Callable[[str, Any], None]
-_record: ContextVar[Record] = ContextVar("record")
+_recorder: ContextVar[tuple[dict[int, str], Record]] = ContextVar("recorder")
+"""The paths of the modules of the model that runs, by identity, and what records their outputs."""
 
 
 @cache
@@ -208,12 +212,15 @@ def _recording(module_type: Any) -> Any:
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         outputs = module_type.__call__(self, *args, **kwargs)
-        if self._nngp_path:
-            _record.get()(self._nngp_path, outputs)
+        paths, record = _recorder.get()
+        if path := paths.get(id(self)):
+            record(path, outputs)
         return outputs
 
     def sow(self: Any, variable_type: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
-        _record.get()("/".join(filter(None, [self._nngp_path, name])), value)
+        paths, record = _recorder.get()
+        if id(self) in paths:  # unlike the copies that a transformation within the model makes
+            record("/".join(filter(None, [paths[id(self)], name])), value)
         return True
 
     body = {"sow": sow, "__module__": module_type.__module__, "__doc__": module_type.__doc__}

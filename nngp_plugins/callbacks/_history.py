@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .._require import require
+
 Row = dict[str, float]
 """One snapshot: ``step``, ``seconds``, the user's scalars, and ``kernel/<layer>/<metric>``."""
 
@@ -78,8 +80,7 @@ class History:
 
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` indexed by step and layer, one column for each metric and scalar."""
-        import pandas as pd
-
+        pd = require("pandas", extra="report")
         beside = ["step", "seconds", *self.scalars]
         records = [
             {**{name: row.get(name) for name in beside}, "layer": layer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,11 +63,12 @@ def _gram(y: Array) -> DenseGram:
 
 def layer_metrics(
     metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram
-) -> tuple[dict[str, Array], Array]:
-    """Every metric of every layer, each ``(L,)``, and the traces, which tell a degenerate kernel."""
+) -> tuple[dict[str, Array], tuple[Array, Array]]:
+    """Every metric of every layer, each ``(L,)``, and traces, plain and centred, that tell a degenerate kernel."""
 
-    def of_layer(gram: DenseGram, reference: DenseGram) -> tuple[dict[str, Array], Array]:
-        return {name: metric(gram, reference) for name, metric in metrics.items()}, gram.trace()
+    def of_layer(gram: DenseGram, reference: DenseGram) -> tuple[dict[str, Array], tuple[Array, Array]]:
+        traces = gram.trace(), gram.center().trace()
+        return {name: metric(gram, reference) for name, metric in metrics.items()}, traces
 
     return jax.vmap(of_layer)(grams, references)
 
@@ -79,4 +81,48 @@ def check_scalars(scalars: Mapping[str, Any]) -> None:
     """
     for name, value in scalars.items():
         if not isinstance(value, int | float | np.generic | np.ndarray | Array) or jnp.shape(value):
-            raise TypeError(f"{name}={value!r} is not a scalar; a tracker logs single numbers beside the kernels.")
+            raise TypeError(
+                f"{name}={reprlib.repr(value)} is not a scalar; pass single numbers, and a model's state as state=."
+            )
+
+
+def check_targets(targets: Any, n: int) -> np.ndarray:
+    """Labels ``(N,)`` or one-hot ``(N, C)`` of the ``n`` examples of a probe; labels ``(N, 1)`` lose that axis.
+
+    Raises:
+        TypeError: they hold Python objects.
+        ValueError: they have another shape.
+    """
+    labels = np.asarray(targets)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim not in (1, 2) or len(labels) != n:
+        raise ValueError(f"targets of shape {labels.shape} do not label the {n} examples of the probe.")
+    if labels.dtype == object:
+        raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
+    return labels
+
+
+def check_metrics(metrics: Mapping[str, Metric], n: int) -> dict[str, Metric]:
+    """Metrics that give a scalar for Grams of ``n`` examples; their shapes are worked out, nothing is computed.
+
+    Raises:
+        TypeError: not a mapping, or not a function of two Grams that returns a scalar.
+        ValueError: a name with a slash, or too few examples.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
+    kernel = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    gram = DenseGram(kernel, kernel)  # type: ignore[arg-type]  # stands for its shape
+    for name, metric in metrics.items():
+        if "/" in name:
+            raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")
+        try:
+            shape = jax.eval_shape(metric, gram, gram).shape
+        except ValueError as error:
+            raise ValueError(f"metrics[{name!r}] on a probe of {n} examples: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise TypeError(f"metrics[{name!r}] is no metric(gram, reference_gram) -> scalar: {error}") from error
+        if shape:
+            raise TypeError(f"metrics[{name!r}] returns an array of shape {shape}, not a scalar.")
+    return dict(metrics)

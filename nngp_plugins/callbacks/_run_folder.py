@@ -7,7 +7,6 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,19 @@ class RunFolder:
         """Saves arrays as ``name``."""
         np.savez(self.path / name, **arrays)
 
-    def close(self) -> None:
-        """Closes the files."""
+    def close(self, *, discard: bool) -> None:
+        """Closes the files; a run that measured nothing leaves nothing that would block the next one."""
         self._metrics.close()
+        if discard:
+            for name in ("metrics.jsonl", "run.json"):
+                (self.path / name).unlink()
 
 
 def describe(probe: Any, config: Mapping[str, Any] | None, **about: Any) -> dict[str, Any]:
     """What ``run.json`` says of a run: versions, the probe's fingerprint, and the user's config."""
+    from .. import __version__  # the package is not ready while this module is imported
+
+    versions = {"nngp-plugins": __version__, "jax": jax.__version__, "numpy": np.__version__}
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(probe)]
     digest = hashlib.sha256()
     for leaf in leaves:
@@ -57,7 +62,7 @@ def describe(probe: Any, config: Mapping[str, Any] | None, **about: Any) -> dict
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("nngp-plugins", "jax", "numpy")},
+        "versions": {"python": platform.python_version()} | versions,
         "probe": {"n": int(leaves[0].shape[0]), "sha256": digest.hexdigest()},
         **about,
         "config": dict(config or {}),

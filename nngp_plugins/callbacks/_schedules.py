@@ -17,6 +17,8 @@ class Schedule(ABC):
         """Whether the set has a step in ``(previous, step]``, so that steps in between may be skipped."""
 
     def __or__(self, other: Schedule) -> Schedule:
+        if not isinstance(other, Schedule):
+            raise TypeError(f"{self} | {other!r} joins schedules; pass nngp.every({other!r}) or nngp.log_spaced().")
         return Either(self, other)
 
 

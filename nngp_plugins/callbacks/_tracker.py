@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -15,10 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..adapters import ModelFn
+from ..adapters import ModelFn, is_model
 from ..metrics import DEFAULT, DenseGram, Metric
 from ._history import PREFIX, History, Row
-from ._measure import check_scalars, layer_metrics, layer_outputs, probe_size, stacked_grams
+from ._measure import (
+    check_metrics,
+    check_scalars,
+    check_targets,
+    layer_metrics,
+    layer_outputs,
+    probe_size,
+    stacked_grams,
+)
 from ._run_folder import RunFolder, describe
 from ._schedules import Schedule, log_spaced
 
@@ -30,6 +39,8 @@ class Seen(NamedTuple):
     params: Any
     state: Any
     scalars: Mapping[str, Any]
+    values: list[Any] | None
+    """The values at that step of a live model, which training goes on writing to."""
 
 
 class Pending(NamedTuple):
@@ -38,7 +49,7 @@ class Pending(NamedTuple):
     step: int
     seconds: float
     values: dict[str, Array]
-    traces: Array
+    traces: tuple[Array, Array]
     scalars: Mapping[str, Any]
 
 
@@ -62,8 +73,8 @@ class KernelTracker:
         history: the :class:`History` so far.
 
     Raises:
-        TypeError: ``f`` or ``schedule`` is something else.
-        ValueError: targets that do not match the probe, an empty probe.
+        TypeError: ``f``, ``schedule``, ``config`` or a metric is something else.
+        ValueError: targets that do not match the probe, an empty probe or one too small for a metric.
         FileExistsError: ``run`` already holds a run.
 
     Example:
@@ -90,8 +101,10 @@ class KernelTracker:
         run: str | Path | None = None,
         config: Mapping[str, Any] | None = None,
     ):
-        if not callable(f):
-            raise TypeError(f"f={f!r} is not callable; pass a ModelFn or a function f(params, x).")
+        if not callable(f) or is_model(f):
+            raise TypeError(
+                f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as nngp.as_model_fn(model).layers()."
+            )
         if schedule is not None and not isinstance(schedule, Schedule):
             raise TypeError(
                 f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced()."
@@ -100,18 +113,10 @@ class KernelTracker:
         self._f = f
         self._probe = jax.tree.map(jnp.asarray, probe_x)
         self._n = probe_size(self._probe)
-        self._targets = np.zeros((0,)) if targets is None else np.asarray(targets)
-        if targets is not None and (self._targets.ndim == 0 or len(self._targets) != self._n):
-            raise ValueError(
-                f"targets of shape {self._targets.shape} do not label the {self._n} examples of the probe."
-            )
-        if self._targets.dtype == object:
-            raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
+        self._targets = np.zeros((0,)) if targets is None else check_targets(targets, self._n)
         self._schedule = schedule or log_spaced()
         self._grams = jax.jit(self._measure_grams)
-        self._metrics = dict(metrics)
-        if slashed := [name for name in metrics if "/" in name]:
-            raise ValueError(f"metrics={slashed!r} have a slash in their names, which separates layer and metric.")
+        self._metrics = check_metrics(metrics, self._n)
         self._values = jax.jit(partial(layer_metrics, self._metrics))
         self._layers: list[str] = []
         self._reference: DenseGram | None = None
@@ -121,8 +126,12 @@ class KernelTracker:
         self._warned: set[str] = set()
         self._closed = False
         self._start = time.perf_counter()
-        about = describe(self._probe, config, schedule=repr(self._schedule), metrics=list(metrics))
-        self._folder = None if run is None else RunFolder(run, about)
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
+        self._folder: RunFolder | None = None
+        if run is not None:
+            about = describe(self._probe, config, schedule=repr(self._schedule), metrics=list(metrics))
+            self._folder = RunFolder(run, about)
 
     def __call__(self, step: int, params: Any, *, state: Any = None, **scalars: Any) -> bool:
         """Measures if it is time to.
@@ -145,7 +154,9 @@ class KernelTracker:
         for name in scalars:
             if name in ("seconds", "layer", *self._metrics) or name.startswith(PREFIX):
                 raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
-        self._seen = Seen(index(step), params, state, scalars)
+        check_scalars(scalars)
+        values = None if due or isinstance(params, Mapping | Sequence | Array | np.ndarray) else jax.tree.leaves(params)
+        self._seen = Seen(index(step), params, state, scalars, values)
         if due:
             self._measure(self._seen)
         elif self._pending is not None and _is_ready(self._pending):
@@ -157,12 +168,10 @@ class KernelTracker:
         if self._closed:
             raise RuntimeError("this tracker is closed; make a new one.")
         step = index(step)
-        if self._seen is None:
+        if self._seen is None or self._reference is None:
             return True
         if step < self._seen.step:
-            raise ValueError(
-                f"step={step} comes after step {self._seen.step}; steps may be skipped, not repeated backwards."
-            )
+            raise ValueError(f"step={step} comes after step {self._seen.step}; steps may be skipped, but not go back.")
         return self._schedule.due(step, self._seen.step)
 
     def flush(self) -> None:
@@ -174,10 +183,10 @@ class KernelTracker:
         if self._closed:
             return
         if self._seen is not None and (self._latest is None or self._latest[0] != self._seen.step):
-            if _is_deleted((self._seen.params, self._seen.state)):
+            if lost := _lost(self._seen):
                 warnings.warn(
-                    f"close() cannot measure step {self._seen.step}: its parameters were donated to a later step. Call "
-                    "the tracker once more after the last step.",
+                    f"close() cannot measure step {self._seen.step}: its parameters were {lost}. Call the tracker once "
+                    "more after the last step.",
                     stacklevel=2,
                 )
             else:
@@ -192,19 +201,20 @@ class KernelTracker:
         if kind is None:
             self.close()
         else:
-            self._finish()
+            self._finish(failed=True)
 
-    def _finish(self) -> None:
+    def _finish(self, *, failed: bool = False) -> None:
         self._record()
         if self._latest is not None:
             self._save("last.npz", *self._latest)
         if self._folder is not None:
-            self._folder.close()
+            self._folder.close(discard=failed and not self.history.rows)
+        # a tracker may be kept for its history: let go of the model and the kernels
+        self._seen = self._latest = self._reference = None
         self._closed = True
 
     def _measure(self, seen: Seen) -> None:
         self._record()
-        check_scalars(seen.scalars)
         params, state = seen.params, seen.state
         if isinstance(self._f, ModelFn):
             params, state = self._f.variables(params, state)
@@ -238,17 +248,20 @@ class KernelTracker:
         row |= {name: float(scalars[name]) for name in pending.scalars}
         for i, layer in enumerate(self._layers):
             row |= {f"{PREFIX}{layer}/{metric}": float(values[metric][i]) for metric in self._metrics}
-            self._warn_if_degenerate(pending.step, layer, float(traces[i]))
+            self._warn_if_degenerate(pending.step, layer, float(traces[0][i]), float(traces[1][i]))
         self.history.rows.append(row)
         if self._folder is not None:
             self._folder.append(row)
 
-    def _warn_if_degenerate(self, step: int, layer: str, trace: float) -> None:
-        if layer in self._warned or (np.isfinite(trace) and trace > 0):
+    def _warn_if_degenerate(self, step: int, layer: str, trace: float, centered_trace: float) -> None:
+        if layer in self._warned or (np.isfinite(trace) and centered_trace > 0):
             return
         self._warned.add(layer)
-        what = "zero" if trace == 0 else "not finite"
-        warnings.warn(f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan.", stacklevel=4)
+        what = "not finite" if not np.isfinite(trace) else "zero" if trace == 0 else "constant"
+        message = f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan"
+        first = len(self.history) == 0 and np.isfinite(trace)
+        message += ", and those relative to this first snapshot will stay so" if first else ""
+        warnings.warn(message + ".", stacklevel=4)
 
 
 def _is_ready(pending: Pending) -> bool:
@@ -256,5 +269,11 @@ def _is_ready(pending: Pending) -> bool:
     return all(array.is_ready() for array in arrays)
 
 
-def _is_deleted(tree: Any) -> bool:
-    return any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves(tree))
+def _lost(seen: Seen) -> str:
+    """What became of the parameters of a call since then; empty where they are as they were."""
+    leaves = jax.tree.leaves((seen.params, seen.state))
+    if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
+        return "donated to a later step"
+    if seen.values is not None and any(a is not b for a, b in zip(seen.values, leaves, strict=False)):
+        return "trained further since, in the live model"
+    return ""

@@ -52,8 +52,8 @@ class KernelFn:
             x2: inputs with a batch of N2 examples; None (or a PyTree of Nones) means ``x2 = x1`` and one
                 forward pass.
             params: what ``f`` takes as its parameters.
-            **apply_fn_kwargs: passed to ``f``. A 2-tuple gives its first to ``x1`` and its second to ``x2``
-                (wrap it in :class:`Shared` to pass it whole); ``rng`` is folded for ``x2`` unless the inputs
+            **apply_fn_kwargs: passed to ``f``. A 2-tuple, of whatever name, gives its first to ``x1`` and its second
+                to ``x2`` (wrap it in :class:`Shared` to pass it whole); ``rng`` is folded for ``x2`` unless the inputs
                 are equal; all else goes to both.
 
         Returns:

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 
@@ -147,8 +148,8 @@ def as_gram(kernel: Gram | Array) -> Gram:
         ValueError: an array that is not square; features go to :class:`FeatureGram`.
     """
     if isinstance(kernel, Gram):
-        return kernel
-    matrix = jnp.asarray(kernel)
+        return jax.tree.map(_replicated, kernel)
+    matrix = _replicated(jnp.asarray(kernel))
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(
             f"a kernel has shape (N, N), got {matrix.shape}; wrap features (N, D) as nngp.metrics.FeatureGram(phi), "
@@ -186,9 +187,16 @@ def features(y: Array) -> Float[Array, "N D"]:
     """
     if jnp.issubdtype(y.dtype, jnp.complexfloating):
         raise TypeError(f"metrics are defined for real features, got {y.dtype}; pass the real and imaginary parts.")
-    flat = y.reshape(y.shape[0], -1)
+    flat = _replicated(y).reshape(y.shape[0], -1)
     flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
     return flat / jnp.sqrt(jnp.asarray(flat.shape[1], flat.dtype))
+
+
+def _replicated(y: Array) -> Array:
+    """The same on every device of a mesh with explicit axes, which refuses much of the algebra on what is sharded."""
+    mesh = jax.typeof(y).sharding.mesh
+    explicit = AxisType.Explicit in mesh.axis_types
+    return jax.sharding.reshard(y, NamedSharding(mesh, PartitionSpec())) if explicit else y
 
 
 def product(a: Array, b: Array) -> Array:

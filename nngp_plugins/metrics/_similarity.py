@@ -24,7 +24,7 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
         debiased: use the unbiased HSIC, which needs N ≥ 4; the biased one needs N ≥ 2.
 
     Returns:
-        A scalar; nan when a kernel is constant or zero.
+        A scalar; nan when a kernel is constant or zero, and, if debiased, a multiple of the identity.
 
     Raises:
         ValueError: different or too small N.
@@ -41,7 +41,13 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
     a, b = as_gram_pair(a, b, at_least=4 if debiased else 2)
     a, b = a.center(), b.center()
     hsic = _debiased_hsic if debiased else _biased_hsic
-    return hsic(a, b) / (jnp.sqrt(hsic(a, a)) * jnp.sqrt(hsic(b, b)))
+    return hsic(a, b) / (_root(hsic(a, a), a) * _root(hsic(b, b), b))
+
+
+def _root(hsic: Array, a: Gram) -> Float[Array, ""]:
+    """``sqrt(HSIC(K, K))``; nan where the HSIC is the rounding error of a kernel that has none."""
+    noise = a.n * jnp.finfo(hsic.dtype).eps * a.inner(a)
+    return jnp.sqrt(jnp.where(hsic > noise, hsic, jnp.nan))
 
 
 def _biased_hsic(a: Gram, b: Gram) -> Float[Array, ""]:

@@ -16,6 +16,7 @@ TITLES = {
     "scale": "Scale  tr K / N",
 }
 _LOG = ("relative_change", "scale")  # span decades; a relative change of zero, at the first snapshot, is left out
+_LEGEND = 8  # more layers than this are told by the colours of the table
 _INIT = 0.5  # where step 0 stands on a log axis
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
@@ -38,10 +39,10 @@ def curves(run: Run) -> list[tuple[str, Any]]:
 
 
 def heat_maps(run: Run, at_most: int = 8) -> list[tuple[str, Any]]:
-    """A titled figure for each layer: its kernel before and after training, examples ordered by class.
+    """A titled figure for each layer: its kernel before and (once the tracker is closed) after training.
 
-    Shown is the centred kernel scaled to a unit diagonal, whose entries are the cosines between centred features, so
-    that both sides share one colour scale. Of many layers, evenly spaced ones are shown.
+    Examples are ordered by class. Shown is the centred kernel scaled to a unit diagonal, whose entries are the cosines
+    between centred features, so that both sides share one colour scale. Of many layers, evenly spaced ones are shown.
     """
     order = np.argsort(run.targets, kind="stable") if run.targets.size else np.arange(run.before.shape[1])
     labels = run.targets[order] if run.targets.size else None
@@ -49,8 +50,9 @@ def heat_maps(run: Run, at_most: int = 8) -> list[tuple[str, Any]]:
     first, last = run.history.steps[[0, -1]]
     figures = []
     for i in shown:
-        kernels = [_cosines(kernel[i])[np.ix_(order, order)] for kernel in (run.before, run.after)]
-        figures.append((run.layers[i], _heat_figure(kernels, [f"step {first}", f"step {last}"], labels)))
+        stacks = {f"step {first}": run.before} | ({} if run.after is None else {f"step {last}": run.after})
+        kernels = {title: _cosines(stack[i])[np.ix_(order, order)] for title, stack in stacks.items()}
+        figures.append((run.layers[i], _heat_figure(kernels, labels)))
     return figures
 
 
@@ -82,7 +84,7 @@ def _line_figure(steps: np.ndarray, lines: list[tuple[str, np.ndarray, str]], *,
     if log_y:
         figure.update_yaxes(**_log_ticks(np.concatenate([values for _, values, _ in lines])))
     legend = {"orientation": "h", "y": -0.24, "x": 0, "font": {"size": 11}}
-    return _styled(figure, height=300, legend=legend, showlegend=len(lines) > 1)
+    return _styled(figure, height=300, legend=legend, showlegend=1 < len(lines) <= _LEGEND)
 
 
 def _log_ticks(values: np.ndarray) -> dict[str, Any]:
@@ -93,15 +95,17 @@ def _log_ticks(values: np.ndarray) -> dict[str, Any]:
     low, high = int(np.floor(np.log10(positive.min()))), int(np.ceil(np.log10(positive.max())))
     steps = (1, 2, 5) if high - low <= 2 else (1,)
     ticks = [step * 10.0**k for k in range(low, high + 1) for step in steps]
+    if sum(positive.min() <= tick <= positive.max() for tick in ticks) < 2:
+        return {}
     return {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _heat_figure(kernels: list[np.ndarray], titles: list[str], labels: np.ndarray | None) -> Any:
+def _heat_figure(kernels: dict[str, np.ndarray], labels: np.ndarray | None) -> Any:
     figure = require("plotly.subplots", extra="report").make_subplots(
-        rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.04
+        rows=1, cols=2, subplot_titles=list(kernels), horizontal_spacing=0.04
     )
-    for column, kernel in enumerate(kernels, start=1):
-        heat = {"z": kernel.astype(np.float32), "coloraxis": "coloraxis", "name": titles[column - 1]}
+    for column, (title, kernel) in enumerate(kernels.items(), start=1):
+        heat = {"z": kernel.astype(np.float32), "coloraxis": "coloraxis", "name": title}
         figure.add_heatmap(
             **heat, row=1, col=column, hovertemplate="examples %{x}, %{y}: cosine %{z:.3f}<extra></extra>"
         )

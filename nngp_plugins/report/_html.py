@@ -17,14 +17,14 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     kernel before and after training as heat maps ordered by class.
 
     Args:
-        run: the folder that a :class:`KernelTracker` wrote, after its ``close()``.
+        run: the folder that a :class:`KernelTracker` writes; the kernels after training are there once it is closed.
         title: heading of the page; by default the name of the folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        FileNotFoundError: not the folder of a finished run.
+        FileNotFoundError: not a run folder, or one without a snapshot.
         ModuleNotFoundError: Plotly or Jinja2 is missing; names the extra to install.
 
     Example:

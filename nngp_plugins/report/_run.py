@@ -21,7 +21,7 @@ class Run:
         history: the snapshots.
         layers: names of the layers, in forward order.
         before: centred kernels at the first snapshot, ``(L, N, N)``.
-        after: the same at the last one.
+        after: the same at the last one; None while the tracker is not closed.
         targets: labels of the probe, ``(N,)``; empty where none were given.
     """
 
@@ -29,27 +29,35 @@ class Run:
     history: History
     layers: list[str]
     before: np.ndarray
-    after: np.ndarray
+    after: np.ndarray | None
     targets: np.ndarray
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """Reads a run folder whose tracker was closed.
+        """Reads a run folder, also of a run that goes on or was killed.
 
         Raises:
-            FileNotFoundError: the folder is not a run folder, or the tracker was not closed.
+            FileNotFoundError: the folder is not a run folder, or holds no snapshot yet.
         """
         path = Path(path)
-        for name, reason in (("run.json", "is not a run folder"), ("last.npz", "is not finished: close() its tracker")):
-            if not (path / name).is_file():
-                raise FileNotFoundError(f"run={str(path)!r} {reason} (no {name}).")
-        with np.load(path / "reference.npz") as reference, np.load(path / "last.npz") as last:
-            targets = reference["targets"]
-            return cls(
-                about=json.loads((path / "run.json").read_text()),
-                history=History.load(path),
-                layers=[str(name) for name in reference["layers"]],
-                before=reference["centered"],
-                after=last["centered"],
-                targets=targets.argmax(axis=1) if targets.ndim == 2 else targets,
+        if not (path / "run.json").is_file():
+            raise FileNotFoundError(f"run={str(path)!r} is not a run folder: it has no run.json.")
+        history = History.load(path)
+        if not history.rows:
+            raise FileNotFoundError(
+                f"run={str(path)!r} holds no snapshot yet: a tracker records one as the next call comes."
             )
+        with np.load(path / "reference.npz") as reference:
+            layers, before, targets = (reference[name] for name in ("layers", "centered", "targets"))
+        after = None
+        if (path / "last.npz").is_file():
+            with np.load(path / "last.npz") as last:
+                after = last["centered"]
+        return cls(
+            about=json.loads((path / "run.json").read_text()),
+            history=history,
+            layers=[str(name) for name in layers],
+            before=before,
+            after=after,
+            targets=targets.argmax(axis=1) if targets.ndim == 2 else targets,
+        )

@@ -192,3 +192,10 @@ def test_train_mode_without_mutable_says_what_to_name(split, x):
     f = nngp.from_linen(Net())
     with pytest.raises(ValueError, match=r"Net writes to its variables.*mutable=\['batch_stats'\]"):
         f(split[0], x, state=split[1], rng=jax.random.key(0), train=True)
+
+
+def test_a_state_without_its_collection_says_what_it_holds(split, x):
+    stats = split[1]["batch_stats"]
+    held = ", ".join(map(repr, stats))
+    with pytest.raises(ValueError, match=f"state holds {held}, but Net has variables outside 'params'"):
+        nngp.from_linen(Net())(split[0], x, state=stats)

@@ -1,5 +1,6 @@
 """Flax NNX: the live object, its states and random streams, against `model(x)`."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -331,3 +332,22 @@ def test_a_class_that_takes_rngs_by_keyword_is_a_factory(x):
     f = nngp.from_nnx(ByKeyword)
     params, _ = f.init(jax.random.key(3), x)
     np.testing.assert_array_equal(f(params, x), ByKeyword(rngs=nnx.Rngs(jax.random.key(3)))(x))
+
+
+def test_all_variables_of_a_model_are_split(model, x):
+    model.eval()
+    _, variables = nnx.split(model)
+    equal(nngp.from_nnx(model)(variables, x), model(x))
+
+
+def test_a_linen_module_inside_nnx(x):
+    model = nnx.bridge.ToNNX(nn.Dense(2), rngs=nnx.Rngs(0)).lazy_init(x)
+    equal(nngp.from_nnx(model)(model, x), model(x))
+
+
+@pytest.mark.parametrize("make", [lambda: nngp.from_nnx(ByKeyword), lambda: nngp.from_linen(nn.Dense(2))])
+def test_a_number_is_no_key(make, x):
+    f = make()
+    params, _ = f.init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match=r"rng=0 is not a key; pass rng=jax.random.key\(0\)"):
+        f(params, x, rng=0)

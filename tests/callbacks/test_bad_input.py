@@ -1,6 +1,12 @@
+import contextlib
+import gc
+import weakref
+
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import nngp_plugins as nngp
 
@@ -14,9 +20,16 @@ def linear(w, x):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"f": 3}, TypeError, "f=3 is not callable; pass a ModelFn or a function"),
+        ({"f": 3}, TypeError, r"f=3 is no function f\(params, x\); pass one"),
+        ({"f": nn.Dense(3)}, TypeError, r"is no function f\(params, x\); .* nngp.as_model_fn\(model\)"),
+        ({"metrics": ["cka"]}, TypeError, r"metrics=\['cka'\] is not a dict"),
+        ({"metrics": {"s": nngp.metrics.scale}}, TypeError, r"metrics\['s'\] is no metric\(gram, reference_gram\)"),
+        ({"metrics": {"d": lambda gram, _: gram.diagonal()}}, TypeError, r"metrics\['d'\] returns .* shape \(8,\)"),
+        ({"probe_x": PROBE[:3]}, ValueError, r"metrics\['cka'\] on a probe of 3 examples: .* needs N >= 4"),
+        ({"targets": np.zeros((8, 2, 2))}, ValueError, r"targets of shape \(8, 2, 2\) do not label"),
+        ({"config": 3}, TypeError, "config=3 is not a mapping"),
         ({"schedule": 10}, TypeError, r"schedule=10 is not a schedule; pass nngp.every\(10\)"),
-        ({"metrics": {"top/1": lambda gram, reference: gram.trace()}}, ValueError, "'top/1'.* have a slash"),
+        ({"metrics": {"top/1": lambda gram, reference: gram.trace()}}, ValueError, "'top/1' has a slash"),
         ({"probe_x": jnp.ones((0, 3))}, ValueError, r"probe_x must hold arrays .* got batch sizes \[0\]"),
         ({"probe_x": (jnp.ones((2, 3)), jnp.ones(3))}, ValueError, r"got batch sizes \[2, 3\]"),
         ({"targets": np.array([1, "two"] * 4, dtype=object)}, TypeError, "targets hold Python objects"),
@@ -30,7 +43,7 @@ def test_making_a_tracker(arguments, error, message):
 
 @pytest.mark.parametrize("scalar", [None, "0.1", np.ones(1), [1.0]], ids=repr)
 def test_what_is_not_a_scalar(scalar):
-    with pytest.raises(TypeError, match=r"loss=.* is not a scalar; a tracker logs single numbers"):
+    with pytest.raises(TypeError, match=r"loss=.* is not a scalar; pass single numbers"):
         nngp.KernelTracker(linear, PROBE)(0, 1.0, loss=scalar)
 
 
@@ -59,3 +72,65 @@ def test_a_line_on_its_way_is_not_read(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-5])
     assert nngp.History.load(tmp_path).rows == tracker.history.rows[:2]
+
+
+def test_a_union_with_a_number():
+    with pytest.raises(TypeError, match=r"Every\(n=5\) \| 100 joins schedules; pass nngp.every\(100\)"):
+        nngp.every(5) | 100
+
+
+def test_labels_with_an_axis_of_one(tmp_path):
+    labels = np.arange(8) % 3
+    with nngp.KernelTracker(linear, PROBE, targets=labels[:, None], run=tmp_path) as tracker:
+        tracker(0, 1.0)
+    np.testing.assert_array_equal(np.load(tmp_path / "reference.npz")["targets"], labels)
+
+
+def test_a_first_call_that_fails_does_not_count():
+    tracker = nngp.KernelTracker(linear, PROBE, schedule=nngp.every(100))
+    with pytest.raises(TypeError):
+        tracker(0, "no parameters")
+    assert tracker(0, 1.0)
+    tracker(5, 2.0)
+    tracker.close()
+    assert tracker.history.steps.tolist() == [0, 5]
+
+
+def test_a_run_that_failed_at_once_leaves_the_folder_free(tmp_path):
+    for w in ("no parameters", 1.0):
+        with (
+            pytest.raises(TypeError) if isinstance(w, str) else contextlib.nullcontext(),
+            nngp.KernelTracker(linear, PROBE, run=tmp_path) as tracker,
+        ):
+            tracker(0, w)
+    assert nngp.History.load(tmp_path).steps.tolist() == [0]
+
+
+def test_a_live_model_trained_further_is_not_measured_as_the_step_seen():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    tracker = nngp.KernelTracker(nngp.from_nnx(model), PROBE, schedule=nngp.every(100))
+    tracker(0, model)
+    tracker(7, model)
+    model.kernel[...] = 10 * model.kernel[...]
+    with pytest.warns(UserWarning, match=r"cannot measure step 7: its parameters were trained further"):
+        tracker.close()
+    assert tracker.history.steps.tolist() == [0]
+
+
+def test_a_constant_kernel_warns():
+    tracker = nngp.KernelTracker(lambda w, x: jnp.full((8, 3), w), PROBE)
+    tracker(0, 0.1)
+    with pytest.warns(UserWarning, match="'output' is constant at step 0: its metrics are nan, and those relative"):
+        tracker.close()
+
+
+def test_a_closed_tracker_lets_go_of_the_model():
+    w = jnp.ones(3)
+    alive = weakref.ref(w)
+    tracker = nngp.KernelTracker(linear, PROBE)
+    tracker(0, w)
+    tracker.close()
+    del w
+    gc.collect()
+    assert alive() is None
+    assert len(tracker.history) == 1

@@ -275,7 +275,7 @@ class TestSteps:
 
     def test_going_back(self, tracker):
         tracker(7, W)
-        with pytest.raises(ValueError, match="step=6 comes after step 7; steps may be skipped, not repeated backwards"):
+        with pytest.raises(ValueError, match="step=6 comes after step 7; steps may be skipped, but not go back"):
             tracker(6, W)
         tracker(7, W)
 

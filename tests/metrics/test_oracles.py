@@ -145,3 +145,10 @@ def test_integer_kernels_are_promoted():
     kernel = jnp.diag(jnp.array([1, 2, 3]))
     assert float(scale(kernel)) == 2
     assert float(effective_rank(kernel)) == pytest.approx(entropy_rank(np.array([1.0, 2, 3])))
+
+
+@pytest.mark.parametrize("kernel", [jnp.eye(5) * 0.3, jnp.eye(8), jnp.eye(16) + 0.5, jnp.eye(10)])
+def test_debiased_cka_of_kernels_that_have_no_unbiased_hsic(kernel):
+    # what rounding leaves of an HSIC of zero is no number to divide by
+    assert np.isnan(cka(kernel, kernel))
+    assert float(cka(kernel, kernel, debiased=False)) == pytest.approx(1, abs=1e-5)

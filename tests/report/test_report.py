@@ -109,9 +109,29 @@ def test_many_layers_show_some_kernels_and_all_curves(tmp_path):
     assert body.count('class="dot"') == 20
 
 
-@pytest.mark.parametrize(("missing", "message"), [("run.json", "not a run folder"), ("last.npz", "close")])
-def test_unfinished_or_other_folders_are_refused(tmp_path, missing, message):
-    for name in {"run.json", "last.npz"} - {missing}:
-        (tmp_path / name).touch()
-    with pytest.raises(FileNotFoundError, match=message):
+def test_a_run_that_goes_on_has_no_kernels_after(tmp_path):
+    tracker = nngp.KernelTracker(f, jnp.eye(5), run=tmp_path, schedule=nngp.every(1))
+    params = {"w": jnp.eye(5), "v": jnp.eye(5, 2)}
+    with pytest.raises(FileNotFoundError, match="holds no snapshot yet"):
         nngp.write_report(tmp_path)
+    for step in range(3):
+        tracker(step, params, loss=3.5)
+    tracker.flush()
+    body = nngp.write_report(tmp_path).read_text().split("</head>")[1]
+    assert body.count("step 0") > 0
+    assert body.count('"text":"step 2"') == 0
+    tracker.close()
+    assert nngp.write_report(tmp_path).read_text().count('"text":"step 2"') == 2
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        nngp.write_report(tmp_path)
+
+
+@pytest.mark.parametrize("values", [(3.2, 3.9), (0.6, 0.9), (1e-3, 10.0), (1.0, 5.0)])
+def test_log_axes_have_at_least_two_ticks_or_plotlys_own(values):
+    from nngp_plugins.report._figures import _log_ticks
+
+    ticks = _log_ticks(np.array(values)).get("tickvals")
+    assert ticks is None or sum(values[0] <= tick <= values[1] for tick in ticks) >= 2
