@@ -117,7 +117,8 @@ class ModelFn:
             A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module called
             twice gives ``name`` and ``name#1``; tuple outputs give ``name/0``; the model's own output comes last as
             ``output``, unless a layer already returned that very array. Left out are outputs whose axis 0 does not have
-            the size of the batch, and layers called inside a transformation within the model (``scan``, ``vmap``, ``remat``, ``jit``).
+            the size of the batch, and layers called inside a transformation within the model (``scan``, ``vmap``,
+            ``remat``, ``jit``).
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
