@@ -5,11 +5,13 @@ __version__ = "0.1.0"
 from . import metrics
 from .adapters import ModelFn, as_model_fn, from_haiku, from_linen, from_nnx
 from .callbacks import History, KernelTracker, Schedule, every, log_spaced
-from .engine import KernelFn, Shared, all_but_batch, empirical_nngp_fn
+from .engine import BatchedKernelFn, Job, KernelFn, Shared, all_but_batch, batch, empirical_nngp_fn, plan
 from .report import write_report
 
 __all__ = [
+    "BatchedKernelFn",
     "History",
+    "Job",
     "KernelFn",
     "KernelTracker",
     "ModelFn",
@@ -17,6 +19,7 @@ __all__ = [
     "Shared",
     "all_but_batch",
     "as_model_fn",
+    "batch",
     "empirical_nngp_fn",
     "every",
     "from_haiku",
@@ -24,5 +27,6 @@ __all__ = [
     "from_nnx",
     "log_spaced",
     "metrics",
+    "plan",
     "write_report",
 ]

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from .._require import require
+from .._static import Static
 from ._layers import Call
-from ._model_fn import ModelFn, PyTree, Spread, Static, frozen_kwargs, spread_input
+from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 
 Path = tuple[str, ...]
 

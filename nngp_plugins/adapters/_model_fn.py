@@ -167,30 +167,6 @@ class ModelFn:
         return params, found if state is None else state
 
 
-class Static:
-    """Makes any object hashable: by its value where that has a hash, else by its identity.
-
-    ``nn.Sequential([...])`` is a Linen module without a hash, for its list.
-    """
-
-    def __init__(self, value: Any):
-        self.value = value
-        try:
-            hash(value)
-            self._key = value
-        except TypeError:
-            self._key = id(value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and (self.value is other.value or self._key == other._key)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
 def spread_input(x: PyTree, spread: Spread) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How the model is called: ``model(x)``, ``model(*x)`` or ``model(**x)``."""
     if spread == "args":

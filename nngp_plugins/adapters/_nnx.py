@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.extend.random import define_prng_impl
 
 from .._require import require
+from .._static import Static
 from ._layers import Call, Recorder
-from ._model_fn import ModelFn, PyTree, Spread, Static, frozen_kwargs, spread_input
+from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 
 
 def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:

@@ -2,6 +2,10 @@
 
 from ._axes import Axes as Axes
 from ._axes import all_but_batch as all_but_batch
+from ._batch import BatchedKernelFn as BatchedKernelFn
+from ._batch import batch as batch
+from ._batch import plan as plan
 from ._empirical import KernelFn as KernelFn
 from ._empirical import empirical_nngp_fn as empirical_nngp_fn
+from ._job import Job as Job
 from ._kwargs import Shared as Shared

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+Role = Literal["paired", "diagonal", "traced"]
 Axes = int | Sequence[int] | Callable[[jax.ShapeDtypeStruct], int | Sequence[int]]
 
 
@@ -50,14 +51,55 @@ class Plan:
     Attributes:
         traced: the axes to contract, of the first and of the second output.
         diagonal: the axes to keep once, of the first and of the second output.
-        order: transposition of ``dot_general``'s result into the promised axis order.
+        free: number of axes that are paired, of the first and of the second output.
+        order: transposition of ``dot_general``'s ``(diagonal..., free of 1..., free of 2...)`` into the promised order.
         size: number of terms that the trace averages over.
     """
 
     traced: tuple[tuple[int, ...], tuple[int, ...]]
     diagonal: tuple[tuple[int, ...], tuple[int, ...]]
+    free: tuple[int, int]
     order: tuple[int, ...]
     size: int
+
+    def batch_role(self) -> Role | None:
+        """What becomes of batch axis 0; None where it meets another axis of the other output."""
+        for role, axes in (("traced", self.traced), ("diagonal", self.diagonal)):
+            places = [axis.index(0) if 0 in axis else None for axis in axes]
+            if places != [None, None]:
+                return role if places[0] == places[1] else None  # type: ignore[return-value]
+        return "paired"
+
+    def operands(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The transpositions of both outputs into ``(diagonal..., free..., traced...)``, which multiply fastest."""
+        return tuple(  # type: ignore[return-value]
+            (*diagonal, *sorted({*range(len(diagonal) + free + len(traced))} - {*diagonal, *traced}), *traced)
+            for traced, diagonal, free in zip(self.traced, self.diagonal, self.free, strict=True)
+        )
+
+    def of_operands(self) -> Plan:
+        """The same contraction of outputs transposed so."""
+        diagonal = tuple(range(len(self.diagonal[0])))
+        traced = [tuple(range(start, start + len(self.traced[0]))) for start in (len(diagonal) + f for f in self.free)]
+        return replace(self, traced=(traced[0], traced[1]), diagonal=(diagonal, diagonal))
+
+    def shape(self, shape1: tuple[int, ...], shape2: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the kernel of outputs with these shapes."""
+        sizes = [shape1[axis] for axis in self.diagonal[0]]
+        for shape, traced, diagonal in zip((shape1, shape2), self.traced, self.diagonal, strict=True):
+            sizes += [size for axis, size in enumerate(shape) if axis not in traced and axis not in diagonal]
+        return tuple(sizes[axis] for axis in self.order)
+
+    def mirrored(self, mirror: Plan) -> tuple[int, ...]:
+        """The transposition of this plan's kernel ``y1 y2ᵀ`` into ``y2 y1ᵀ`` as the plan ``mirror`` orders it."""
+        diagonal, (free1, free2) = len(self.diagonal[0]), self.free
+
+        def here(axis: int) -> int:
+            if axis < diagonal:
+                return axis
+            return axis + free1 if axis < diagonal + free2 else axis - free2
+
+        return tuple(self.order.index(here(axis)) for axis in mirror.order)
 
 
 def plan(
@@ -81,10 +123,13 @@ def plan(
     (traced1, diagonal1), (traced2, diagonal2) = axes
     _check_equal_sizes("trace_axes", trace_axes, leaf1, traced1, leaf2, traced2)
     _check_equal_sizes("diagonal_axes", diagonal_axes, leaf1, diagonal1, leaf2, diagonal2)
+    ndims = len(leaf1.shape), len(leaf2.shape)
+    free1, free2 = (ndim - len(traced1) - len(diagonal1) for ndim in ndims)
     return Plan(
         traced=(traced1, traced2),
         diagonal=(diagonal1, diagonal2),
-        order=_result_order(len(leaf1.shape), traced1, diagonal1, len(leaf2.shape) - len(traced2) - len(diagonal2)),
+        free=(free1, free2),
+        order=_result_order(ndims[0], traced1, diagonal1, free2),
         size=math.prod(leaf1.shape[axis] for axis in traced1),
     )
 
@@ -134,7 +179,7 @@ def _check_equal_sizes(
 
 
 def _result_order(ndim1: int, traced1: tuple[int, ...], diagonal1: tuple[int, ...], free2: int) -> tuple[int, ...]:
-    """Transposition of ``dot_general``'s ``(diagonal..., free of 1..., free of 2...)`` into our axis order."""
+    """The ``order`` of a plan."""
     free1 = [axis for axis in range(ndim1) if axis not in traced1 and axis not in diagonal1]
     firsts = {axis: len(diagonal1) + i for i, axis in enumerate(free1)}
     seconds = iter(range(len(diagonal1) + len(free1), len(diagonal1) + len(free1) + free2))

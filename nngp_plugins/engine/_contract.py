@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,38 @@ def contract(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
         out_sharding=out_sharding,
     )
     return kernel.transpose(plan.order) / float(plan.size)
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["y1", "y2"], meta_fields=["plan", "precision", "shape", "mirror"]
+)
+@dataclass(frozen=True)
+class Tile:
+    """A tile of a kernel, to be computed where it is needed: written in one go with its contraction.
+
+    Attributes:
+        y1: its rows, of the first output.
+        y2: its columns, of the second output.
+        plan: how to contract them.
+        precision: of the contraction.
+        shape: of the tile.
+        mirror: for a tile that is its own mirror image, the transposition that shows it; makes it exactly so.
+    """
+
+    y1: Array
+    y2: Array
+    plan: Plan
+    precision: Any
+    shape: tuple[int, ...]
+    mirror: tuple[int, ...] | None = None
+
+    @jax.jit
+    def __call__(self) -> Array:
+        """The tile itself."""
+        kernel = contract(self.y1, self.y2, self.plan, self.precision)
+        if self.mirror is None:
+            return kernel
+        return (kernel + kernel.transpose(self.mirror).conj()) / 2
 
 
 def _place(y1: Array, y2: Array, plan: Plan) -> tuple[Array, Array, NamedSharding | None]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ._axes import Axes, Leaf, as_sequence, plan
+from ._axes import Axes, Leaf, Plan, as_sequence, plan
 from ._contract import contract
 from ._kwargs import is_none, split_kwargs
 
@@ -64,8 +65,8 @@ class KernelFn:
                 ``x2`` that differ on a traced or diagonal axis.
             TypeError: an output that is not numeric.
         """
-        _refuse_empty("x1", x1)
-        _refuse_empty("x2", x2)
+        refuse_empty("x1", x1)
+        refuse_empty("x2", x2)
         kwargs1, kwargs2 = split_kwargs(apply_fn_kwargs, x1, x2)
         y1 = self.f(params, x1, **kwargs1)
         y2 = y1 if is_none(x2) else self.f(params, x2, **kwargs2)
@@ -73,32 +74,68 @@ class KernelFn:
 
     def contract(self, y1: PyTree, y2: PyTree) -> PyTree:
         """The kernel of outputs that are already there: ``y1`` of ``x1`` and ``y2`` of ``x2``."""
-        structure1: Any
-        structure2: Any
-        leaves1, structure1 = jax.tree_util.tree_flatten_with_path(y1)
-        leaves2, structure2 = jax.tree_util.tree_flatten_with_path(y2)
-        if structure1 != structure2:
-            raise ValueError(
-                f"f returned {structure1} for x1 but {structure2} for x2; outputs of both must have one structure."
-            )
-        named1 = [(_name(path), _as_array(_name(path), y)) for path, y in leaves1]
-        named2 = [(_name(path), _as_array(_name(path), y)) for path, y in leaves2]
-        if not self.cross_terms:
-            kernels = [self._contract_leaves(a, b) for a, b in zip(named1, named2, strict=True)]
-        else:
-            kernels = [structure2.unflatten(self._contract_leaves(a, b) for b in named2) for a in named1]
-        return structure1.unflatten(kernels)
+        outputs1, outputs2 = Outputs.of(y1), Outputs.of(y2)
+        kernels = {
+            (a, b): contract(outputs1.leaves[a], outputs2.leaves[b], leaf_plan, self.precision)
+            for (a, b), leaf_plan in self.plans(outputs1, outputs2).items()
+        }
+        return self.assemble(outputs1.structure, kernels)
 
-    def _contract_leaves(self, first: tuple[str, jax.Array], second: tuple[str, jax.Array]) -> jax.Array:
-        (name1, y1), (name2, y2) = first, second
-        leaf_plan = plan(
-            Leaf(name1, y1.shape),
-            Leaf(name2, y2.shape),
-            (y1.dtype, y2.dtype),
-            self.trace_axes,
-            self.diagonal_axes,
-        )
-        return contract(y1, y2, leaf_plan, self.precision)
+    def plans(self, outputs1: Outputs, outputs2: Outputs) -> dict[tuple[int, int], Plan]:
+        """How each kernel is contracted, by the places of its two leaves among the outputs."""
+        if outputs1.structure != outputs2.structure:
+            raise ValueError(
+                f"f returned {outputs1.structure} for x1 but {outputs2.structure} for x2; outputs of both must have "
+                "one structure."
+            )
+        places = range(len(outputs1.leaves))
+        pairs = product(places, places) if self.cross_terms else zip(places, places, strict=True)
+        return {(a, b): self._plan_leaves(outputs1, a, outputs2, b) for a, b in pairs}
+
+    def assemble(self, structure: Any, kernels: Mapping[tuple[int, int], Any]) -> PyTree:
+        """Kernels by the places of their two leaves as the PyTree that the user gets."""
+        places = range(structure.num_leaves)
+        if not self.cross_terms:
+            return structure.unflatten(kernels[a, a] for a in places)
+        return structure.unflatten(structure.unflatten(kernels[a, b] for b in places) for a in places)
+
+    def _plan_leaves(self, outputs1: Outputs, a: int, outputs2: Outputs, b: int) -> Plan:
+        y1, y2 = outputs1.leaves[a], outputs2.leaves[b]
+        leaves = Leaf(outputs1.names[a], y1.shape), Leaf(outputs2.names[b], y2.shape)
+        return plan(*leaves, (y1.dtype, y2.dtype), self.trace_axes, self.diagonal_axes)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What ``f`` returned, taken apart.
+
+    Attributes:
+        structure: the PyTree without its leaves.
+        names: of each leaf, as messages call it.
+        leaves: arrays, or their shapes and dtypes.
+    """
+
+    structure: Any
+    names: tuple[str, ...]
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, y: PyTree) -> Outputs:
+        """Takes outputs apart.
+
+        Raises:
+            TypeError: a leaf is not numeric.
+            ValueError: a leaf is empty.
+        """
+        named = cls.named(y)
+        leaves = tuple(_as_array(name, leaf) for name, leaf in zip(named.names, named.leaves, strict=True))
+        return replace(named, leaves=leaves)
+
+    @classmethod
+    def named(cls, y: PyTree) -> Outputs:
+        """Takes outputs apart, whatever the leaves are."""
+        paths, structure = jax.tree_util.tree_flatten_with_path(y)
+        return cls(structure, tuple(_name(path) for path, _ in paths), tuple(leaf for _, leaf in paths))
 
 
 def empirical_nngp_fn(
@@ -165,7 +202,7 @@ def _as_array(name: str, y: Any) -> jax.Array:
     return array
 
 
-def _refuse_empty(name: str, x: PyTree) -> None:
+def refuse_empty(name: str, x: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         shape = getattr(leaf, "shape", ())
         if shape and shape[0] == 0:

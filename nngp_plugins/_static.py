@@ -1,0 +1,29 @@
+"""What ``jax.jit`` may take as a static argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Static:
+    """Makes any object hashable: by its value where that has a hash, else by its identity.
+
+    ``nn.Sequential([...])`` is a Linen module without a hash, for its list.
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+        try:
+            hash(value)
+            self._key = value
+        except TypeError:
+            self._key = id(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and (self.value is other.value or self._key == other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
