@@ -5,7 +5,19 @@ __version__ = "0.1.0"
 from . import metrics
 from .adapters import ModelFn, as_model_fn, from_haiku, from_linen, from_nnx
 from .callbacks import History, KernelTracker, Schedule, every, log_spaced
-from .engine import BatchedKernelFn, Job, KernelFn, Shared, all_but_batch, batch, empirical_nngp_fn, plan
+from .engine import (
+    BatchedKernelFn,
+    Job,
+    KernelFn,
+    KernelStore,
+    Shared,
+    all_but_batch,
+    batch,
+    empirical_nngp_fn,
+    open_kernel,
+    plan,
+    write_kernel,
+)
 from .report import write_report
 
 __all__ = [
@@ -13,6 +25,7 @@ __all__ = [
     "History",
     "Job",
     "KernelFn",
+    "KernelStore",
     "KernelTracker",
     "ModelFn",
     "Schedule",
@@ -27,6 +40,8 @@ __all__ = [
     "from_nnx",
     "log_spaced",
     "metrics",
+    "open_kernel",
     "plan",
+    "write_kernel",
     "write_report",
 ]

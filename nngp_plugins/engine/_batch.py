@@ -78,18 +78,18 @@ class BatchedKernelFn:
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
         side1, side2 = self.sides(x1, x2, params, apply_fn_kwargs)
-        return self._assemble(side1, side2, self._job(side1, side2, side1.rows))
+        return self._assemble(side1, side2, self.job_of(side1, side2, side1.rows))
 
     def contract(self, y1: PyTree, y2: PyTree | None = None) -> PyTree:
         """The kernel of outputs that are already there, in tiles: ``y2=None`` makes it exactly symmetric."""
         side1 = Ready(Outputs.of(y1))
         side2 = None if is_none(y2) else Ready(Outputs.of(y2))
-        return self._assemble(side1, side2, self._job(side1, side2, side1.outputs.leaves[0].shape[0]))
+        return self._assemble(side1, side2, self.job_of(side1, side2, side1.outputs.leaves[0].shape[0]))
 
     def job(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> Job:
         """What a call would do; see :func:`plan`."""
         side1, side2 = self.sides(x1, x2, params, apply_fn_kwargs)
-        return self._job(side1, side2, side1.rows)
+        return self.job_of(side1, side2, side1.rows)
 
     def sides(
         self, x1: PyTree, x2: PyTree | None, params: PyTree, kwargs: Mapping[str, Any]
@@ -124,22 +124,24 @@ class BatchedKernelFn:
         ]
         return forwards[0], forwards[1] if len(forwards) > 1 else None
 
-    def _job(self, side1: Side, side2: Side | None, batch_rows: int) -> Job:
-        memory = self._memory()
+    def job_of(self, side1: Side, side2: Side | None, batch_rows: int, **tiles: int | None) -> Job:
+        """What is to be done with the outputs of both sides; ``tiles`` as :func:`make_job` takes them."""
         return make_job(
             self.kernel_fn,
             side1.outputs,
             None if side2 is None else side2.outputs,
             batch_rows=batch_rows,
-            budget=self.memory_budget or memory.budget(),
+            budget=self.memory_budget or self.memory().budget(),
             whole=self.store_on_device,
+            **tiles,
         )
 
-    def _memory(self) -> Memory:
+    def memory(self) -> Memory:
+        """Where outputs and kernels are kept."""
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
     def _assemble(self, side1: Side, side2: Side | None, job: Job) -> PyTree:
-        memory = self._memory()
+        memory = self.memory()
         kernels = InMemory(job, memory)
         with ticks(job, self.progress) as on:
             run(job, self.kernel_fn.precision, side1, side2, memory, kernels, on)

@@ -111,13 +111,18 @@ class Outputs:
 
     Attributes:
         structure: the PyTree without its leaves.
-        names: of each leaf, as messages call it.
+        paths: of each leaf in it, such as ``block/conv``; empty for a single array.
         leaves: arrays, or their shapes and dtypes.
     """
 
     structure: Any
-    names: tuple[str, ...]
+    paths: tuple[str, ...]
     leaves: tuple[Any, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The leaves as messages call them."""
+        return tuple(f"output {path!r}" if path else "the output" for path in self.paths)
 
     @classmethod
     def of(cls, y: PyTree) -> Outputs:
@@ -134,8 +139,9 @@ class Outputs:
     @classmethod
     def named(cls, y: PyTree) -> Outputs:
         """Takes outputs apart, whatever the leaves are."""
-        paths, structure = jax.tree_util.tree_flatten_with_path(y)
-        return cls(structure, tuple(_name(path) for path, _ in paths), tuple(leaf for _, leaf in paths))
+        leaves, structure = jax.tree_util.tree_flatten_with_path(y)
+        paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+        return cls(structure, paths, tuple(leaf for _, leaf in leaves))
 
 
 def empirical_nngp_fn(
@@ -182,10 +188,6 @@ def empirical_nngp_fn(
                [1., 1., 1.]], dtype=float32)
     """
     return KernelFn(f, trace_axes, diagonal_axes, cross_terms, precision)
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return f"output {jax.tree_util.keystr(path, simple=True, separator='/')!r}" if path else "the output"
 
 
 def _as_array(name: str, y: Any) -> jax.Array:

@@ -135,7 +135,7 @@ class Forward:
                     "put together along a batch axis 0 with a row for each example."
                 )
         leaves = (jax.ShapeDtypeStruct((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in y.leaves)
-        return Outputs(y.structure, y.names, tuple(leaves))
+        return Outputs(y.structure, y.paths, tuple(leaves))
 
     def tiles(
         self, start: int, stop: int, size: int, memory: Memory, on_rows: Callable[[int], None]

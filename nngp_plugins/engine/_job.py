@@ -199,6 +199,7 @@ def make_job(
     batch_rows: int,
     budget: int,
     tile_rows: int | None = None,
+    tile_bytes: int | None = None,
     whole: bool = False,
 ) -> Job:
     """Decides how the outputs of ``x1`` and ``x2`` (None: of ``x1`` again) become kernels.
@@ -210,6 +211,7 @@ def make_job(
         batch_rows: examples in a forward pass.
         budget: bytes that outputs may take.
         tile_rows: rows of a tile; None chooses.
+        tile_bytes: bytes of a tile of its choice; None for what contracts fastest.
         whole: whether a kernel with another ``x2`` may be a single tile, which saves putting it together.
 
     Raises:
@@ -228,7 +230,10 @@ def make_job(
         block_rows = max(1, min(block_rows, budget // (2 * row_bytes)))
     if tile_rows is None:
         whole = whole and n2 is not None
-        tile_rows = min(_tile_rows(pair, block_rows, whole) for pair in pairs.values())
+        if tile_bytes:
+            tile_rows = min(block_rows, *(max(1, math.isqrt(tile_bytes // pair.cell)) for pair in pairs.values()))
+        else:
+            tile_rows = min(_tile_rows(pair, block_rows, whole) for pair in pairs.values())
     if block_rows < max(n1, n2 or 0):
         # whole tiles, and whole batches where these are no larger
         unit = math.lcm(batch_rows, tile_rows)

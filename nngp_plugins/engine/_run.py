@@ -39,6 +39,9 @@ class Sink(Protocol):
     def wants(self, place: Place, rows: Range, columns: Range) -> bool:
         """Whether a tile is still to be computed."""
 
+    def start(self, tile: Tile) -> Any:
+        """Begins with a tile that :meth:`write` takes next but one."""
+
     def write(self, place: Place, rows: Range, columns: Range, tile: Any) -> None:
         """Takes a tile, and its mirror image with it."""
 
@@ -50,12 +53,9 @@ def run(job: Job, precision: Any, side1: Side, side2: Side | None, memory: Memor
     for rows, blocks in job.blocks():
         held = None
         for columns in blocks:
-            todo = [
-                (place, i, j)
-                for place in job.pairs
-                for i, j in job.tiles(place, rows, columns)
-                if sink.wants(place, i, j)
-            ]
+            tiles = [(place, i, j) for place in job.pairs for i, j in job.tiles(place, rows, columns)]
+            todo = [tile for tile in tiles if sink.wants(*tile)]
+            on_tiles(len(tiles) - len(todo))
             if not todo:
                 continue
             if held is None:
@@ -72,7 +72,7 @@ def run(job: Job, precision: Any, side1: Side, side2: Side | None, memory: Memor
                 shape = pair.plan.shape(y1.shape, y2.shape)
                 tile = Tile(y1, y2, pair.plan, precision, shape, own_mirror)
                 # one tile is computed while the one before is put in its place
-                waiting.append(((a, b), i, j, memory.start(tile)))
+                waiting.append(((a, b), i, j, sink.start(tile)))
                 if len(waiting) > 1:
                     sink.write(*waiting.pop(0))
                 on_tiles(1)
@@ -129,6 +129,9 @@ class InMemory:
 
     def wants(self, place: Place, rows: Range, columns: Range) -> bool:
         return True
+
+    def start(self, tile: Tile) -> Any:
+        return self.memory.start(tile)
 
     def write(self, place: Place, rows: Range, columns: Range, tile: Any) -> None:
         pair = self.job.pairs[place]

@@ -1,0 +1,195 @@
+"""Reads kernels that are stored on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._layout import LEDGER, Layout, checked, checksum_of, load_layouts, part
+from ._ledger import Ledger
+
+
+class KernelStore:
+    """A kernel on the disk, as :func:`open_kernel` and :func:`write_kernel` return it.
+
+    ``store[:100, :100]`` reads; where ``f`` has several outputs, ``store["name"][:100, :100]``.
+
+    Attributes:
+        path: its folder.
+        arrays: the kernels by name.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = checked(Path(path))
+        self._layouts = load_layouts(self.path)
+        self._tiles = Ledger(self.path / LEDGER).tiles
+        self.arrays = {layout.name: StoredKernel(self, layout) for layout in self._layouts}
+
+    @property
+    def fraction(self) -> float:
+        """How much of it is written, 0 to 1."""
+        return len(self._tiles) / sum(layout.tiles for layout in self._layouts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tiles are written."""
+        return self.fraction == 1
+
+    @property
+    def _only(self) -> StoredKernel:
+        if len(self.arrays) > 1:
+            raise ValueError(
+                f"{self.path} holds {len(self.arrays)} kernels; pick one: store[name] of {list(self.arrays)}."
+            )
+        return next(iter(self.arrays.values()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the only kernel."""
+        return self._only.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the only kernel."""
+        return self._only.dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        """Reads from the only kernel, or picks one by name."""
+        if not isinstance(key, str):
+            return self._only[key]
+        if key not in self.arrays:
+            raise KeyError(f"{self.path} holds no kernel {key!r}, only {list(self.arrays)}.")
+        return self.arrays[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._only, dtype)
+
+    def __repr__(self) -> str:
+        kernels = ", ".join(f"{name}: {k.dtype}{list(k.shape)}" for name, k in self.arrays.items())
+        return f"KernelStore({str(self.path)!r}, {self.fraction:.0%} written, {kernels})"
+
+    def verify(self) -> None:
+        """Reads every tile that is written and compares it with its checksums.
+
+        Raises:
+            ValueError: tiles are damaged or missing; names their files.
+        """
+        damaged = [str(file) for file in self._damaged()]
+        if damaged:
+            more = f" and {len(damaged) - 10} more" if len(damaged) > 10 else ""
+            raise ValueError(
+                f"{len(damaged)} of {len(self._tiles)} tiles are damaged or missing: {', '.join(damaged[:10])}{more}; "
+                "delete these files and run write_kernel again, which computes what is missing."
+            )
+
+    def _damaged(self) -> Iterator[Path]:
+        reads: deque[tuple[Path, str, Any]] = deque()
+        for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
+            for chunk in product(*map(range, layout.grid)):
+                checksum = self._tiles.get((self._layouts.index(layout), *chunk))
+                if checksum is not None:
+                    reads.append((layout.file(self.path, chunk), checksum, array[part(layout, chunk)].read()))
+                if len(reads) > 4:
+                    yield from _bad(*reads.popleft())
+        for read in reads:
+            yield from _bad(*read)
+
+
+class StoredKernel:
+    """One kernel of a store, read as NumPy reads: integers, slices, ``...`` and index arrays.
+
+    Attributes:
+        shape: of the kernel.
+        dtype: of the kernel.
+    """
+
+    def __init__(self, store: KernelStore, layout: Layout):
+        self._store, self._layout = store, layout
+        self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Reads a part.
+
+        Raises:
+            ValueError: the kernel is unfinished, or what is read is damaged.
+            IndexError: out of range.
+        """
+        if not self._store.complete:
+            raise ValueError(
+                f"{self._store.path} is unfinished, {self._store.fraction:.0%} of its tiles are written; run "
+                "write_kernel again with the same arguments to finish it."
+            )
+        try:
+            return np.asarray(self._layout.open(self._store.path)[_positive(key, self.shape)].read().result())
+        except ValueError as error:
+            raise ValueError(
+                f"kernel {self._layout.name!r} of {self._store.path} is damaged: {error}; store.verify() lists what to "
+                "delete and compute again."
+            ) from error
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[...].astype(dtype or self.dtype, copy=False)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"StoredKernel({self._layout.name!r}, {self.dtype}{list(self.shape)})"
+
+
+def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
+    """Opens a kernel that :func:`write_kernel` wrote, finished or not.
+
+    Args:
+        path: its folder.
+
+    Returns:
+        A :class:`KernelStore`, read by slicing. Nothing is unpickled.
+
+    Raises:
+        FileNotFoundError: there is no kernel.
+        ValueError: what is there is damaged, or reaches outside its folder.
+    """
+    return KernelStore(path)
+
+
+def _bad(file: Path, checksum: str, read: Any) -> Iterator[Path]:
+    try:
+        read.result()  # checks the numbers against the file's own checksum
+        if checksum_of(file) == checksum:
+            return
+    except (ValueError, OSError):
+        pass
+    yield file
+
+
+def _positive(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """A NumPy index as TensorStore takes it, which counts nothing from the end."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    missing = len(shape) - sum(item is not Ellipsis for item in keys)
+    if missing < 0 or any(item is None for item in keys) or sum(item is Ellipsis for item in keys) > 1:
+        raise IndexError(f"index {key!r} does not fit a kernel of shape {shape}; read first, then reshape.")
+    at = next((i for i, item in enumerate(keys) if item is Ellipsis), len(keys))
+    keys[at : at + 1] = [slice(None)] * missing
+    return tuple(_positive_axis(item, axis, size) for axis, (item, size) in enumerate(zip(keys, shape, strict=True)))
+
+
+def _positive_axis(item: Any, axis: int, size: int) -> Any:
+    if isinstance(item, slice):
+        start, stop, step = item.indices(size)
+        empty = (stop - start) * step <= 0
+        return slice(start, start, 1) if empty else slice(start, stop, step)
+    index = np.asarray(item)
+    if index.dtype == bool and index.shape == (size,):
+        index = np.flatnonzero(index)
+    if not np.issubdtype(index.dtype, np.integer):
+        raise IndexError(f"index {item!r} of axis {axis} is not an integer, a slice or an array of integers.")
+    if np.any((index < -size) | (index >= size)):
+        raise IndexError(f"index {item!r} of axis {axis} is out of range for its {size} examples or places.")
+    return np.where(index < 0, index + size, index) if index.ndim else int(index) % size
