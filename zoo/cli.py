@@ -5,32 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nngp_plugins import History, KernelTracker, log_spaced, write_report
+from nngp_plugins import (
+    History,
+    KernelTracker,
+    all_but_batch,
+    empirical_nngp_fn,
+    log_spaced,
+    open_kernel,
+    write_kernel,
+    write_report,
+)
 
 from .registry import DATASETS, MODELS, get_dataset, get_model
 from .train import train
 
 app = typer.Typer(
-    help="Train networks of the zoo and watch their NNGP kernels move.", no_args_is_help=True, add_completion=False
+    help="NNGP kernels of the networks of the zoo: how they move in training, and whole ones on the disk.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 console = Console()
 
-
-@app.callback()
-def _app() -> None:
-    """Keeps ``track`` a subcommand."""
+Model = Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}.")]
+Data = Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")]
 
 
 @app.command()
 def track(
-    model: Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}.")],
+    model: Model,
     run: Annotated[Path, typer.Option(help="Folder to write: history, kernels, report. Must not hold a run yet.")],
-    data: Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")] = "digits",
+    data: Data = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Updates of the parameters.")] = 500,
     learning_rate: Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in an update.")] = 128,
@@ -64,6 +74,51 @@ def track(
         )
     console.print(_table(tracker.history, f"{model} on {data}, {steps} steps: test accuracy {accuracy:.1%}"))
     console.print(f"report: {write_report(run, title=f'{model} on {data}')}", soft_wrap=True)
+
+
+@app.command()
+def kernel(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to finish one.")],
+    data: Data = "digits",
+    examples: Annotated[int, typer.Option(min=1, help="Training examples; all of them where there are fewer.")] = 10**9,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Pattern of layers, such as 'conv*'; may be repeated.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass.")] = 128,
+    tile_size: Annotated[int | None, typer.Option(min=1, help="Examples along the side of a tile.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the parameters.")] = 0,
+) -> None:
+    """Write the kernel of MODEL at initialisation, or of its layers, as a Zarr group."""
+    try:
+        dataset = get_dataset(data)
+        f = get_model(model, dataset)
+        x = dataset.train_x[:examples]
+        params, state = f.init(jax.random.key(seed), x[:1])
+        kernel_fn = empirical_nngp_fn(f.layers(*layer) if layer else f, trace_axes=all_but_batch)
+        store = write_kernel(kernel_fn, x, None, params, out, batch_size=batch_size, tile_size=tile_size, state=state)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    for name, array in store.arrays.items():
+        console.print(f"{name}: {array.dtype} {array.shape}")
+    console.print(f"kernel: {out}", soft_wrap=True)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="Folder that `nngp-zoo kernel` wrote.")]) -> None:
+    """Compare every tile of a stored kernel with its checksums."""
+    try:
+        store = open_kernel(path)
+        store.verify()
+    except FileNotFoundError as error:
+        raise typer.BadParameter(str(error)) from None
+    except ValueError as error:
+        Console(stderr=True).print(str(error), soft_wrap=True)
+        raise typer.Exit(1) from None
+    console.print(f"{path}: {store.fraction:.0%} written, every tile as it was written", soft_wrap=True)
+    if not store.complete:
+        console.print("unfinished: run the command that wrote it again", soft_wrap=True)
+        raise typer.Exit(1)
 
 
 def _table(history: History, title: str) -> Table:

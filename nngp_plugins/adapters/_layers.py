@@ -10,11 +10,6 @@ from typing import Any
 
 import jax
 
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # where JAX before 0.10 has it
-    from jax.core import get_opaque_trace_state
-
 Call = tuple[str, Any]
 """The path of a layer and what it returned, once for each call."""
 
@@ -31,12 +26,21 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self._trace = get_opaque_trace_state(convention="nngp")
+        self._trace = _trace_state()
 
     def __call__(self, path: str, value: Any) -> None:
         """Records what the layer at ``path`` returned."""
-        if get_opaque_trace_state(convention="nngp") == self._trace:
+        if _trace_state() == self._trace:
             self.calls.append((path, value))
+
+
+def _trace_state() -> Any:
+    """Equal within one transformation."""
+    try:
+        from jax.extend.core import get_opaque_trace_state  # here, for it takes long to import
+    except ImportError:  # where JAX before 0.10 has it
+        from jax.core import get_opaque_trace_state
+    return get_opaque_trace_state(convention="nngp")
 
 
 def select(calls: Sequence[Call], outputs: Any, patterns: Sequence[str]) -> OrderedDict[str, jax.Array]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.random import define_prng_impl
 
 from .._require import require
 from .._static import Static
@@ -185,6 +184,8 @@ def _refusing_keys() -> Any:
             "rng=None, but this NNX model draws random numbers; pass rng=jax.random.key(0), or call model.eval() "
             "before from_nnx(model)."
         )
+
+    from jax.extend.random import define_prng_impl  # here, for it takes long to import
 
     return define_prng_impl(
         key_shape=(1,),

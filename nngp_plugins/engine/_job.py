@@ -6,17 +6,18 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
 from ._axes import Plan, Role
 from ._contract import accumulation_dtype
 from ._empirical import KernelFn, Outputs
 from ._memory import nbytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Range = tuple[int, int]
 # rows of a tile by default, on accelerators and on a CPU: there no power of two, whose columns share cache lines
@@ -157,6 +158,8 @@ class Job:
         return max(pair.cell * math.prod(rows[: pair.batch_axes]) for pair in self.pairs.values())
 
     def __rich__(self) -> Table:
+        from rich.table import Table  # here, for it takes as long to import as all of this package
+
         table = Table(title="kernel job", title_justify="left", show_header=False)
         table.add_column()
         table.add_column(justify="right")
@@ -172,6 +175,8 @@ class Job:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         console = Console(file=io.StringIO(), width=100)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]

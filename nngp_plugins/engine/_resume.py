@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _compare(root: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) ->
 def _said(name: str, old: Any, new: Any) -> str:
     """What differs, with its values where these are no hashes."""
     hashes = any(str(value).startswith("sha256:") for value in (old, new))
-    return name if hashes else f"{name} (stored {old}, asked {new})"
+    return name if hashes else f"{name} (stored {reprlib.repr(old)}, asked {reprlib.repr(new)})"
 
 
 def _check_disk(root: Path, ledger: Ledger, layouts: Sequence[Layout]) -> None:
@@ -132,17 +133,14 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
         os.close(folder)
 
 
-def fingerprints(job: Job, inputs: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+def fingerprints(job: Job, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the bytes of a kernel: hashes of all numbers that go in, and everything else as it is."""
-    pairs = [(pair.plan.traced, pair.plan.diagonal, pair.plan.order) for pair in job.pairs.values()]
     device = jax.devices()[0]
     return {
         **{name: _hash(value) for name, value in inputs.items()},
-        "axes": [job.orders, pairs],
-        "dtype": [str(jnp.dtype(pair.dtype)) for pair in job.pairs.values()],
+        **{name: str(value) for name, value in settings.items()},
         "tile_size": job.tile_rows,
         "batch_size": job.batch_rows,
-        **settings,
         "software": f"jax {jax.__version__} on {device.platform} {device.device_kind}",
     }
 

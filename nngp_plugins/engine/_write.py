@@ -91,7 +91,7 @@ def write_kernel(
     job = kernel_fn.job_of(side1, side2, side1.rows, tile_rows=tile_size, tile_bytes=TILE_BYTES)
     layouts = _layouts(kernel_fn.kernel_fn, job, side1.outputs)
     inputs = {"x1": x1, "x2": x2, "params": params, **apply_fn_kwargs}
-    made_of = fingerprints(job, inputs, precision=str(kernel_fn.kernel_fn.precision))
+    made_of = fingerprints(job, inputs, _settings(kernel_fn.kernel_fn, job, side1.outputs))
     with locked(Path(path), resume=resume) as root:
         ledger = prepare(root, made_of, layouts)
         if len(ledger.tiles) < sum(layout.tiles for layout in layouts):
@@ -124,6 +124,27 @@ def _layouts(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> list[Layout]:
         dtype = str(jnp.dtype(pair.dtype))
         layouts.append(Layout("--".join(names), component, pair.shape, dtype, (*rows, *others), dimensions))
     return layouts
+
+
+def _settings(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> dict[str, Any]:
+    """What else decides the numbers, by the names that users know."""
+    shapes = {path or "kernel": leaf.shape[1:] for path, leaf in zip(outputs.paths, outputs.leaves, strict=True)}
+    traced, diagonal = {}, {}
+    for (a, b), pair in job.pairs.items():
+        if a == b:
+            count = len(job.orders[a]) - len(pair.plan.traced[0])
+            name = outputs.paths[a] or "kernel"
+            traced[name], diagonal[name] = job.orders[a][count:], job.orders[a][: len(pair.plan.diagonal[0])]
+    return {
+        "outputs": {
+            path: (*leaf.shape[1:], str(leaf.dtype)) for path, leaf in zip(outputs.paths, outputs.leaves, strict=True)
+        },
+        "trace_axes": traced,
+        "diagonal_axes": diagonal,
+        "cross_terms": kernel_fn.cross_terms,
+        "dtype": [str(jnp.dtype(pair.dtype)) for pair in job.pairs.values()],
+        "precision": kernel_fn.precision,
+    }
 
 
 class Finite:
