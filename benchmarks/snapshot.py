@@ -1,41 +1,59 @@
-"""What a tracker's snapshot of every layer costs over the jitted forward pass of the probe: in turn, medians."""
+"""What a tracker's snapshot of every layer costs over the jitted forward pass of the probe."""
 
-import statistics
-import time
+from functools import partial
+from itertools import count
 
 import jax
+from harness import Case, Contender, ratio
 
-import nngp_plugins as nngp
-from zoo.registry import get_dataset, get_model
-
-
-def seconds(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+CALLS = 10
 
 
-def compare(name, rounds=30):
+def model(name, probe):
+    from zoo.registry import get_dataset, get_model
+
     dataset = get_dataset("digits")
-    probe, _ = dataset.probe(250)
+    x, _ = dataset.probe(probe)
     f = get_model(name, dataset)
-    params, _ = f.init(jax.random.key(0), probe[:1])
+    return f, f.init(jax.random.key(0), x[:1])[0], x
+
+
+def floor(name, probe):
+    f, params, x = model(name, probe)
     forward = jax.jit(f)
-    tracker = nngp.KernelTracker(f.layers(), probe, schedule=nngp.every(1))
-    steps = iter(range(rounds + 2))
 
-    def snapshot():
-        tracker(next(steps), params)
-        tracker.flush()
+    def run():
+        for _ in range(CALLS):
+            forward(params, x).block_until_ready()
 
-    snapshot(), jax.block_until_ready(forward(params, probe))  # compile
-    times = [(seconds(lambda: jax.block_until_ready(forward(params, probe))), seconds(snapshot)) for _ in range(rounds)]
-    tracker.close()
-    floor, ours = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-    layers = len(tracker.history.layers)
-    print(f"{name}: forward {floor:.2f} ms, snapshot of {layers} layers {ours:.2f} ms, ratio {ours / floor:.2f}")
+    return run
 
 
-if __name__ == "__main__":
-    for network in ("linen/mlp", "linen/cnn"):
-        compare(network)
+def ours(name, probe):
+    import nngp_plugins as nngp
+
+    f, params, x = model(name, probe)
+    tracker, steps = nngp.KernelTracker(f.layers(), x, schedule=nngp.every(1)), count()
+
+    def run():
+        for _ in range(CALLS):
+            tracker(next(steps), params)
+            tracker.flush()
+
+    return run
+
+
+CASES = [
+    Case(
+        f"{CALLS} snapshots of {name}, a probe of {{probe}} digits",
+        {
+            "floor": Contender(partial(floor, name), f"jitted forward pass, {CALLS} times"),
+            "ours": Contender(partial(ours, name), "`tracker(step, params)` and `flush`, every layer"),
+        },
+        [ratio("ours", "floor")],
+        sizes={"probe": 250},
+        quick={"probe": 50},
+        rounds=15,
+    )
+    for name in ("linen/mlp", "linen/cnn")
+]

@@ -90,6 +90,8 @@ def prepare(root: Path, made_of: Mapping[str, Any], layouts: Sequence[Layout]) -
 def _compare(root: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     old, new = stored.get("made_of", {}), asked["made_of"]
     other = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    if "outputs" in other:
+        other = ["outputs"]  # axes and dtypes are then other ones too
     if not other and stored.get("arrays") != asked["arrays"]:
         other = ["arrays"]
     if other:

@@ -136,9 +136,7 @@ def _settings(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> dict[str, Any]
             name = outputs.paths[a] or "kernel"
             traced[name], diagonal[name] = job.orders[a][count:], job.orders[a][: len(pair.plan.diagonal[0])]
     return {
-        "outputs": {
-            path: (*leaf.shape[1:], str(leaf.dtype)) for path, leaf in zip(outputs.paths, outputs.leaves, strict=True)
-        },
+        "outputs": shapes,
         "trace_axes": traced,
         "diagonal_axes": diagonal,
         "cross_terms": kernel_fn.cross_terms,
