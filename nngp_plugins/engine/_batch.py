@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 import jax
 
-from ._empirical import KernelFn, Outputs, refuse_empty
-from ._forward import Forward, batch_of
+from ._empirical import KernelFn, Outputs
+from ._forward import Forward, refuse_traced
+from ._inputs import batch_of, refuse_empty
 from ._job import Job, make_job
-from ._kwargs import is_none, split_kwargs
+from ._kwargs import Shared, is_none, split_kwargs
 from ._memory import Memory, OnDevice, OnHost
 from ._run import InMemory, Ready, Side, run, ticks
 
@@ -45,15 +48,14 @@ class BatchedKernelFn:
             raise TypeError(
                 f"kernel_fn={self.kernel_fn!r} is not a kernel function; pass what nngp.empirical_nngp_fn(f) returns."
             )
-        if not isinstance(self.batch_size, int) or self.batch_size < 0:
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 0:
             raise ValueError(f"batch_size={self.batch_size!r} must be a number of examples, or 0 for all at once.")
-        available = jax.local_device_count()
-        if self.device_count != -1 and not 1 <= self.device_count <= available:
-            raise ValueError(
-                f"device_count={self.device_count!r} must be -1 for all devices of this process or 1 to {available}."
-            )
-        if self.memory_budget is not None and self.memory_budget <= 0:
-            raise ValueError(f"memory_budget={self.memory_budget!r} must be a positive number of bytes, or None.")
+        count, available = self.device_count, jax.local_device_count()
+        if not isinstance(count, Integral) or (count != -1 and not 1 <= count <= available):
+            raise ValueError(f"device_count={count!r} must be -1 for all devices of this process or 1 to {available}.")
+        budget = self.memory_budget
+        if budget is not None and (not isinstance(budget, Real) or not 1 <= budget < inf):
+            raise ValueError(f"memory_budget={budget!r} must be a positive number of bytes, or None.")
 
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The kernel ``f(x1) f(x2)ᵀ``, as :meth:`KernelFn.__call__` gives it.
@@ -81,10 +83,14 @@ class BatchedKernelFn:
         return self._assemble(side1, side2, self.job_of(side1, side2, side1.rows))
 
     def contract(self, y1: PyTree, y2: PyTree | None = None) -> PyTree:
-        """The kernel of outputs that are already there, in tiles: ``y2=None`` makes it exactly symmetric."""
-        side1 = Ready(Outputs.of(y1))
-        side2 = None if is_none(y2) else Ready(Outputs.of(y2))
-        return self._assemble(side1, side2, self.job_of(side1, side2, side1.outputs.leaves[0].shape[0]))
+        """The kernel of outputs that are already there, in tiles: ``y2=None`` makes it exactly symmetric.
+
+        Raises:
+            ValueError: as a call; outputs with different numbers of rows.
+        """
+        side1 = Ready("y1", Outputs.of(y1))
+        side2 = None if is_none(y2) else Ready("y2", Outputs.of(y2))
+        return self._assemble(side1, side2, self.job_of(side1, side2, side1.rows))
 
     def job(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> Job:
         """What a call would do; see :func:`plan`."""
@@ -95,19 +101,18 @@ class BatchedKernelFn:
         self, x1: PyTree, x2: PyTree | None, params: PyTree, kwargs: Mapping[str, Any]
     ) -> tuple[Forward, Forward | None]:
         """The forward passes of ``x1``, and of ``x2`` unless that is None."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((x1, x2, params, kwargs))):
-            raise TypeError(
-                "a batched kernel function was called inside jit, grad or vmap; its loop over batches runs outside, so "
-                "call it there, or use the unbatched kernel function inside."
-            )
+        refuse_traced((x1, x2, params, kwargs))
         inputs = {"x1": x1} if is_none(x2) else {"x1": x1, "x2": x2}
-        largest = 0
+        examples = []
         for name, x in inputs.items():
             refuse_empty(name, x)
-            largest = max(largest, batch_of(name, x))
+            examples.append(batch_of(name, x))
         devices = jax.local_devices()
         devices = devices if self.device_count == -1 else devices[: self.device_count]
-        most = -(-largest // len(devices))
+        dealt = split_kwargs(dict(kwargs), x1, x2)
+        shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
+        # batches of one size for both sides, so that f is compiled once; all at once, each side is one of its own
+        sizes = [min(int(self.batch_size) or n, -(-max(examples) // len(devices))) for n in examples]
         forwards = [
             Forward(
                 name,
@@ -115,12 +120,13 @@ class BatchedKernelFn:
                 params,
                 x,
                 side_kwargs,
-                batch_size=min(self.batch_size or most, most),
+                batch_size=size,
                 devices=devices,
                 fold=self.batch_size > 0 or len(devices) > 1,
                 check=self.check,
+                shared=shared,
             )
-            for (name, x), side_kwargs in zip(inputs.items(), split_kwargs(dict(kwargs), x1, x2), strict=False)
+            for (name, x), size, side_kwargs in zip(inputs.items(), sizes, dealt, strict=False)
         ]
         return forwards[0], forwards[1] if len(forwards) > 1 else None
 
@@ -131,7 +137,7 @@ class BatchedKernelFn:
             side1.outputs,
             None if side2 is None else side2.outputs,
             batch_rows=batch_rows,
-            budget=self.memory_budget or self.memory().budget(),
+            budget=int(self.memory_budget or self.memory().budget()),
             whole=self.store_on_device,
             **tiles,
         )
@@ -175,7 +181,8 @@ def batch(
         progress: show a progress bar (on stderr).
         check: run a few examples in a batch of another size first, and refuse an ``f`` whose outputs depend on the
             other examples in the batch, such as BatchNorm in training mode.
-        memory_budget: bytes that outputs may take; None for half of the memory of the device, or of the host.
+        memory_budget: bytes that outputs may take, but for those of a batch; None for half of the memory of the device,
+            or of the host.
 
     Returns:
         ``kernel_fn(x1, x2, params, **apply_fn_kwargs)``, see :meth:`BatchedKernelFn.__call__`.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ._axes import Axes, Leaf, Plan, as_sequence, plan
 from ._contract import contract
+from ._inputs import refuse_empty
 from ._kwargs import is_none, split_kwargs
 
 PyTree = Any
@@ -202,11 +203,3 @@ def _as_array(name: str, y: Any) -> jax.Array:
     if array.size == 0:
         raise ValueError(f"{name} of f is empty, with shape {array.shape}; a kernel needs at least one number.")
     return array
-
-
-def refuse_empty(name: str, x: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
-        shape = getattr(leaf, "shape", ())
-        if shape and shape[0] == 0:
-            where = name + jax.tree_util.keystr(path)
-            raise ValueError(f"{where} with shape {shape} is an empty batch; pass at least one example.")

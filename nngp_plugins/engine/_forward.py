@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
 from ._empirical import Outputs
+from ._inputs import batch_of
 from ._job import ranges
 from ._memory import At, Memory
 
@@ -82,17 +83,18 @@ class Forward:
         devices: Sequence[jax.Device],
         fold: bool,
         check: bool,
+        shared: Collection[str] = (),
     ):
         self.side, self.n = side, batch_of(side, x)
         self.rows = batch_size * len(devices)
         self._fold, self._check = fold, check and not (self.n == self.rows == batch_size)
         self._mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",), axis_types=(AxisType.Auto,))
-        self._sort(f, x, kwargs)
+        self._sort(f, x, kwargs, {*WHOLE, *shared})
         everywhere = NamedSharding(self._mesh, PartitionSpec()) if len(devices) > 1 else devices[0]
         self._params = jax.device_put(params, everywhere)
         self._whole[:] = jax.device_put(self._whole, everywhere)
 
-    def _sort(self, f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any]) -> None:
+    def _sort(self, f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any], whole: set[str]) -> None:
         """Sorts the leaves of ``x`` and the keyword arguments into the kinds of a :class:`Call`."""
         self._rows: list[Any] = []
         self._whole: list[Any] = []
@@ -107,33 +109,26 @@ class Forward:
         said: list[str] = []
         paths, structure = jax.tree_util.tree_flatten_with_path((x, kwargs))
         for path, leaf in paths:
-            kind = "rows" if path[0].idx == 0 else self._kind(path[1].key, leaf)
+            kind = "rows" if path[0].idx == 0 else self._kind(path[1].key, leaf, whole)
             said.append(kind)
             kinds[kind].append(_local(leaf) if kind == "rows" else leaf)
         self._call = Call(Static(f), structure, tuple(said), Static(tuple(statics)))
 
-    def _kind(self, name: str, leaf: Any) -> str:
+    def _kind(self, name: str, leaf: Any, whole: set[str]) -> str:
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             return "static"
         if name in KEYS:
             return "keys"
-        # a single example is the same as the whole
-        return "rows" if name not in WHOLE and self.n > 1 and leaf.shape[:1] == (self.n,) else "whole"
+        return "rows" if name not in whole and leaf.shape[:1] == (self.n,) else "whole"
 
     @cached_property
     def outputs(self) -> Outputs:
         """Names, shapes and dtypes of the outputs of all examples; computes nothing."""
-        rows = self.rows // self._mesh.size
         structs = [jax.ShapeDtypeStruct((self.rows, *leaf.shape[1:]), leaf.dtype) for leaf in self._rows]
         keys = [_folded(key, 0, self._mesh.size) for key in self._keys]
-        y = Outputs.named(_run.eval_shape(self._call, self._mesh, self._params, structs, self._whole, keys))
-        for name, leaf in zip(y.names, y.leaves, strict=True):
-            if leaf.shape[:1] != (self.rows,):
-                shape = (rows, *leaf.shape[1:]) if leaf.shape else ()
-                raise ValueError(
-                    f"{name} of f has shape {shape} for a batch of {rows} examples of {self.side}; batches can only be "
-                    "put together along a batch axis 0 with a row for each example."
-                )
+        outputs = _run.eval_shape(self._call, self._mesh, self._params, structs, self._whole, keys)
+        self._refuse_wrong_rows(outputs, self.rows // self._mesh.size)
+        y = Outputs.named(outputs)
         leaves = (jax.ShapeDtypeStruct((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in y.leaves)
         return Outputs(y.structure, y.paths, tuple(leaves))
 
@@ -147,7 +142,7 @@ class Forward:
             for low, high in bounds
         ]
         tiles: list[list[Any]] = [[None] * len(like) for like in likes]
-        for first, leaves in self._batches(start, stop):
+        for first, leaves in self._batches(start, stop, on_rows):
             last = first + leaves[0].shape[0]
             for tile, like, (low, high) in zip(tiles, likes, bounds, strict=True):
                 if low >= last or high <= first:
@@ -155,10 +150,9 @@ class Forward:
                 for k, leaf in enumerate(leaves):
                     part = leaf if low <= first and last <= high else leaf[max(low - first, 0) : high - first]
                     tile[k] = memory.put(tile[k], like[k], part, At((max(first - low, 0), *[0] * (part.ndim - 1))))
-            on_rows(last - first)
         return tiles
 
-    def _batches(self, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
+    def _batches(self, start: int, stop: int, on_rows: Callable[[int], None]) -> Iterator[tuple[int, list[Any]]]:
         """The outputs of each batch with the number of its first example, cut to ``start`` and ``stop``."""
         before: Any = None
         for index in range(start // self.rows, -(-stop // self.rows)):
@@ -166,9 +160,10 @@ class Forward:
             leaves = jax.tree.leaves(self._outputs(first, self.rows, index))
             if self._check:
                 self._check = False
-                self._check_independent(leaves)
+                self._check_independent(first, index, leaves)
             jax.block_until_ready(before)  # one batch runs while the next is on its way, no more
             before = leaves
+            on_rows(min(self.rows, self.n - first))
             low, high = max(start - first, 0), min(stop, self.n) - first
             leaves = [leaf if low == 0 and high >= self.rows else leaf[low:high] for leaf in leaves]
             if self._mesh.size > 1:
@@ -182,54 +177,60 @@ class Forward:
     def _run(self, rows: list[Any], index: int) -> PyTree:
         count = self._mesh.size
         keys = [_folded(key, index * count, count) if self._fold else key[None] for key in self._keys]
-        return _run(self._call, self._mesh, self._params, rows, self._whole, keys)
+        y = _run(self._call, self._mesh, self._params, rows, self._whole, keys)
+        refuse_traced(y)
+        return y
 
-    def _check_independent(self, leaves: list[Any]) -> None:
+    def _check_independent(self, first: int, index: int, leaves: list[Any]) -> None:
         """Refuses an ``f`` whose outputs depend on the other examples in the batch.
 
-        Compares the first outputs of the first batch with those in a batch of another size; with a key, whose noise may
-        depend on that size, an example next to itself with the same example next to another.
+        Compares the first outputs of a batch with those in a batch of another size; with a key, whose noise may depend
+        on that size, an example next to itself with the same example next to others.
         """
         count, size = self._mesh.size, self.rows // self._mesh.size
-        few = 1 if size == 2 or self._keys else 2
         if self._keys:
-            ends = (0, 1), (self.n - 1, self.n)
-            leaves = jax.tree.leaves(self._run([_rows(leaf, 2 * count, ends[0]) for leaf in self._rows], 0))
-            others = self._run([_rows(leaf, 2 * count, *ends) for leaf in self._rows], 0)
-            compared = "next to another example"
+            few, rows = 1, max(size, 2) * count
+            here, ends = (first, first + 1), (max(self.n - rows + 1, 0), self.n)
+            leaves = jax.tree.leaves(self._run([_rows(leaf, rows, here) for leaf in self._rows], index))
+            others = self._run([_rows(leaf, rows, here, ends) for leaf in self._rows], index)
+            compared = "next to other examples"
         else:
-            others = self._outputs(0, few * count, 0)
+            few = 1 if size == 2 else 2
+            others = self._outputs(first, few * count, index)
             compared = f"between batches of {size} and {few}"
+            self._refuse_wrong_rows(others, few)
         for name, a, b in zip(self.outputs.names, leaves, jax.tree.leaves(others), strict=True):
             error = _relative_error(a[: min(few, size)], b[: min(few, size)])
-            dtype = a.dtype if jnp.issubdtype(a.dtype, jnp.inexact) else jnp.float16
-            if error > 10 * float(jnp.finfo(dtype).eps) ** 0.5:
+            if error > _tolerance(a.dtype):
                 raise ValueError(
                     f"{name} of f depends on the other examples in the batch: the first rows differ by {error:.0%} "
                     f"{compared}, so batches cannot give the kernel of the whole. Run the model in evaluation mode "
                     "(train=False, is_training=False, model.eval()), or pass check=False to take batches as they are."
                 )
 
+    def _refuse_wrong_rows(self, y: PyTree, rows: int) -> None:
+        """Refuses outputs that have not a row for each of ``rows`` examples on a device."""
+        y, count = Outputs.named(y), self._mesh.size
+        for name, leaf in zip(y.names, y.leaves, strict=True):
+            if leaf.shape[:1] != (rows * count,):
+                shape = (leaf.shape[0] // count, *leaf.shape[1:]) if leaf.shape else ()
+                raise ValueError(
+                    f"{name} of f has shape {shape} for a batch of {rows} examples of {self.side}; batches can only be "
+                    "put together along a batch axis 0 with a row for each example."
+                )
 
-def batch_of(side: str, x: PyTree) -> int:
-    """Number of examples of an input.
+
+def refuse_traced(tree: PyTree) -> None:
+    """Refuses what has no values yet.
 
     Raises:
-        TypeError: a leaf has no batch axis.
-        ValueError: the leaves disagree.
+        TypeError: a leaf is traced.
     """
-    sizes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
-        shape = getattr(leaf, "shape", ())
-        if not shape:
-            raise TypeError(
-                f"{side}{jax.tree_util.keystr(path)} is {type(leaf).__name__} without a batch axis; inputs are cut "
-                "along axis 0, so pass what all examples share as a keyword argument."
-            )
-        sizes[f"{side}{jax.tree_util.keystr(path)}"] = int(shape[0])
-    if len(set(sizes.values())) != 1:
-        raise ValueError(f"{side} must hold examples along axis 0 of every array, as many in each; got {sizes}.")
-    return next(iter(sizes.values()))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            "a batched kernel function was called inside jit, grad or vmap; its loop over batches runs outside, so "
+            "call it there, or use the unbatched kernel function inside."
+        )
 
 
 def _local(leaf: Any) -> Any:
@@ -256,9 +257,20 @@ def _folded(key: Any, start: int, count: int) -> Any:
 
 
 def _relative_error(a: Any, b: Any) -> float:
-    """The largest difference over the largest value; the same NaN in the same place is no difference."""
+    """The largest difference over the largest value; the same NaN or infinity in the same place is no difference."""
     a, b = np.asarray(a), np.asarray(b)
     a, b = (y.astype(np.complex128 if np.iscomplexobj(y) else np.float64) for y in (a, b))
-    differences = np.abs(a - b)[~((a == b) | (np.isnan(a) & np.isnan(b)))]
-    scale = np.max(np.abs(a), where=np.isfinite(a), initial=0)
-    return float(np.max(differences, initial=0) / scale) if scale else float(differences.size > 0)
+    scale = max(np.max(np.abs(y), where=np.isfinite(y), initial=0) for y in (a, b))
+    differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    a, b = a[differ], b[differ]
+    if not np.all(np.isfinite(a) & np.isfinite(b)):
+        return np.inf
+    return float(np.max(np.abs(a - b)) / scale) if a.size else 0.0
+
+
+def _tolerance(dtype: Any) -> float:
+    """How much rounding may differ between batches, where sums are taken in another order."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return 0.0
+    eps, single = float(jnp.finfo(dtype).eps), float(jnp.finfo("float32").eps)
+    return 10 * max(eps, min(eps, single) ** 0.5)

@@ -68,8 +68,8 @@ class Job:
         block_rows: examples whose outputs are held at once on a side; where that is fewer than there are, the others
             run again for each block.
         tile_rows: rows and columns of a tile of the kernel.
-        row_bytes: bytes of the outputs of one example.
-        orders: of the axes in which each output is kept, as its contraction reads them.
+        row_bytes: bytes of the outputs of one example, of the side with more.
+        orders: of the axes in which each output is kept, as its contraction reads them; of ``x1`` and of ``x2``.
         pairs: the kernels, by the places of their outputs.
     """
 
@@ -79,7 +79,7 @@ class Job:
     block_rows: int
     tile_rows: int
     row_bytes: int
-    orders: tuple[tuple[int, ...], ...]
+    orders: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
     pairs: dict[tuple[int, int], Pair]
 
     @property
@@ -112,9 +112,14 @@ class Job:
         """Examples that go through the network: N, or N + M, where the outputs fit."""
         total = 0
         for block, columns in self.blocks():
-            total += block[1] - block[0]
-            total += sum(stop - start for start, stop in columns if not self.symmetric or (start, stop) != block)
+            total += self._run_for(block, self.n1)
+            total += sum(self._run_for(c, self.n2 or self.n1) for c in columns if not self.symmetric or c != block)
         return total
+
+    def _run_for(self, block: Range, examples: int) -> int:
+        """Examples in the batches that a block takes, whole ones."""
+        first, last = block[0] // self.batch_rows, -(-block[1] // self.batch_rows)
+        return min(last * self.batch_rows, examples) - first * self.batch_rows
 
     @property
     def tile_count(self) -> int:
@@ -228,23 +233,25 @@ def make_job(
         (a, b): _pair(outputs1, a, others, b, leaf_plan, plans[b, a] if outputs2 is None else None)
         for (a, b), leaf_plan in plans.items()
     }
-    row_bytes = sum(nbytes(leaf.shape[1:], leaf.dtype) for leaf in outputs1.leaves)
+    row_bytes = max(sum(nbytes(leaf.shape[1:], leaf.dtype) for leaf in side.leaves) for side in (outputs1, others))
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
-    block_rows = max(n1, n2 or 0)
+    block_rows = most = max(n1, n2 or 0)
     if (n1 + (n2 or 0)) * row_bytes > budget:
-        block_rows = max(1, min(block_rows, budget // (2 * row_bytes)))
+        block_rows = min(most, max(batch_rows, budget // (2 * row_bytes)))
+    aligned = tile_rows is not None or tile_bytes is not None
     if tile_rows is None:
         whole = whole and n2 is not None
         if tile_bytes:
             tile_rows = min(block_rows, *(max(1, math.isqrt(tile_bytes // pair.cell)) for pair in pairs.values()))
         else:
             tile_rows = min(_tile_rows(pair, block_rows, whole) for pair in pairs.values())
-    if block_rows < max(n1, n2 or 0):
-        # whole tiles, and whole batches where these are no larger
+    if block_rows < most:
+        # whole batches and whole tiles; where these do not fit, a tile that is a chunk must be whole, else a batch
         unit = math.lcm(batch_rows, tile_rows)
-        block_rows = max(block_rows // unit * unit or block_rows // tile_rows * tile_rows, tile_rows)
-    orders = tuple(plans[a, a].operands()[0] for a in range(len(outputs1.leaves)))
-    return Job(n1, n2, batch_rows, block_rows, tile_rows, row_bytes, orders, pairs)
+        unit = unit if unit <= block_rows else tile_rows if aligned else batch_rows
+        block_rows = max(block_rows // unit, 1) * unit
+    orders1, orders2 = zip(*(plans[a, a].operands() for a in range(len(outputs1.leaves))), strict=True)
+    return Job(n1, n2, batch_rows, block_rows, tile_rows, row_bytes, (orders1, orders2), pairs)
 
 
 def _pair(outputs1: Outputs, a: int, outputs2: Outputs, b: int, leaf_plan: Plan, mirror: Plan | None) -> Pair:

@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType
+
+from ._inputs import parts
 
 
 @jax.tree_util.register_dataclass
@@ -71,9 +74,20 @@ def _equal(x1: Any, x2: Any) -> bool | Array:
     ):
         return False
     pairs = [(a, b) for a, b in zip(leaves1, leaves2, strict=True) if a is not b]
-    if not pairs:
-        return True
-    return jnp.all(jnp.stack([_equal_values(a, b) for a, b in pairs]))
+    on_host = [_on_host(a) and _on_host(b) for a, b in pairs]
+    if not all(_equal_on_host(a, b) for (a, b), here in zip(pairs, on_host, strict=True) if here):
+        return False
+    others = [_equal_values(a, b) for (a, b), here in zip(pairs, on_host, strict=True) if not here]
+    return jnp.all(jnp.stack(others)) if others else True
+
+
+def _on_host(x: Any) -> bool:
+    """Whether this is an array, but none of JAX, maybe larger than memory."""
+    return hasattr(x, "shape") and not isinstance(x, jax.Array)
+
+
+def _equal_on_host(a: Any, b: Any) -> bool:
+    return all(np.all((p == q) | ((p != p) & (q != q))) for p, q in zip(parts(a), parts(b), strict=True))
 
 
 @jax.jit

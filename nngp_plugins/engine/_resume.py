@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._require import require
+from ._inputs import parts
 from ._job import Job, human_bytes
 from ._layout import JOB, LEDGER, Layout, checked, describe_layouts
 from ._ledger import Ledger
@@ -157,16 +158,6 @@ def _hash(tree: Any) -> str:
             digest.update(str(getattr(leaf, "__qualname__", None) or repr(leaf)).encode())
             continue
         digest.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
-        for part in _parts(leaf):
+        for part in parts(leaf):
             digest.update(np.ascontiguousarray(part).tobytes())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _parts(array: Any) -> Iterator[np.ndarray]:
-    """An array of any size, a part of it at a time."""
-    if not array.shape or not array.shape[0]:
-        yield np.asarray(array)
-        return
-    rows = max(1, 2**24 // max(1, np.dtype(array.dtype).itemsize * int(np.prod(array.shape[1:]))))
-    for start in range(0, array.shape[0], rows):
-        yield np.asarray(array[start : start + rows])

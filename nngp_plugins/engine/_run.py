@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -57,11 +57,11 @@ def run(job: Job, precision: Any, side1: Side, side2: Side | None, memory: Memor
             if not todo:
                 continue
             if held is None:
-                held = _operands(job, side1.tiles(*rows, job.tile_rows, memory, on_rows))
+                held = _operands(job.orders[0], side1.tiles(*rows, job.tile_rows, memory, on_rows))
             same = side2 is None and columns == rows
             others = held
             if not same:
-                others = _operands(job, (side2 or side1).tiles(*columns, job.tile_rows, memory, on_rows))
+                others = _operands(job.orders[1], (side2 or side1).tiles(*columns, job.tile_rows, memory, on_rows))
             for (a, b), i, j in todo:
                 pair = job.pairs[a, b]
                 y1 = held[(i[0] - rows[0]) // job.tile_rows][a]
@@ -78,10 +78,10 @@ def run(job: Job, precision: Any, side1: Side, side2: Side | None, memory: Memor
         sink.write(*last)
 
 
-def _operands(job: Job, tiles: list[list[Any]]) -> list[list[Any]]:
+def _operands(orders: Sequence[tuple[int, ...]], tiles: list[list[Any]]) -> list[list[Any]]:
     """Outputs transposed once for the many products they go into."""
     for tile in tiles:
-        for k, order in enumerate(job.orders):
+        for k, order in enumerate(orders):
             if order != tuple(range(len(order))):
                 moved = tile[k].transpose(order)
                 tile[k] = np.ascontiguousarray(moved) if isinstance(moved, np.ndarray) else moved
@@ -115,7 +115,24 @@ def ticks(job: Job, show: bool) -> Iterator[Ticks]:
 class Ready:
     """Outputs that are already there."""
 
+    side: str
     outputs: Outputs
+
+    @property
+    def rows(self) -> int:
+        """Number of examples.
+
+        Raises:
+            ValueError: an output has none, or another one than the first.
+        """
+        rows = self.outputs.leaves[0].shape[:1]
+        for name, leaf in zip(self.outputs.names, self.outputs.leaves, strict=True):
+            if not rows or leaf.shape[:1] != rows:
+                raise ValueError(
+                    f"{name} in {self.side} has shape {leaf.shape}; every output needs a row for each example along "
+                    f"axis 0, as {self.outputs.names[0]} has with shape {self.outputs.leaves[0].shape}."
+                )
+        return rows[0]
 
     def tiles(
         self, start: int, stop: int, size: int, memory: Memory, on_rows: Callable[[int], None]
@@ -162,8 +179,7 @@ class InMemory:
     def _put(self, place: Place, tile: Any, *places: At) -> None:
         pair, array = self.job.pairs[place], self.arrays.get(place)
         if pair.role == "traced":  # a sum over tiles
-            tile = tile() if callable(tile) else tile
-            tile = tile if places[0].order is None else tile.transpose(places[0].order).conj()
+            tile = self.memory.put(None, pair, tile, *places)
             self.arrays[place] = tile if array is None else array + tile
         else:
             self.arrays[place] = self.memory.put(array, pair, tile, *places)

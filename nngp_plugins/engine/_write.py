@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,12 @@ def write_kernel(
         array([1., 1.], dtype=float32)
     """
     require("tensorstore", extra="store")
-    if tile_size is not None and (not isinstance(tile_size, int) or tile_size < 1):
+    if tile_size is not None and (not isinstance(tile_size, Integral) or tile_size < 1):
         raise ValueError(f"tile_size={tile_size!r} must be a positive number of examples, or None.")
     kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
     kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True)
     side1, side2 = kernel_fn.sides(x1, x2, params, apply_fn_kwargs)
-    job = kernel_fn.job_of(side1, side2, side1.rows, tile_rows=tile_size, tile_bytes=TILE_BYTES)
+    job = kernel_fn.job_of(side1, side2, side1.rows, tile_rows=tile_size and int(tile_size), tile_bytes=TILE_BYTES)
     layouts = _layouts(kernel_fn.kernel_fn, job, side1.outputs)
     inputs = {"x1": x1, "x2": x2, "params": params, **apply_fn_kwargs}
     made_of = fingerprints(job, inputs, _settings(kernel_fn.kernel_fn, job, side1.outputs))
@@ -132,9 +133,9 @@ def _settings(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> dict[str, Any]
     traced, diagonal = {}, {}
     for (a, b), pair in job.pairs.items():
         if a == b:
-            count = len(job.orders[a]) - len(pair.plan.traced[0])
+            count = len(job.orders[0][a]) - len(pair.plan.traced[0])
             name = outputs.paths[a] or "kernel"
-            traced[name], diagonal[name] = job.orders[a][count:], job.orders[a][: len(pair.plan.diagonal[0])]
+            traced[name], diagonal[name] = job.orders[0][a][count:], job.orders[0][a][: len(pair.plan.diagonal[0])]
     return {
         "outputs": shapes,
         "trace_axes": traced,

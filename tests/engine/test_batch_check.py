@@ -1,0 +1,227 @@
+"""Outputs that depend on the other examples in the batch: batches of them are refused, not silently wrong."""
+
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import nngp_plugins as nngp
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+X1, X2 = normal(0, 12, 6), normal(1, 7, 6)
+REFUSED = r"of f depends on the other examples in the batch: .* check=False to take batches as they are"
+KEY = jax.random.key(3)
+
+
+def gram(y1, y2=None):
+    y1 = np.asarray(y1, np.float64)
+    return y1 @ (y1 if y2 is None else np.asarray(y2, np.float64)).T / y1.shape[1]
+
+
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def kernel(f, x1=X1, x2=None, params=None, batch_size=4, check=True, **kwargs):
+    return nngp.batch(nngp.empirical_nngp_fn(f), batch_size, check=check)(x1, x2, params, **kwargs)
+
+
+# BatchNorm and Dropout in each framework, as (f in training mode, f in evaluation mode, params, kwargs)
+
+
+class Linen(nn.Module):
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(nn.Dense(8, name="hidden")(x))
+        return nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+
+
+class NNX(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(6, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.hidden(x))
+
+
+def linen():
+    variables = Linen().init(jax.random.key(0), X1, train=False)
+    train = nngp.from_linen(Linen(), mutable=["batch_stats"], train=True)
+    return train, nngp.from_linen(Linen(), train=False), variables, {"rng": KEY}
+
+
+def haiku():
+    def net(x, is_training):
+        return hk.BatchNorm(True, True, 0.9, name="norm")(hk.Linear(8, name="hidden")(x), is_training)
+
+    f = nngp.from_haiku(hk.transform_with_state(net), is_training=True)
+    params, state = f.init(jax.random.key(0), X1)
+    return f, nngp.from_haiku(hk.transform_with_state(net), is_training=False), params, {"state": state}
+
+
+def nnx_model():
+    model = NNX(nnx.Rngs(0))
+    train = nngp.from_nnx(model)
+    model.eval()
+    return train, nngp.from_nnx(model), model, {}
+
+
+frameworks = pytest.mark.parametrize("make", [linen, haiku, nnx_model])
+
+
+@frameworks
+def test_batch_norm_in_training_mode_is_refused(make):
+    train, _, params, kwargs = make()
+    with pytest.raises(ValueError, match=f"^the output {REFUSED}"):
+        kernel(train, X1, None, params, **kwargs)
+    # what comes before it does not depend on the others
+    with pytest.raises(ValueError, match=f"^output 'norm' {REFUSED}"):
+        kernel(train.layers("hidden", "norm"), X1, X2, params, **kwargs)
+    kernel(train.layers("hidden"), X1, None, params, **kwargs)
+
+
+@frameworks
+def test_evaluation_mode_passes(make):
+    _, evaluate, params, kwargs = make()
+    expected = nngp.empirical_nngp_fn(evaluate)(X1, X2, params, **kwargs)
+    assert_close(kernel(evaluate, X1, X2, params, **kwargs), np.asarray(expected))
+
+
+def normalised(params, x, rng=None, eps=1e-5):
+    y = (x - x.mean(axis=0)) / (x.std(axis=0) + eps)
+    return y if rng is None else y + 0.1 * jax.random.normal(rng, y.shape)
+
+
+def divided(params, x, rng=None):
+    return x / x.shape[0]
+
+
+def ranked(params, x, rng=None):
+    return jnp.argsort(jnp.argsort(x, axis=0), axis=0)
+
+
+def softmax_over_examples(params, x, rng=None):
+    return {"fine": x, "mixed": jax.nn.softmax(x, axis=0)}
+
+
+def complex_mean(params, x, rng=None):
+    return x + 1j * x.mean(axis=0)
+
+
+MIXED = [normalised, divided, ranked, softmax_over_examples, complex_mean]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 12])
+@pytest.mark.parametrize("f", MIXED)
+def test_all_that_depends_on_the_batch_is_refused(f, batch_size):
+    x = np.concatenate([X1, X1 + 1])
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(f, x, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("f", [f for f in MIXED if f is not divided])  # noise may depend on the size, so that may vary
+def test_all_that_depends_on_the_batch_is_refused_with_a_key(f):
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(f, rng=KEY)
+
+
+def test_one_that_depends_on_the_batch_only_with_a_key():
+    def f(params, x, rng=None):
+        return x if rng is None else x - x.mean(axis=0) * jax.random.uniform(rng)
+
+    kernel(f)
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(f, rng=KEY)
+    # padding often makes the first and the last example the same
+    x = np.concatenate([X1, X1[:1]])
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(f, x, rng=KEY)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"rng": KEY}], ids=["no key", "key"])
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_standard_deviation_of_one_example_is_no_excuse(batch_size, kwargs):
+    # 0/0 in the batch it is compared with
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(lambda params, x, rng=None: normalised(params, x, rng, eps=0.0), batch_size=batch_size, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_half_precision_is_no_excuse(dtype, batch_size):
+    def f(params, x):
+        x = x.astype(dtype)
+        return x + 0.5 * jax.nn.relu(x - x.mean(axis=0)) / (x.std(axis=0) + 0.01)
+
+    x = normal(0, 24, 20)
+    # by how much batches would be wrong
+    assert np.abs(np.asarray(kernel(f, x, batch_size=batch_size, check=False)) / gram(f(None, x)) - 1).max() > 0.05
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(f, x, batch_size=batch_size)
+
+
+def test_both_sides_are_checked():
+    def f(params, x, mixed):
+        return x - mixed * x.mean(axis=0)
+
+    assert_close(kernel(f, X1, X2, mixed=(0.0, 0.0)), gram(X1, X2))
+    for mixed in [(1.0, 0.0), (0.0, 1.0)]:
+        with pytest.raises(ValueError, match=REFUSED):
+            kernel(f, X1, X2, mixed=mixed)
+
+
+def test_without_the_check_batches_are_taken_as_they_are():
+    outputs = np.concatenate([divided(None, X1[i : i + 4]) - X1[i : i + 4].mean(axis=0) for i in (0, 4, 8)])
+    assert_close(kernel(lambda params, x: divided(params, x) - x.mean(axis=0), check=False), gram(outputs))
+
+
+@pytest.mark.parametrize("batch_size", [0, 12, 50])
+@pytest.mark.parametrize("n2", [None, 12, 7])
+def test_a_single_batch_is_the_whole(batch_size, n2):
+    x2 = None if n2 is None else normal(1, n2, 6)
+    if n2 != 7:
+        y2 = None if n2 is None else normalised(None, x2)
+        assert_close(kernel(normalised, X1, x2, batch_size=batch_size), gram(normalised(None, X1), y2))
+    elif batch_size == 0:
+        # all at once: x2 is a batch of 7, not one filled up to the 12 of x1
+        assert_close(kernel(normalised, X1, x2, batch_size=0), gram(normalised(None, X1), normalised(None, x2)))
+
+
+PASSES = {
+    "zeros": lambda params, x, rng=None: 0 * x,
+    "NaN": lambda params, x, rng=None: jnp.sqrt(x),
+    "all NaN": lambda params, x, rng=None: x * jnp.nan,
+    "infinite": lambda params, x, rng=None: jnp.where(x > 0, jnp.inf, -jnp.inf),
+    "some infinite": lambda params, x, rng=None: jnp.where(x > 0, jnp.inf, x),
+    "integers": lambda params, x, rng=None: jnp.argsort(x, axis=1),
+    "half precision": lambda params, x, rng=None: (x.astype("bfloat16") @ jnp.ones((6, 9), "bfloat16")) ** 2,
+    "large": lambda params, x, rng=None: 1e30 * x,
+}
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"rng": KEY}], ids=["no key", "key"])
+@pytest.mark.parametrize("name", PASSES)
+def test_what_does_not_depend_on_the_batch_passes(name, kwargs):
+    for batch_size in (1, 2, 5):
+        options = {"batch_size": batch_size, **kwargs}
+        checked, unchecked = (kernel(PASSES[name], check=check, **options) for check in (True, False))
+        np.testing.assert_array_equal(checked, unchecked)
+
+
+def test_dropout_passes_although_its_noise_depends_on_the_size_of_the_batch():
+    def dropout(params, x, rng):
+        return x * jax.random.bernoulli(rng, 0.5, x.shape) + jax.random.normal(rng, x.shape[::-1]).T
+
+    for batch_size in (1, 2, 5, 12):
+        kernel(dropout, X1, X2, batch_size=batch_size, rng=KEY)

@@ -1,0 +1,253 @@
+"""What a batched kernel function takes: inputs of all kinds, keyword arguments, keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+N, M, BATCH = 11, 7, 4
+blocks_or_not = pytest.mark.parametrize("memory_budget", [None, 1], ids=["all outputs", "blocks"])
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    # with a budget for blocks of 3 rows and batches of 4, batches are cut and run again
+    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (3, 3))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+X1, X2 = normal(0, N, 6), normal(1, M, 6)
+
+
+def gram(y1, y2=None):
+    y1 = np.asarray(y1, np.float64)
+    return y1 @ (y1 if y2 is None else np.asarray(y2, np.float64)).T / y1.shape[1]
+
+
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def kernel(f, x1, x2=None, params=2.0, batch_size=BATCH, memory_budget=None, **kwargs):
+    return nngp.batch(nngp.empirical_nngp_fn(f), batch_size, memory_budget=memory_budget)(x1, x2, params, **kwargs)
+
+
+# inputs
+
+
+class Sliced:
+    """An array on a disk, say: only slices of it can be had."""
+
+    def __init__(self, array):
+        self.shape, self.dtype, self._array, self.read = array.shape, array.dtype, array, []
+
+    def __getitem__(self, rows):
+        self.read.append((rows.start, rows.stop))
+        return self._array[rows]
+
+
+def scaled(params, x):
+    return params * x
+
+
+def memmap(array, path):
+    array.tofile(path)
+    return np.memmap(path, array.dtype, "r", shape=array.shape)
+
+
+INPUTS = {
+    "numpy": lambda x, path: x,
+    "jax": lambda x, path: jnp.asarray(x),
+    "float64 without x64": lambda x, path: x.astype(np.float64),
+    "memmap": memmap,
+    "slices": lambda x, path: Sliced(x),
+    "not contiguous": lambda x, path: np.repeat(x, 2, axis=1)[:, ::2],
+}
+
+
+@blocks_or_not
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs_are_anything_to_slice(kind, memory_budget, tmp_path):
+    x1, x2 = INPUTS[kind](X1, tmp_path / "x1"), INPUTS[kind](X2, tmp_path / "x2")
+    assert_close(kernel(scaled, x1, memory_budget=memory_budget), 4 * gram(X1))
+    assert_close(kernel(scaled, x1, x2, memory_budget=memory_budget), 4 * gram(X1, X2))
+
+
+def test_inputs_are_read_a_batch_at_a_time_and_once():
+    x = Sliced(X1)
+    nngp.batch(nngp.empirical_nngp_fn(scaled), BATCH, check=False)(x, None, 2.0)
+    assert x.read == [(0, 4), (4, 8), (8, 11)]
+
+
+def test_inputs_of_several_kinds_in_one_pytree(tmp_path):
+    def f(params, x):
+        (u, v), w = x["uv"], x["w"]
+        return params * u + v - w[:, None]
+
+    w = np.arange(N, dtype=np.int64)
+    x = {"uv": (jnp.asarray(X1), memmap(X1[:, ::-1].copy(), tmp_path / "v")), "w": w, "none": None}
+    assert_close(kernel(f, x), gram(2 * X1 + X1[:, ::-1] - w[:, None]))
+
+
+def test_params_and_inputs_by_keyword():
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), BATCH)
+    assert_close(kernel_fn(X1, X2, params=2.0), 4 * gram(X1, X2))
+    assert_close(kernel_fn(params={"w": jnp.float32(2)}["w"], x2=None, x1=X1), 4 * gram(X1))
+
+
+# keyword arguments
+
+
+@blocks_or_not
+@pytest.mark.parametrize("kind", ["numpy", "jax", "memmap", "slices"])
+def test_arrays_with_a_row_for_each_example_are_cut_like_the_inputs(kind, memory_budget, tmp_path):
+    def f(params, x, mask, more):
+        return jnp.concatenate([params * x * mask, more["weight"][:, None]], axis=1)
+
+    mask1, mask2 = (INPUTS[kind](normal(2 + i, n, 6), tmp_path / f"m{i}") for i, n in enumerate((N, M)))
+    more1, more2 = {"weight": normal(4, N)}, {"weight": normal(5, M)}
+    y1, y2 = f(2.0, X1, mask1[:N], more1), f(2.0, X2, mask2[:M], more2)
+    options = {"memory_budget": memory_budget}
+    assert_close(kernel(f, X1, X2, mask=(mask1, mask2), more=(more1, more2), **options), gram(y1, y2))
+    assert_close(kernel(f, X1, mask=mask1, more=more1, **options), gram(y1))
+
+
+def test_the_row_of_a_single_example_meets_many_of_the_others():
+    def f(params, x, more):
+        return jnp.concatenate([params * x, more], axis=1)
+
+    more1, more2 = normal(2, 1, 3), normal(3, M, 3)
+    y1, y2 = f(2.0, X1[:1], more1), f(2.0, X2, more2)
+    assert_close(kernel(f, X1[:1], more=more1), gram(y1))
+    assert_close(kernel(f, X1[:1], X2, more=(more1, more2)), gram(y1, y2))
+    assert_close(kernel(f, X2, X1[:1], more=(more2, more1)), gram(y2, y1))
+
+
+@pytest.mark.parametrize("name", ["state", "Shared"])
+def test_what_all_examples_share_is_not_cut(name):
+    # even where it happens to have as many rows as there are examples
+    def f(params, x, state=None, table=None):
+        return params * x @ (state["table"] if table is None else table)
+
+    table = normal(2, 6, 6)
+    kwargs = {"state": {"table": table}} if name == "state" else {"table": nngp.Shared(table)}
+    assert_close(kernel(f, X1[:6], **kwargs), gram(2 * X1[:6] @ table))
+    assert_close(kernel(f, X1[:6], X2, **kwargs), gram(2 * X1[:6] @ table, 2 * X2 @ table))
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"), [(np.float32(3), ()), (jnp.asarray(3.0), ()), (normal(2, 6), (6,)), (normal(2, 1, 6), (1, 6))]
+)
+def test_arrays_with_another_number_of_rows_are_not_cut(value, rows):
+    def f(params, x, shift):
+        assert shift.shape == rows
+        return params * x + shift
+
+    assert_close(kernel(f, X1, X2, shift=value), gram(2 * X1 + value, 2 * X2 + value))
+
+
+def test_what_is_no_array_reaches_f_as_it_is():
+    def f(params, x, mode, train, rate, window, options, nothing):
+        assert (mode, train, nothing) == ("mean", False, None)
+        assert options == {"names": [{"a"}]}  # a set is not hashable
+        return params * rate * x[:, window[0] : window[1]]
+
+    kwargs = {"mode": "mean", "train": False, "options": {"names": [{"a"}]}, "nothing": None}
+    expected = gram(4 * X1[:, 1:5], 6 * X2[:, 1:5])
+    assert_close(kernel(f, X1, X2, rate=(2.0, 3.0), window=nngp.Shared((1, 5)), **kwargs), expected)
+
+
+# keys
+
+
+def noisy(params, x, rng):
+    return params * x + jax.random.normal(rng, x.shape, jnp.float32)
+
+
+def by_hand(key, x, params=2.0, rows=BATCH):
+    """Batch ``i`` with its own key; the last one is full, and cut after."""
+    outputs = []
+    for i in range(-(-len(x) // rows)):
+        batch = x[i * rows : (i + 1) * rows]
+        full = jnp.pad(batch, ((0, rows - len(batch)), (0, 0)))
+        outputs.append(noisy(params, full, jax.random.fold_in(key, i))[: len(batch)])
+    return np.concatenate(outputs)
+
+
+KEYS = {
+    "typed": jax.random.key,
+    "uint32": jax.random.PRNGKey,
+    "numpy": lambda seed: np.asarray(jax.random.PRNGKey(seed)),
+    "rbg": lambda seed: jax.random.key(seed, impl="rbg"),
+}
+
+
+@blocks_or_not
+@pytest.mark.parametrize("kind", KEYS)
+def test_each_batch_has_a_key_of_its_own(kind, memory_budget):
+    key = KEYS[kind](3)
+    options = {"rng": key, "memory_budget": memory_budget}
+    y1, y2 = by_hand(key, X1), by_hand(jax.random.fold_in(key, 1), X2)
+    assert_close(kernel(noisy, X1, **options), gram(y1))
+    assert_close(kernel(noisy, X1, X2, **options), gram(y1, y2))
+    # equal inputs have the same noise, and others of the same shape another
+    assert_close(kernel(noisy, X1, X1.copy(), **options), gram(y1))
+    other = normal(9, N, 6)
+    assert_close(kernel(noisy, X1, other, **options), gram(y1, by_hand(jax.random.fold_in(key, 1), other)))
+
+
+def test_keys_for_x1_and_x2_and_keys_they_share():
+    keys = jax.random.key(3), jax.random.key(4)
+    expected = gram(by_hand(keys[0], X1), by_hand(keys[1], X2))
+    assert_close(kernel(noisy, X1, X2, rng=keys), expected)
+    assert_close(kernel(noisy, X1, X2, rng=nngp.Shared(keys[0])), gram(by_hand(keys[0], X1), by_hand(keys[0], X2)))
+
+
+def test_each_of_rngs_is_folded():
+    def f(params, x, rngs):
+        return noisy(params, x, rngs["dropout"]) + jax.random.normal(rngs["noise"], x.shape)
+
+    def expected(fold, x):
+        return by_hand(fold(keys["dropout"]), x) + by_hand(fold(keys["noise"]), 0 * x)
+
+    keys = {"dropout": jax.random.key(3), "noise": jax.random.PRNGKey(4)}
+    y1, y2 = expected(lambda key: key, X1), expected(lambda key: jax.random.fold_in(key, 1), X2)
+    assert_close(kernel(f, X1, X2, rngs=keys), gram(y1, y2))
+
+
+def test_one_batch_of_all_is_the_unbatched_kernel():
+    key = jax.random.key(3)
+    expected = nngp.empirical_nngp_fn(noisy)(X1, None, 2.0, rng=key)
+    assert_close(kernel(noisy, X1, batch_size=0, rng=key), np.asarray(expected))
+    # with a batch_size, the noise does not depend on whether there are more examples than fit
+    assert_close(kernel(noisy, X1, batch_size=N, rng=key), gram(by_hand(key, X1, rows=N)))
+
+
+@pytest.mark.parametrize("kind", ["memmap", "slices"])
+def test_keys_and_inputs_to_slice(kind, tmp_path):
+    key = jax.random.key(3)
+    x1, x2 = (INPUTS[kind](x, tmp_path / name) for x, name in [(X1, "x1"), (X1, "x2")])
+    assert_close(kernel(noisy, x1, x2, rng=key), gram(by_hand(key, X1)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_the_noise_is_the_same_wherever_an_example_meets_itself(batch_size):
+    # so the kernel is symmetric and positive semidefinite
+    def dropped(params, x, rng):
+        return x * jax.random.bernoulli(rng, 0.5, x.shape)
+
+    x = normal(0, 30, 8)
+    for memory_budget in (None, 1):
+        options = {"batch_size": batch_size, "rng": jax.random.key(3), "memory_budget": memory_budget}
+        k = kernel(dropped, x, **options)
+        np.testing.assert_array_equal(k, k.T)
+        eigenvalues = np.linalg.eigvalsh(np.asarray(k, np.float64))
+        assert eigenvalues[0] > -1e-6 * eigenvalues[-1]
+        # of rank 8, as noise of each meeting would not leave it
+        assert np.sum(eigenvalues > 1e-5 * eigenvalues[-1]) == 8

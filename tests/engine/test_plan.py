@@ -1,0 +1,240 @@
+"""The dry run: what `nngp.plan` says a kernel costs is what it costs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def scaled(params, x):
+    return params * x
+
+
+def small_tiles(monkeypatch, rows):
+    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (rows, rows))
+
+
+# the numbers
+
+
+def test_a_symmetric_kernel_in_tiles(monkeypatch):
+    small_tiles(monkeypatch, 10)
+    job = nngp.plan(nngp.empirical_nngp_fn(scaled), normal(0, 95, 8), None, 2.0, batch_size=20)
+    assert (job.n1, job.n2, job.symmetric) == (95, None, True)
+    assert (job.batch_rows, job.block_rows, job.tile_rows) == (20, 95, 10)
+    assert job.row_bytes == 8 * 4
+    assert job.forward_rows == 95
+    assert job.output_bytes == 95 * 8 * 4
+    assert job.kernel_bytes == 95 * 95 * 4
+    assert job.tile_bytes == 10 * 10 * 4
+    # 10 rows of tiles, the last of 5 examples: those on and above the diagonal
+    assert job.tile_count == 10 * 11 / 2
+    assert job.flops == 2 * 8 * (9 * 10 / 2 * 100 + 9 * 50 + 25)
+
+
+def test_a_symmetric_kernel_takes_half_the_operations(monkeypatch):
+    small_tiles(monkeypatch, 10)
+    kernel_fn = nngp.empirical_nngp_fn(scaled)
+    x = normal(0, 1000, 8)
+    half, full = nngp.plan(kernel_fn, x, None, 2.0), nngp.plan(kernel_fn, x, x, 2.0)
+    assert full.flops == 2 * 8 * 1000**2
+    assert half.flops == full.flops * (1 + 1 / 100) / 2  # and the diagonal tiles
+
+
+def test_another_x2(monkeypatch):
+    small_tiles(monkeypatch, 10)
+    x1, x2 = normal(0, 95, 8), normal(1, 42, 8)
+    # on the device one tile, that need not be put together; on the host many
+    for store_on_device, tile_rows, tile_count in [(True, 95, 1), (False, 10, 10 * 5)]:
+        kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 20, store_on_device=store_on_device)
+        job = nngp.plan(kernel_fn, x1, x2, 2.0)
+        assert (job.n1, job.n2, job.symmetric) == (95, 42, False)
+        assert (job.batch_rows, job.block_rows, job.tile_rows) == (20, 95, tile_rows)
+        assert job.forward_rows == 95 + 42
+        assert job.output_bytes == (95 + 42) * 8 * 4
+        assert job.kernel_bytes == 95 * 42 * 4
+        assert job.tile_bytes == tile_rows * min(tile_rows, 42) * 4
+        assert job.tile_count == tile_count
+        assert job.flops == 2 * 8 * 95 * 42
+
+
+def test_outputs_that_do_not_fit(monkeypatch):
+    small_tiles(monkeypatch, 5)
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, store_on_device=False, memory_budget=2 * 30 * 32)
+    x = normal(0, 100, 8)
+    job = nngp.plan(kernel_fn, x, None, 2.0)
+    assert (job.block_rows, job.tile_rows) == (30, 5)
+    assert job.forward_rows == 100 + (70 + 40 + 10)  # blocks of 30, 30, 30 and 10
+    assert job.output_bytes == 2 * 30 * 32
+    assert job.tile_count == 20 * 21 / 2
+    other = nngp.plan(kernel_fn, x, x[:50], 2.0)
+    assert other.forward_rows == 100 + 4 * 50
+    assert other.output_bytes == 2 * 30 * 32
+    assert other.tile_count == 20 * 10
+    assert other.flops == 2 * 8 * 100 * 50
+
+
+OUTPUTS = {  # of an f with (N, 2, 6) float32 outputs "y" and (N,) complex64 outputs "z"
+    "default": {},
+    "all but the batch": {"trace_axes": nngp.all_but_batch},
+    "nothing traced": {"trace_axes": ()},
+    "cross terms": {"trace_axes": (), "cross_terms": True},
+    "batch diagonal": {"trace_axes": (), "diagonal_axes": 0},
+    "batch traced": {"trace_axes": 0},
+}
+
+
+def two_outputs(params, x):
+    y = x.reshape(-1, 2, 6)
+    return {"y": y} if params is None else {"y": y, "z": params * y[:, 0, 0]}
+
+
+@pytest.mark.parametrize("store_on_device", [True, False], ids=["device", "host"])
+@pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_bytes_and_tiles_are_those_of_the_call(name, other, store_on_device, monkeypatch):
+    small_tiles(monkeypatch, 3)
+    # with the default axes a (N,) output has no axis to trace but the batch
+    params = None if name == "default" else np.complex64(1j)
+    x1, x2 = normal(0, 8, 12), normal(1, 8, 12) if other else None
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(two_outputs, **OUTPUTS[name]), 4, store_on_device=store_on_device)
+    job = nngp.plan(kernel_fn, x1, x2, params)
+
+    contracted = []
+
+    def tile(y1, y2, plan, precision, shape, mirror):
+        contracted.append((y1, y2, plan, shape))
+        return whole(y1, y2, plan, precision, shape, mirror)
+
+    from nngp_plugins.engine import _run
+
+    whole = _run.Tile
+    monkeypatch.setattr(_run, "Tile", tile)
+    kernel = kernel_fn(x1, x2, params)
+    assert job.kernel_bytes == sum(k.nbytes for k in jax.tree.leaves(kernel))
+    assert job.tile_count == len(contracted)
+    assert job.flops == sum(operations(*one) for one in contracted)
+    largest = max(np.prod(shape) * jnp.result_type(y1, y2).itemsize for y1, y2, _, shape in contracted)
+    assert job.tile_bytes == largest
+
+
+def operations(y1, y2, plan, shape):
+    """Products and sums: two for each number of the tile and each term of its mean, over the examples here."""
+    return 2 * int(np.prod(shape)) * int(np.prod([y1.shape[axis] for axis in plan.traced[0]]))
+
+
+def test_the_batch_is_that_of_all_devices_and_no_larger_than_needed():
+    kernel_fn = nngp.empirical_nngp_fn(scaled)
+    for n, batch_size, rows in [(95, 0, 95), (95, 10, 10), (95, 200, 95), (1, 10, 1)]:
+        options = {"batch_size": batch_size, "device_count": 1}
+        assert nngp.batch(kernel_fn, **options).job(normal(0, n, 8), None, 2.0).batch_rows == rows
+
+
+# the dry run
+
+
+class Refused:
+    """Inputs of which only the shape may be looked at."""
+
+    def __init__(self, *shape):
+        self.shape, self.dtype = shape, np.dtype("float32")
+
+    def __getitem__(self, rows):
+        raise AssertionError("inputs were read")
+
+
+def test_nothing_is_read_and_nothing_computed():
+    def f(params, x):
+        jax.debug.callback(lambda: computed.append(x.shape))
+        return x @ params
+
+    computed = []
+    job = nngp.plan(
+        nngp.empirical_nngp_fn(f), Refused(10**6, 64), Refused(10**5, 64), np.ones((64, 500)), batch_size=100
+    )
+    jax.effects_barrier()
+    assert not computed
+    assert job.forward_rows == 1_100_000
+    assert job.flops == 10**11 * 2 * 500
+    assert job.kernel_bytes == 4 * 10**11
+
+
+def test_the_options_of_a_batched_kernel_function():
+    x = normal(0, 95, 8)
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, 1, False, memory_budget=2000)
+    assert nngp.plan(kernel_fn, x, None, 2.0) == kernel_fn.job(x, None, 2.0)
+    assert nngp.plan(kernel_fn, x, None, 2.0).batch_rows == 10
+    # batch_size= goes before its own, and the others stay
+    job = nngp.plan(kernel_fn, x, None, 2.0, batch_size=5)
+    assert job.batch_rows == 5
+    assert job.output_bytes <= 2000
+    assert nngp.plan(kernel_fn, x, None, 2.0, batch_size=0).batch_rows == 95
+
+
+def test_keyword_arguments_reach_f():
+    def f(params, x, rng, width, mask, state):
+        assert mask.shape == (20, 8)
+        return jnp.tile(x * mask + jax.random.normal(rng), width) + state["mean"]
+
+    kwargs = {"rng": jax.random.key(0), "width": 3, "mask": normal(1, 95, 8), "state": {"mean": jnp.ones(())}}
+    job = nngp.plan(nngp.empirical_nngp_fn(f), normal(0, 95, 8), None, None, batch_size=20, **kwargs)
+    assert job.row_bytes == 3 * 8 * 4
+
+
+def test_what_the_call_would_refuse():
+    x, kernel_fn = normal(0, 95, 8), nngp.empirical_nngp_fn(scaled, trace_axes=(1, -1))
+    with pytest.raises(TypeError, match=r"^kernel_fn=.* is not a kernel function"):
+        nngp.plan(scaled, x, None, 2.0)
+    with pytest.raises(ValueError, match=r"^batch_size=-1 must be"):
+        nngp.plan(kernel_fn, x, None, 2.0, batch_size=-1)
+    with pytest.raises(
+        ValueError, match=r"^trace_axes=\(1, -1\) names axis 1 of the output with shape \(95, 8\) twice"
+    ):
+        nngp.plan(kernel_fn, x, None, 2.0)
+    f = nngp.empirical_nngp_fn(lambda params, x: x if x.shape[1] == 8 else x.mean(), trace_axes=())
+    with pytest.raises(ValueError, match=r"^the output of f has shape \(\) for a batch of 10 examples of x2"):
+        nngp.plan(f, x, x[:, :4], 2.0, batch_size=10)
+
+
+# the table
+
+
+def rows_of(job):
+    """The table as ``{first column: second column}``."""
+    lines = [line.strip("│").split("│") for line in str(job).splitlines() if line.startswith("│")]
+    return {name.strip(): value.strip() for name, value in lines}
+
+
+def test_the_table(monkeypatch):
+    small_tiles(monkeypatch, 100)
+    x1 = Refused(12_345, 50)
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 250, store_on_device=False, memory_budget=10**9)
+    assert rows_of(nngp.plan(kernel_fn, x1, None, 2.0)) == {
+        "examples": "12,345, x2 = x1",
+        "rows through the network": "12,345",
+        "rows in a forward pass": "250",
+        "outputs held": "2.47 MB",
+        "contraction": "7.68 GFLOP",  # 123 full tiles a side, and one of 45
+        "tiles": "7,750 of 100 rows, 40 kB",
+        "kernels": "610 MB",
+    }
+    rows = rows_of(nngp.plan(kernel_fn, x1, Refused(678, 50), 2.0))
+    assert rows["examples"] == "12,345 and 678"
+    assert rows["rows through the network"] == "13,023"
+
+
+def test_the_table_says_that_outputs_do_not_fit(capsys):
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, memory_budget=2 * 30 * 32)
+    job = nngp.plan(kernel_fn, normal(0, 90, 8), None, 2.0)
+    assert rows_of(job)["rows through the network"] == "180 (outputs do not fit: some run again)"
+    print(job)  # noqa: T201
+    assert capsys.readouterr().out == f"{job}\n"
+    assert re.match("kernel job *\n", str(job))

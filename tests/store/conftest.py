@@ -1,0 +1,130 @@
+"""A small kernel on the disk, and processes that write one and can be killed."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+X1, X2, PARAMS = normal(0, 10, 5), normal(1, 7, 5), normal(2, 5, 6)
+
+
+def network(params, x):
+    return jnp.tanh(x @ params)
+
+
+def files_of(path):
+    """The bytes of every file but the lock."""
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+@dataclass(frozen=True)
+class Small:
+    """A kernel of 10 examples in 3 × 3 tiles; what a test names is other."""
+
+    path: Path
+    x1 = X1
+    x2 = X2
+    params = PARAMS
+    tiles = 9
+
+    def write(self, f=network, x1=X1, x2=None, params=PARAMS, path=None, *, kernel_fn=None, **options):
+        kernel_fn = kernel_fn or nngp.empirical_nngp_fn(f)
+        options = {"batch_size": 3, "tile_size": 4, "progress": False, **options}
+        return nngp.write_kernel(kernel_fn, x1, x2, params, path or self.path, **options)
+
+    def open(self):
+        return nngp.open_kernel(self.path)
+
+    def files(self):
+        return files_of(self.path)
+
+    def tile(self, *chunk, name="kernel"):
+        return self.path.joinpath(name, "c", *map(str, chunk))
+
+    @property
+    def ledger(self):
+        return self.path / "ledger.jsonl"
+
+    @property
+    def job(self):
+        return self.path / "job.json"
+
+
+@pytest.fixture(scope="session", name="files_of")
+def _files_of():
+    return files_of
+
+
+@pytest.fixture
+def small(tmp_path):
+    return Small(tmp_path / "k.zarr")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The files of the small kernel, written without interruption."""
+    small = Small(tmp_path_factory.mktemp("finished") / "k.zarr")
+    small.write()
+    return small.files()
+
+
+@pytest.fixture
+def written(small):
+    """The small kernel, finished."""
+    small.write()
+    return small
+
+
+class Forks:
+    """Starts writers in milliseconds: a process that has imported JAX, but not used it, forks them."""
+
+    def __init__(self, folder):
+        self._errors = (folder / "stderr.txt").open("w+")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+        # every writer compiles the same functions
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        script = Path(__file__).with_name("forks.py")
+        self._process = subprocess.Popen([sys.executable, script], text=True, env={**os.environ, **cache}, **pipes)
+        assert self._process.stdout.readline() == "ready\n", self.errors()
+
+    def start(self, path, **job):
+        """Begins to write a kernel; returns the process id."""
+        self._process.stdin.write(json.dumps({"path": str(path), **job}) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self):
+        """How the writer ended: its exit code, or minus the signal that killed it."""
+        return int(self._process.stdout.readline())
+
+    def errors(self):
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def close(self):
+        self._process.communicate()
+        self._errors.close()
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()

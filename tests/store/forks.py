@@ -1,0 +1,69 @@
+"""A process that imports JAX once, and forks a writer of a kernel for every line that it reads."""
+
+import json
+import os
+import sys
+import traceback
+
+import filelock
+import jax.numpy as jnp
+import numpy as np
+import tensorstore
+
+import nngp_plugins as nngp
+
+LOADED = filelock, tensorstore  # which a writer would import
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def one(params, x):
+    return jnp.tanh(x @ params)
+
+
+def two(params, x):
+    return {"hidden": x @ params, "head": jnp.tanh(x @ params)[:, :3]}
+
+
+def write(path, kind):
+    """Writes a kernel of 144 tiles; every process has the same numbers."""
+    x1, x2, params = normal(0, 24, 5), normal(1, 18, 5), normal(2, 5, 7)
+    if kind == "symmetric":
+        kernel_fn, x2, tile_size = nngp.empirical_nngp_fn(one), None, 2
+    else:  # two kernels of 8 × 6 tiles, and a little more, in blocks of rows
+        kernel_fn, tile_size = nngp.batch(nngp.empirical_nngp_fn(two), memory_budget=700), 3
+    nngp.write_kernel(kernel_fn, x1, x2, params, path, batch_size=5, tile_size=tile_size, progress=False)
+
+
+def child(job):
+    code = 1
+    try:
+        write(**job)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(code)
+
+
+def say(word):
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def main():
+    say("ready")
+    for line in sys.stdin:
+        # no JAX backend is there yet, so no threads are lost
+        pid = os.fork()
+        if not pid:
+            child(json.loads(line))
+        say(pid)
+        say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+if __name__ == "__main__":
+    main()
