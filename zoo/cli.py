@@ -81,7 +81,7 @@ def kernel(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to finish one.")],
     data: Data = "digits",
-    examples: Annotated[int, typer.Option(min=1, help="Training examples; all of them where there are fewer.")] = 10**9,
+    examples: Annotated[int | None, typer.Option(min=1, help="Training examples to take; all unless given.")] = None,
     layer: Annotated[
         list[str] | None, typer.Option(help="Pattern of layers, such as 'conv*'; may be repeated.")
     ] = None,

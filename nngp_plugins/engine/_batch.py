@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from numbers import Integral, Real
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ._empirical import KernelFn, Outputs
-from ._forward import Forward, refuse_traced
+from ._forward import KEYS, Forward, refuse_traced
 from ._inputs import batch_of, refuse_empty
 from ._job import Job, make_job
 from ._kwargs import Shared, is_none, split_kwargs
@@ -111,8 +111,9 @@ class BatchedKernelFn:
         devices = devices if self.device_count == -1 else devices[: self.device_count]
         dealt = split_kwargs(dict(kwargs), x1, x2)
         shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
-        # batches of one size for both sides, so that f is compiled once; all at once, each side is one of its own
-        sizes = [min(int(self.batch_size) or n, -(-max(examples) // len(devices))) for n in examples]
+        # one size for both sides, so that f is compiled once; noise must not depend on the number of devices
+        most = max(examples) if {*KEYS} & {*kwargs} else _share(max(examples), devices)
+        sizes = [min(int(self.batch_size), most) or _share(n, devices) for n in examples]
         forwards = [
             Forward(
                 name,
@@ -200,6 +201,10 @@ def batch(
                [1., 1., 1.]], dtype=float32)
     """
     return BatchedKernelFn(kernel_fn, batch_size, device_count, store_on_device, progress, check, memory_budget)
+
+
+def _share(examples: int, devices: Sequence[jax.Device]) -> int:
+    return -(-examples // len(devices))
 
 
 def plan(

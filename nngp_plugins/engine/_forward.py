@@ -189,8 +189,8 @@ class Forward:
         """
         count, size = self._mesh.size, self.rows // self._mesh.size
         if self._keys:
-            few, rows = 1, max(size, 2) * count
-            here, ends = (first, first + 1), (max(self.n - rows + 1, 0), self.n)
+            few, width = 1, max(size, 2)
+            rows, here, ends = width * count, (first, first + 1), (max(self.n - width + 1, 0), self.n)
             leaves = jax.tree.leaves(self._run([_rows(leaf, rows, here) for leaf in self._rows], index))
             others = self._run([_rows(leaf, rows, here, ends) for leaf in self._rows], index)
             compared = "next to other examples"

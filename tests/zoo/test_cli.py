@@ -1,12 +1,15 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import nngp_plugins as nngp
+from zoo.registry import get_dataset, get_model
 
 NNGP_ZOO = Path(sys.executable).with_name("nngp-zoo")
 
@@ -87,3 +90,60 @@ def test_help_lists_models_and_options():
     help_text = nngp_zoo("track", "--help").stdout
     for word in ("linen/cnn", "nnx/mlp", "digits", "--steps", "--run", "--lr"):
         assert word in help_text
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kernels") / "k.zarr"
+    options = ("--examples", 150, "--layer", "dense_*", "--batch-size", 64, "--tile-size", 40, "--seed", 3)
+    arguments = ("kernel", "haiku/mlp", "--out", path, *options)
+    command = nngp_zoo(*arguments)
+    assert command.returncode == 0, command.stderr
+    return path, arguments, command
+
+
+def test_kernel_writes_that_of_the_layers(written):
+    path, _, command = written
+    dataset = get_dataset("digits")
+    f, x = get_model("haiku/mlp", dataset), dataset.train_x[:150]
+    params, state = f.init(jax.random.key(3), x[:1])
+    layers = f.layers("dense_*")(params, x, state=state)
+    store = nngp.open_kernel(path)
+    assert list(store.arrays) == ["dense_0", "dense_1"]
+    for name, y in layers.items():
+        y = np.asarray(y, np.float64)
+        np.testing.assert_allclose(store[name][...], y @ y.T / y.shape[1], rtol=0, atol=1e-4)
+        assert f"{name}: float32 (150, 150)" in command.stdout
+    assert f"kernel: {path}" in command.stdout
+    assert "150/150" in command.stderr  # the progress bar
+
+
+def test_kernel_again_goes_on_with_what_is_there(written):
+    path, arguments, _ = written
+    tile = path / "dense_0" / "c" / "1" / "2"
+    before = tile.read_bytes()
+    tile.unlink()
+    command = nngp_zoo("verify", path)
+    assert (command.returncode, command.stdout) == (1, "")
+    assert f"1 of 32 tiles are damaged or missing: {tile}" in command.stderr
+    assert nngp_zoo(*arguments).returncode == 0
+    assert tile.read_bytes() == before
+    other = nngp_zoo(*arguments[:-1], 4)
+    assert other.returncode == 2
+    assert "holds a kernel of other params" in other.stderr
+
+
+def test_verify(written, tmp_path):
+    path = shutil.copytree(written[0], tmp_path / "k.zarr")
+    good = nngp_zoo("verify", path)
+    assert (good.returncode, good.stdout) == (0, f"{path}: 100% written, every tile as it was written\n")
+    ledger = path / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:16]))
+    unfinished = nngp_zoo("verify", path)
+    assert unfinished.returncode == 1
+    assert "50% written" in unfinished.stdout
+    assert "unfinished: run the command that wrote it again" in unfinished.stdout
+    missing = nngp_zoo("verify", tmp_path / "other")
+    assert missing.returncode == 2
+    assert "holds no kernel" in missing.stderr

@@ -1,0 +1,154 @@
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CHEAP = {"import_time": 1, "rectangular": 1, "spatial": 2, "symmetric": 1}  # with the number of cases
+
+
+BROKEN = """
+import os
+from functools import partial
+
+from harness import Case, Contender, ratio
+
+def same(number, n):
+    return lambda: [number] * n
+
+def ends(n):
+    return lambda: os._exit(3)
+
+def refuses(n):
+    raise ValueError("no such kernel")
+
+CASES = [
+    Case(
+        "{n} numbers",
+        {
+            "floor": Contender(partial(same, 1.0), "of {n}"),
+            "once": Contender(partial(same, 1.0), "", rounds=1),
+            "other": Contender(partial(same, 2.0), "", fresh=True),
+            "ends": Contender(ends, "", fresh=True),
+            "refuses": Contender(refuses, ""),
+            "peer": Contender(refuses, "", peer=True),
+        },
+        [ratio("other", "floor", at_least=0), ratio("refuses", "floor"), ratio("once", "other", of="peak")],
+        sizes={"n": 1000},
+    )
+]
+"""
+
+
+def harness(*arguments):
+    command = [sys.executable, str(BENCHMARKS / "harness.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The harness's own files, to import."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("harness", "_process", "_results")})
+    for name in ("harness", "_process", "_results", "broken"):
+        sys.modules.pop(name, None)
+
+
+def test_the_cheap_ones(tmp_path):
+    """Ratios are those of the medians to the fastest floor; results of others stay, old ones of the same go."""
+    stale = {"date": "", "machine": "an old one", "quick": True, "cases": []}
+    (tmp_path / "results.json").write_text(json.dumps({"symmetric": stale, "zebra": stale}))
+    done = harness(*CHEAP, "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == sorted([*CHEAP, "zebra"])
+    assert results.pop("zebra") == stale
+    assert {name: len(record["cases"]) for name, record in results.items()} == CHEAP
+    assert {record["machine"] for record in results.values()} == {results["spatial"]["machine"]} != {"an old one"}
+    for case in (case for record in results.values() for case in record["cases"]):
+        check(case)
+    page = (tmp_path / "results.md").read_text()
+    assert "symmetric contraction, N=256, D=64, float32 | ours / floor | ≤ 0.58 |" in page
+    # two tables; a target for each case; contenders
+    assert sum(line.startswith("|") for line in page.splitlines()) == 2 * 2 + 5 + 3 * 2 + 2 * 5
+    assert page.count("quick: Python") == 1
+
+
+def check(case):
+    assert case["disagree"] is None
+    for entry in case["contenders"].values():
+        assert len(entry["samples"]) == 2
+        assert all(0 < sample["seconds"] < 20 for sample in entry["samples"])
+        assert all(sample["peak"] >= sample["growth"] for sample in entry["samples"])
+        assert {"Python", "jax", "numpy"} <= set(entry["versions"])
+    seconds = {who: [sample["seconds"] for sample in entry["samples"]] for who, entry in case["contenders"].items()}
+    medians = {who: sum(pair) / 2 for who, pair in seconds.items()}
+    floor = min((who for who in seconds if who.startswith("floor")), key=medians.get)
+    (target,) = case["targets"]
+    assert target["value"] == pytest.approx(medians["ours"] / medians[floor])
+    assert target["rounds"] == pytest.approx([a / b for a, b in zip(seconds["ours"], seconds[floor], strict=True)])
+    assert target["reached"] == (target["value"] <= target["at_most"])
+
+
+def test_what_fails_or_disagrees_is_reported_and_the_others_go_on(modules, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    case = importlib.import_module("broken").CASES[0]
+    monkeypatch.setattr(modules.harness, "peer_python", lambda say: ("", "not here"))
+    result = modules.harness.compare("broken", 0, case, 3, False, lambda text: None)
+    entries = result["contenders"]
+    assert [len(modules._results.taken(entry["samples"])) for entry in entries.values()] == [3, 1, 3, 0, 0, 0]
+    assert entries["floor"]["about"] == "of 1000"
+    assert entries["ends"]["failed"].endswith("(exit status 3)")
+    assert entries["refuses"]["failed"] == "ValueError: no such kernel (exit status 1)"
+    assert result["disagree"] == "floor 1, once 1, other 2"
+    other, refused, once = result["targets"]
+    assert (other["reached"], len(other["rounds"])) == (True, 3)
+    assert (refused["value"], refused["reached"]) == (None, None)
+    assert (once["reached"], len(once["rounds"])) == (None, 1)  # no limit; the one round that it took part in
+    lines, bad = modules._results.summary(result)
+    assert bad
+    assert lines[0] == "1000 numbers"
+    assert "  peer: – skipped: not here" in lines
+    assert any("the results are not the same" in line for line in lines)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_peer_that_cannot_be_built_is_left_out(modules, there, tmp_path, monkeypatch):
+    python = tmp_path / "python3.11"
+    python.write_text("#!/bin/sh\n[ $1 = -c ] && echo True || { echo no room >&2; exit 1; }\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(modules._process, "PEER", tmp_path / "peer")
+    monkeypatch.setattr(modules._process, "candidates", lambda: ["absent", str(python)] if there else ["absent"])
+    said = []
+    missing = "the environment of the peer could not be built: no room"
+    if not there:
+        missing = "the peer needs Python 3.11, which is not here"
+    assert modules._process.peer_python(said.append) == ("", missing)
+    assert said == ["building peer for neural-tangents, which takes minutes"] * there
+
+
+def test_the_peak_is_that_of_the_run(modules):
+    def run():
+        return {"bytes": len(bytes(200_000_000).replace(b"\0", b"\1"))}
+
+    sample = modules._process.measured(run)
+    if Path("/proc/self/clear_refs").exists():
+        assert 150_000_000 < sample["growth"] < 450_000_000
+    assert sample["bytes"] == 200_000_000
+
+
+def test_a_benchmark_that_is_not_there_is_refused():
+    done = harness("symetric")
+    assert done.returncode == 2
+    assert "no benchmark symetric; there are" in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_benchmarks_are_short(path):
+    assert len(path.read_text().splitlines()) <= (250 if path.stem == "harness" else 90)
