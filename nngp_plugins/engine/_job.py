@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from .._tables import as_text, human
 from ._axes import Plan, Role
 from ._contract import accumulation_dtype
 from ._empirical import KernelFn, Outputs
@@ -173,32 +173,20 @@ class Job:
         table.add_row("examples", examples)
         table.add_row("rows through the network", f"{self.forward_rows:,}{again}")
         table.add_row("rows in a forward pass", f"{self.batch_rows:,}")
-        table.add_row("outputs held", human_bytes(self.output_bytes))
-        table.add_row("contraction", f"{self.flops / 1e9:,.3g} GFLOP")
-        table.add_row("tiles", f"{self.tile_count:,} of {self.tile_rows:,} rows, {human_bytes(self.tile_bytes)}")
-        table.add_row("kernels", human_bytes(self.kernel_bytes))
+        table.add_row("outputs held", human(self.output_bytes, "B"))
+        table.add_row("contraction", human(self.flops, "FLOP"))
+        tile = human(self.tile_bytes, "B")
+        table.add_row("tiles", f"{self.tile_count:,} of {self.tile_rows:,} rows, {tile}")
+        table.add_row("kernels", human(self.kernel_bytes, "B"))
         return table
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=100)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        return as_text(self.__rich__())
 
 
 def ranges(start: int, stop: int, size: int) -> list[Range]:
     """``start`` to ``stop`` in pieces of ``size``; the last may be smaller."""
     return [(low, min(low + size, stop)) for low in range(start, stop, size)]
-
-
-def human_bytes(size: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
 
 
 def make_job(

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._require import require
 
-JOB, LEDGER = "job.json", "ledger.jsonl"
+JOB, LEDGER, GROUP = "job.json", "ledger.jsonl", "zarr.json"
 COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -74,7 +74,12 @@ class Layout:
         return root.joinpath(self.component, "c", *map(str, chunk))
 
     def open(self, root: Path, *, create: bool = False) -> Any:
-        """The array as TensorStore reads and writes it; a tile that is missing is an error, not a fill value."""
+        """The array as TensorStore reads and writes it; a tile that is missing is an error, not a fill value.
+
+        Raises:
+            ValueError: its description is damaged or missing.
+            OSError: the disk fails.
+        """
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{root / self.component}/"},
@@ -82,7 +87,31 @@ class Layout:
             "fill_missing_data_reads": False,
             "store_data_equal_to_fill_value": True,
         }
-        return require("tensorstore", extra="store").open(spec, open=True, create=create).result()
+        try:
+            return require("tensorstore", extra="store").open(spec, open=True, create=create).result()
+        except ValueError as error:
+            file, why = root / self.component / GROUP, reason(error)
+            if "os_error_code" in why:
+                raise OSError(f"{file} could not be opened: {why}") from error
+            raise ValueError(f"{file} is damaged or missing: {why}; delete it and run write_kernel again") from error
+
+
+def load_job(path: Path) -> dict[str, Any]:
+    """What ``job.json`` says.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: it is damaged.
+    """
+    if not (path / JOB).is_file():
+        raise FileNotFoundError(f"{path} holds no kernel (no {JOB}); write one with nngp.write_kernel.")
+    try:
+        job = json.loads((path / JOB).read_text())
+        if not (job["made_of"].keys() and all(array.keys() for array in job["arrays"]) and job["arrays"]):
+            raise ValueError("it says too little")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path / JOB} is damaged: {error!r}.") from error
+    return job
 
 
 def load_layouts(path: Path) -> list[Layout]:
@@ -90,17 +119,17 @@ def load_layouts(path: Path) -> list[Layout]:
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: its description is damaged.
+        ValueError: its description is damaged, or names a folder outside.
     """
-    if not (path / JOB).is_file():
-        raise FileNotFoundError(f"{path} holds no kernel (no {JOB}); write one with nngp.write_kernel.")
+    job = load_job(path)
     try:
-        about = json.loads((path / JOB).read_text())
-        layouts = [Layout(**{k: _tuple(v) for k, v in array.items()}) for array in about["arrays"]]
-    except (ValueError, TypeError, KeyError) as error:
+        layouts = [Layout(**{k: _tuple(v) for k, v in array.items()}) for array in job["arrays"]]
+        if not all(layout.tiles and np.dtype(layout.dtype) for layout in layouts):
+            raise ValueError("an array has no tiles")
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{path / JOB} is damaged: {error!r}.") from error
     for layout in layouts:
-        if not COMPONENT.fullmatch(layout.component):
+        if not isinstance(layout.component, str) or not COMPONENT.fullmatch(layout.component):
             raise ValueError(f"{path / JOB} names the folder {layout.component!r}, which is not one of this store.")
     return layouts
 
@@ -117,10 +146,15 @@ def part(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
     )
 
 
-def checksum_of(file: Path) -> str:
-    """The CRC-32C that a tile's file ends with."""
+def reason(error: Exception) -> str:
+    """What TensorStore says, without the whole description of the array that it adds."""
+    return re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", str(error))
+
+
+def checksum_of(file: Path, size: int) -> str:
+    """The CRC-32C that a tile's file ends with, which is another text where its size is another one."""
     with file.open("rb") as opened:
-        opened.seek(-4, os.SEEK_END)
+        opened.seek(size - 4)
         return opened.read().hex()
 
 
@@ -132,7 +166,7 @@ def checked(path: Path) -> Path:
         for name in (*folders, *files):
             if os.path.islink(os.path.join(folder, name)):
                 raise ValueError(f"{os.path.join(folder, name)} is a symbolic link, which a store has none of.")
-    return path.absolute()
+    return path.resolve()  # TensorStore takes no ".."
 
 
 def _tuple(value: Any) -> Any:

@@ -25,10 +25,8 @@ class Ledger:
         self._whole = 0  # bytes of whole lines
         self._file: int | None = None
         data = path.read_bytes() if path.exists() else b""
-        for number, line in enumerate(data.splitlines(keepends=True), 1):
-            if not line.endswith(b"\n"):
-                break
-            self._whole += len(line)
+        for number, line in enumerate(data.split(b"\n")[:-1], 1):
+            self._whole += len(line) + 1
             self.tiles.update([self._parse(line, number)])
 
     def _parse(self, line: bytes, number: int) -> tuple[Chunk, str]:

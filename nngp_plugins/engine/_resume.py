@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._require import require
+from .._tables import human
 from ._inputs import parts
-from ._job import Job, human_bytes
-from ._layout import JOB, LEDGER, Layout, checked, describe_layouts
+from ._job import Job
+from ._layout import GROUP, JOB, LEDGER, Layout, checked, describe_layouts, load_job
 from ._ledger import Ledger
 
 LOCK = ".lock"
@@ -48,7 +49,7 @@ def locked(path: Path, *, resume: bool) -> Iterator[Path]:
     except filelock.Timeout:
         raise BlockingIOError(f"path={str(path)!r} is being written by another process; wait until it ends.") from None
     try:
-        yield path.absolute()
+        yield path.resolve()
     finally:
         lock.release()
 
@@ -71,7 +72,7 @@ def prepare(root: Path, made_of: Mapping[str, Any], layouts: Sequence[Layout]) -
     job = {"made_of": dict(made_of), "arrays": describe_layouts(layouts)}
     job = json.loads(json.dumps(job))
     if (root / JOB).exists():
-        _compare(root, json.loads((root / JOB).read_text()), job)
+        _compare(root, load_job(root), job)
         for left_over in root.rglob("*.__lock"):  # of writes that were killed
             left_over.unlink()
     ledger = Ledger(root / LEDGER)
@@ -84,16 +85,16 @@ def prepare(root: Path, made_of: Mapping[str, Any], layouts: Sequence[Layout]) -
     # metadata of all arrays in one place, as zarr and xarray look for it first
     arrays = {"kind": "inline", "must_understand": False, "metadata": {a.component: a.zarr() for a in layouts}}
     group = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": arrays}
-    _write_whole(root / "zarr.json", group)
+    _write_whole(root / GROUP, group)
     return ledger
 
 
 def _compare(root: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    old, new = stored.get("made_of", {}), asked["made_of"]
+    old, new = stored["made_of"], asked["made_of"]
     other = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     if "outputs" in other:
         other = ["outputs"]  # axes and dtypes are then other ones too
-    if not other and stored.get("arrays") != asked["arrays"]:
+    if not other and stored["arrays"] != asked["arrays"]:
         other = ["arrays"]
     if other:
         said = ", ".join(_said(name, old.get(name), new.get(name)) for name in other)
@@ -115,7 +116,7 @@ def _check_disk(root: Path, ledger: Ledger, layouts: Sequence[Layout]) -> None:
     if missing > free:
         raise OSError(
             errno.ENOSPC,
-            f"path={str(root)!r} needs {human_bytes(missing)} more, and its disk has {human_bytes(free)} left",
+            f"path={str(root)!r} needs {human(missing, 'B')} more, and its disk has {human(free, 'B')} left",
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._layout import LEDGER, Layout, checked, checksum_of, load_layouts, part
+from ._layout import LEDGER, Layout, checked, checksum_of, load_layouts, part, reason
 from ._ledger import Ledger
 
 
@@ -89,12 +89,13 @@ class KernelStore:
             )
 
     def _damaged(self) -> Iterator[Path]:
-        reads: deque[tuple[Path, str, Any]] = deque()
+        reads: deque[tuple[Path, str, int, Any]] = deque()
         for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
             for chunk in product(*map(range, layout.grid)):
                 checksum = self._tiles.get((self._layouts.index(layout), *chunk))
                 if checksum is not None:
-                    reads.append((layout.file(self.path, chunk), checksum, array[part(layout, chunk)].read()))
+                    read = array[part(layout, chunk)].read()
+                    reads.append((layout.file(self.path, chunk), checksum, layout.chunk_bytes, read))
                 if len(reads) > 4:
                     yield from _bad(*reads.popleft())
         for read in reads:
@@ -129,8 +130,8 @@ class StoredKernel:
             return np.asarray(self._layout.open(self._store.path)[_positive(key, self.shape)].read().result())
         except ValueError as error:
             raise ValueError(
-                f"kernel {self._layout.name!r} of {self._store.path} is damaged: {error}; store.verify() lists what to "
-                "delete and compute again."
+                f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
+                "what to delete and compute again."
             ) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -159,10 +160,10 @@ def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
     return KernelStore(path)
 
 
-def _bad(file: Path, checksum: str, read: Any) -> Iterator[Path]:
+def _bad(file: Path, checksum: str, size: int, read: Any) -> Iterator[Path]:
     try:
         read.result()  # checks the numbers against the file's own checksum
-        if checksum_of(file) == checksum:
+        if checksum_of(file, size) == checksum:
             return
     except (ValueError, OSError):
         pass
@@ -188,8 +189,10 @@ def _positive_axis(item: Any, axis: int, size: int) -> Any:
     index = np.asarray(item)
     if index.dtype == bool and index.shape == (size,):
         index = np.flatnonzero(index)
+    elif isinstance(item, list) and not index.size:
+        index = index.astype(int)
     if not np.issubdtype(index.dtype, np.integer):
         raise IndexError(f"index {item!r} of axis {axis} is not an integer, a slice or an array of integers.")
     if np.any((index < -size) | (index >= size)):
         raise IndexError(f"index {item!r} of axis {axis} is out of range for its {size} examples or places.")
-    return np.where(index < 0, index + size, index) if index.ndim else int(index) % size
+    return index.astype(np.int64) % size if index.ndim else int(index) % size

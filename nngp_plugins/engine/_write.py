@@ -6,6 +6,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
@@ -21,7 +22,7 @@ from ._batch import BatchedKernelFn, batch
 from ._contract import Tile
 from ._empirical import KernelFn, Outputs
 from ._job import Job, Range
-from ._layout import Layout, checksum_of, part
+from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
 from ._ledger import Chunk, Ledger
 from ._memory import Memory
 from ._resume import fingerprints, locked, prepare
@@ -91,7 +92,8 @@ def write_kernel(
     side1, side2 = kernel_fn.sides(x1, x2, params, apply_fn_kwargs)
     job = kernel_fn.job_of(side1, side2, side1.rows, tile_rows=tile_size and int(tile_size), tile_bytes=TILE_BYTES)
     layouts = _layouts(kernel_fn.kernel_fn, job, side1.outputs)
-    inputs = {"x1": x1, "x2": x2, "params": params, **apply_fn_kwargs}
+    inputs = {"x1": x1, "x2": x2, "params": params}
+    inputs.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
     made_of = fingerprints(job, inputs, _settings(kernel_fn.kernel_fn, job, side1.outputs))
     with locked(Path(path), resume=resume) as root:
         ledger = prepare(root, made_of, layouts)
@@ -106,16 +108,19 @@ def write_kernel(
 def _layouts(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> list[Layout]:
     """The arrays to write, one a kernel."""
     layouts: list[Layout] = []
-    taken: set[str] = set()
+    taken = {JOB, LEDGER, GROUP, f"{JOB}.new", f"{GROUP}.new"}
     for (a, b), pair in job.pairs.items():
         if pair.role == "traced":
             raise ValueError(
                 f"trace_axes average {pair.name} over batch axis 0, so its kernel is no larger than an output; "
                 "compute it with nngp.batch."
             )
-        names = [outputs.paths[k] or "kernel" for k in ((a, b) if kernel_fn.cross_terms else (a,))]
-        component = re.sub(r"[^A-Za-z0-9_-]+", ".", "--".join(names)).strip(".-") or "kernel"
-        if component.lower() in taken:  # of two names that differ in other characters
+        name = "--".join(outputs.paths[k] or "kernel" for k in ((a, b) if kernel_fn.cross_terms else (a,)))
+        if name in (layout.name for layout in layouts):
+            raise ValueError(f"two outputs of f are called {name!r}; give each a name of its own.")
+        component = re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".-") or "kernel"
+        component = component.replace(".__lock", ".lock")  # TensorStore has that name for itself
+        while component.lower() in taken:  # of two names that differ in other characters
             component = f"{component}-{len(layouts)}"
         taken.add(component.lower())
         batch_axes = ("x1", "x2")[: pair.batch_axes]
@@ -123,7 +128,7 @@ def _layouts(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> list[Layout]:
         rows = [min(job.tile_rows, size) for size in pair.shape[: pair.batch_axes]]
         dimensions = (*batch_axes, *(f"{component}_{axis}" for axis in range(len(others))))
         dtype = str(jnp.dtype(pair.dtype))
-        layouts.append(Layout("--".join(names), component, pair.shape, dtype, (*rows, *others), dimensions))
+        layouts.append(Layout(name, component, pair.shape, dtype, (*rows, *others), dimensions))
     return layouts
 
 
@@ -183,7 +188,10 @@ class StoreWriter:
     def __init__(self, root: Path, job: Job, layouts: list[Layout], ledger: Ledger):
         self._root, self._job, self._layouts, self._ledger = root, job, layouts, ledger
         self._index = {place: index for index, place in enumerate(job.pairs)}
-        self._arrays = [layout.open(root, create=True) for layout in layouts]
+        try:
+            self._arrays = [layout.open(root, create=True) for layout in layouts]
+        except OSError as error:
+            raise self._failed(error) from error
         self._pending: deque[tuple[Chunk, Any]] = deque()
         # a tile of an earlier run that is computed again, to see that f still gives the same
         self._known = next(reversed(ledger.tiles), None)
@@ -213,10 +221,13 @@ class StoreWriter:
         """Begins to write a tile and its mirror image, and lists those that are safe by now."""
         for chunk, order in self._images(place, rows, columns):
             image = np.asarray(tile if order is None else _mirrored(tile, order))
-            array = self._arrays[chunk[0]][part(self._layouts[chunk[0]], chunk[1:])]
+            layout = self._layouts[chunk[0]]
+            array = self._arrays[chunk[0]][part(layout, chunk[1:])]
             if chunk == self._known:
                 self._check_known(array, image)
             if chunk not in self._ledger.tiles:
+                with suppress(OSError):  # TensorStore would read a file that is there, and it may be damaged
+                    layout.file(self._root, chunk[1:]).unlink()
                 self._pending.append((chunk, array.write(image)))
         self._record(PENDING)
 
@@ -232,7 +243,14 @@ class StoreWriter:
         return images
 
     def _check_known(self, array: Any, image: np.ndarray) -> None:
-        if array.read().result().tobytes() != image.tobytes():
+        try:
+            stored = array.read().result()
+        except ValueError as error:
+            raise ValueError(
+                f"path={str(self._root)!r} holds a damaged tile: {reason(error)}; open_kernel(path).verify() lists "
+                "what to delete and compute again."
+            ) from error
+        if stored.tobytes() != image.tobytes():
             raise ValueError(
                 f"path={str(self._root)!r} holds tiles of another f: one of them, computed again, has other numbers. "
                 "Pass the f it was begun with, or another path."
@@ -247,16 +265,20 @@ class StoreWriter:
             chunk, written = self._pending.popleft()
             try:
                 written.result()
-                safe.append((chunk, checksum_of(self._layouts[chunk[0]].file(self._root, chunk[1:]))))
+                layout = self._layouts[chunk[0]]
+                safe.append((chunk, checksum_of(layout.file(self._root, chunk[1:]), layout.chunk_bytes)))
             except (ValueError, OSError, RuntimeError) as error:
                 failed = error
         if safe:
             self._ledger.append(safe)
         if failed:
-            raise OSError(
-                f"a tile could not be written to {str(self._root)!r}: {failed}. What is written stays; run the same "
-                "call again to go on."
-            ) from failed
+            raise self._failed(failed) from failed
+
+    def _failed(self, error: Exception) -> OSError:
+        return OSError(
+            f"a tile could not be written to {str(self._root)!r}: {reason(error)}. What is written stays; run the same "
+            "call again to go on."
+        )
 
 
 @partial(jax.jit, static_argnames="order")

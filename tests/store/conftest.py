@@ -55,6 +55,19 @@ class Small:
     def files(self):
         return files_of(self.path)
 
+    def is_like(self, finished):
+        """Whether all files are those of an uninterrupted run; the ledger may list tiles in another order."""
+        files, finished = self.files(), dict(finished)
+        listed, expected = (set(found.pop("ledger.jsonl").splitlines()) for found in (files, finished))
+        return files == finished and listed == expected
+
+    def keep(self, count):
+        """Leaves what a writer that was killed after some tiles leaves."""
+        lines = self.ledger.read_bytes().splitlines(keepends=True)
+        self.ledger.write_bytes(b"".join(lines[:count]))
+        for line in lines[count:]:
+            self.tile(*json.loads(line)[1][1:]).unlink()
+
     def tile(self, *chunk, name="kernel"):
         return self.path.joinpath(name, "c", *map(str, chunk))
 
