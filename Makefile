@@ -12,8 +12,8 @@ help:
 	@echo "make demo    train a CNN on digits, track its kernels, write runs/demo/report.html"
 	@echo "make test    run the test suite"
 	@echo "make lint    check style and types"
-	@echo "make bench   run the benchmarks"
-	@echo "make clean   remove $(VENV), runs and caches"
+	@echo "make bench   run the benchmarks, half an hour, and write benchmarks/results.md"
+	@echo "make clean   remove $(VENV), the peer of the benchmarks, runs and caches"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(f'nngp-plugins needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; run: make PYTHON=python3.12' if v < (3, 11) else 0)"
@@ -34,8 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/snapshot.py
+	$(BIN)/python benchmarks/harness.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peer runs .pytest_cache .mypy_cache .ruff_cache

@@ -12,7 +12,7 @@ import jax
 
 from ._empirical import KernelFn, Outputs
 from ._forward import KEYS, Forward, refuse_traced
-from ._inputs import batch_of, refuse_empty
+from ._inputs import batch_of, refuse_empty, unpacked
 from ._job import Job, make_job
 from ._kwargs import Shared, is_none, split_kwargs
 from ._memory import Memory, OnDevice, OnHost
@@ -102,6 +102,7 @@ class BatchedKernelFn:
     ) -> tuple[Forward, Forward | None]:
         """The forward passes of ``x1``, and of ``x2`` unless that is None."""
         refuse_traced((x1, x2, params, kwargs))
+        params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
         inputs = {"x1": x1} if is_none(x2) else {"x1": x1, "x2": x2}
         examples = []
         for name, x in inputs.items():
@@ -109,7 +110,7 @@ class BatchedKernelFn:
             examples.append(batch_of(name, x))
         devices = jax.local_devices()
         devices = devices if self.device_count == -1 else devices[: self.device_count]
-        dealt = split_kwargs(dict(kwargs), x1, x2)
+        dealt = split_kwargs(kwargs, x1, x2)
         shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
         # one size for both sides, so that f is compiled once; noise must not depend on the number of devices
         most = max(examples) if {*KEYS} & {*kwargs} else _share(max(examples), devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,15 +30,24 @@ def contract(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
     if y1.dtype != y2.dtype or not jnp.issubdtype(y1.dtype, jnp.inexact):
         y1, y2 = y1.astype(dtype), y2.astype(dtype)
     y1, y2, out_sharding = _place(y1, y2, plan)
-    kernel = lax.dot_general(
-        y1,
-        y2.conj(),
-        (plan.traced, plan.diagonal),
-        precision=precision,
-        preferred_element_type=dtype,
-        out_sharding=out_sharding,
-    )
+    dot = partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
+    if out_sharding is not None:
+        kernel = dot(y1, y2.conj(), (plan.traced, plan.diagonal), out_sharding=out_sharding)
+    else:  # matrices multiply a tenth faster than what has several axes to contract
+        (a, free1), (b, free2) = _matrices(y1, 0, plan), _matrices(y2, 1, plan)
+        diagonal = a.shape[:-2]
+        places = tuple(range(len(diagonal)))
+        kernel = dot(a, b.conj(), (((a.ndim - 1,), (b.ndim - 1,)), (places, places)))
+        kernel = kernel.reshape(*diagonal, *free1, *free2)
     return kernel.transpose(plan.order) / float(plan.size)
+
+
+def _matrices(y: Array, side: int, plan: Plan) -> tuple[Array, tuple[int, ...]]:
+    """An output as matrices, paired by traced, one for each place on the diagonal; and the sizes of its paired axes."""
+    y = y.transpose(plan.operands()[side])
+    first, last = len(plan.diagonal[side]), y.ndim - len(plan.traced[side])
+    shape = y.shape
+    return y.reshape(*shape[:first], math.prod(shape[first:last]), math.prod(shape[last:])), shape[first:last]
 
 
 @partial(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Number
 from typing import Any
 
 import jax
@@ -45,6 +46,26 @@ def batch_of(side: str, x: PyTree) -> int:
     if len(set(sizes.values())) != 1:
         raise ValueError(f"{side} must hold examples along axis 0 of every array, as many in each; got {sizes}.")
     return next(iter(sizes.values()))
+
+
+def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:
+    """The arrays of ``params`` and the keyword arguments: a live model is taken apart, where ``f`` knows how to.
+
+    Raises:
+        TypeError: ``params`` holds something else than numbers.
+    """
+    kwargs = dict(kwargs)
+    if hasattr(f, "variables"):
+        params, state = f.variables(params)
+        if state is not None:
+            kwargs.setdefault("state", state)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, Number):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {type(leaf).__name__}, not an array; pass arrays alone, as "
+                "params, state = f.split(model) gives them."
+            )
+    return params, kwargs
 
 
 def parts(array: Any) -> Iterator[np.ndarray]:

@@ -21,6 +21,7 @@ from .._require import require
 from ._batch import BatchedKernelFn, batch
 from ._contract import Tile
 from ._empirical import KernelFn, Outputs
+from ._inputs import unpacked
 from ._job import Job, Range
 from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
 from ._ledger import Chunk, Ledger
@@ -89,6 +90,7 @@ def write_kernel(
         raise ValueError(f"tile_size={tile_size!r} must be a positive number of examples, or None.")
     kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
     kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True)
+    params, apply_fn_kwargs = unpacked(kernel_fn.kernel_fn.f, params, apply_fn_kwargs)
     side1, side2 = kernel_fn.sides(x1, x2, params, apply_fn_kwargs)
     job = kernel_fn.job_of(side1, side2, side1.rows, tile_rows=tile_size and int(tile_size), tile_bytes=TILE_BYTES)
     layouts = _layouts(kernel_fn.kernel_fn, job, side1.outputs)

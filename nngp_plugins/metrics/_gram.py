@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Float  # takes as long to import as all of this package
 
 
 @runtime_checkable

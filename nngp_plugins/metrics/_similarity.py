@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
 
 from ._gram import FeatureGram, Gram, as_gram_pair, product
+
+if TYPE_CHECKING:
+    from jaxtyping import Float  # takes as long to import as all of this package
 
 
 def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array, ""]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import entr
-from jaxtyping import Float
 
 from ._gram import Gram, as_gram
+
+if TYPE_CHECKING:
+    from jaxtyping import Float  # takes as long to import as all of this package
 
 
 def scale(a: Gram | Array) -> Float[Array, ""]:
@@ -53,4 +54,6 @@ def effective_rank(a: Gram | Array, of: Literal["eigenvalues", "singular_values"
         raise ValueError(f"of={of!r} must be 'eigenvalues' (of the kernel) or 'singular_values' (of the features).")
     gram = as_gram(a)
     values = jnp.maximum(gram.eigvalsh(), 0) if of == "eigenvalues" else gram.singular_values()
+    from jax.scipy.special import entr  # here, for it takes long to import
+
     return jnp.exp(jnp.sum(entr(values / values.sum())))
