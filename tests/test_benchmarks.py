@@ -151,4 +151,4 @@ def test_a_benchmark_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_benchmarks_are_short(path):
-    assert len(path.read_text().splitlines()) <= (250 if path.stem == "harness" else 90)
+    assert len(path.read_text().splitlines()) <= (250 if path.stem == "harness" else 100)
