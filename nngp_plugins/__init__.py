@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from . import metrics
-from .adapters import ModelFn, as_model_fn, from_haiku, from_linen, from_nnx
+from .adapters import ModelFn, as_model_fn, from_callable, from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from .callbacks import History, KernelTracker, Schedule, every, log_spaced
 from .engine import (
     BatchedKernelFn,
@@ -35,7 +35,10 @@ __all__ = [
     "batch",
     "empirical_nngp_fn",
     "every",
+    "from_callable",
+    "from_equinox",
     "from_haiku",
+    "from_keras",
     "from_linen",
     "from_nnx",
     "log_spaced",

@@ -1,8 +1,11 @@
 """Adapters: a model of any framework becomes ``f(params, x, **kwargs)``."""
 
+from ._callable import from_callable as from_callable
 from ._detect import as_model_fn as as_model_fn
 from ._detect import is_model as is_model
+from ._equinox import from_equinox as from_equinox
 from ._haiku import from_haiku as from_haiku
+from ._keras import from_keras as from_keras
 from ._linen import from_linen as from_linen
 from ._model_fn import ModelFn as ModelFn
 from ._nnx import from_nnx as from_nnx

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ._equinox import from_equinox
 from ._haiku import from_haiku
+from ._keras import from_keras
 from ._linen import from_linen
 from ._model_fn import ModelFn
 from ._nnx import from_nnx
@@ -21,6 +23,8 @@ _MODELS: tuple[tuple[str, tuple[str, ...], Callable[..., ModelFn]], ...] = (
         ("Transformed", "TransformedWithState", "MultiTransformed", "MultiTransformedWithState"),
         from_haiku,
     ),
+    ("equinox", ("Module",), from_equinox),
+    ("keras", ("Layer",), from_keras),
 )
 
 

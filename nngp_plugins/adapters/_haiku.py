@@ -69,17 +69,20 @@ class HaikuAdapter:
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """The outputs of the function."""
-        if self.with_state and state is None:
-            raise ValueError("state=None, but this function was made by transform_with_state; pass state=.")
         if rng is not None and not self.with_rng:
             raise ValueError(
                 "rng was given, but hk.without_apply_rng removed it; pass the function to from_haiku without."
             )
         args, inputs = spread_input(x, self.spread)
-        leading = [params, *([state] if self.with_state else []), *([rng] if self.with_rng else [])]
+        leading = [params, *([state or {}] if self.with_state else []), *([rng] if self.with_rng else [])]
         try:
             outputs = self.apply_fn(*leading, *args, **inputs, **{**dict(self.kwargs), **kwargs})
         except ValueError as error:
+            if self.with_state and not state and ("state" in str(error) or "No value for" in str(error)):
+                raise ValueError(
+                    "state=None, but this Haiku function has a state; pass it: params, state = f.init(rng, x), then "
+                    "f(params, x, state=state)."
+                ) from error
             if rng is not None or "PRNGKey" not in str(error):
                 raise
             raise ValueError(

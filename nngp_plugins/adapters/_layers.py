@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -43,36 +43,57 @@ def _trace_state() -> Any:
     return get_opaque_trace_state(convention="nngp")
 
 
-def select(calls: Sequence[Call], outputs: Any, patterns: Sequence[str]) -> OrderedDict[str, jax.Array]:
+def select(calls: Sequence[Call], outputs: Any, x: Any, patterns: Sequence[str]) -> OrderedDict[str, jax.Array]:
     """The activations whose names match, in forward order, the model's own output last.
 
     An ``OrderedDict`` because ``jit`` sorts the keys of a plain dict.
     """
-    batch = next((y.shape[0] for y in jax.tree.leaves(outputs) if getattr(y, "ndim", 0)), None)
-    layers = dict(_name_calls(calls, batch))
-    own = dict(_name_calls([("output", outputs)], batch))
-    known = [*layers, *(name for name in own if name not in layers)]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            closest = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
-            raise ValueError(f"layers({pattern!r}) matches no layer; the closest are {', '.join(map(repr, closest))}.")
-    chosen = OrderedDict((n, y) for n, y in layers.items() if any(fnmatchcase(n, p) for p in patterns))
+    batch = _batch(x, outputs)
+    layers = OrderedDict(_name_calls(calls))
+    own = OrderedDict(_name_calls([("output", outputs)]))
+    named = [*layers.items(), *((name, y) for name, y in own.items() if name not in layers)]
+    matching = _matching({name: y.shape[0] if y.ndim else None for name, y in named}, batch, patterns)
+    chosen = OrderedDict((name, y) for name, y in layers.items() if name in matching)
     for name, y in own.items():
-        seen = any(y is layer for layer in chosen.values())
-        if not seen and any(fnmatchcase(name, pattern) for pattern in patterns):
+        if name in matching and not any(y is layer for layer in chosen.values()):
             chosen[name] = y
     return chosen
 
 
-def _name_calls(calls: Sequence[Call], batch: int | None) -> Iterator[tuple[str, jax.Array]]:
-    """Names every array: ``name#1`` for a second call, ``name/0`` inside a tuple; leaves out what has no batch."""
+def _batch(x: Any, outputs: Any) -> int | None:
+    """Number of examples: that of all inputs where outputs have it too, else of the first output."""
+    inputs, sizes = ([y.shape[0] for y in jax.tree.leaves(tree) if getattr(y, "ndim", 0)] for tree in (x, outputs))
+    return inputs[0] if len(set(inputs)) == 1 and inputs[0] in sizes else next(iter(sizes), None)
+
+
+def _matching(rows: Mapping[str, int | None], batch: int | None, patterns: Sequence[str]) -> set[str]:
+    """The names with a row for each example that match a pattern, and none of those that begin with ``!``."""
+    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    names = [name for name in rows if rows[name] == batch]
+    for pattern in wanted:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        if other := next((name for name in rows if fnmatchcase(name, pattern)), None):
+            raise ValueError(
+                f"layers({pattern!r}) matches {other!r}, which has no row for each of {batch} examples along axis 0 "
+                f"but {rows[other] or 'no axis'}."
+            )
+        closest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3] or ["none"]
+        raise ValueError(f"layers({pattern!r}) matches no layer; the closest are {', '.join(map(repr, closest))}.")
+    matching = {name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted or ["*"])}
+    matching -= {name for name in matching if any(fnmatchcase(name, pattern) for pattern in excluded)}
+    if not matching:
+        raise ValueError(f"layers({', '.join(map(repr, patterns))}) leaves no layer of {', '.join(map(repr, names))}.")
+    return matching
+
+
+def _name_calls(calls: Sequence[Call]) -> Iterator[tuple[str, jax.Array]]:
+    """Names every array: ``name#1`` for a second call, ``name/0`` inside a tuple."""
     seen: Counter[str] = Counter()
     for path, value in calls:
         call = f"{path}#{seen[path]}" if seen[path] else path
         seen[path] += 1
         for inside, y in jax.tree_util.tree_leaves_with_path(value):
-            if getattr(y, "ndim", 0) and y.shape[0] == batch:
-                yield (
-                    "/".join(filter(None, [call, jax.tree_util.keystr(inside, simple=True, separator="/")])),
-                    y,
-                )
+            if hasattr(y, "ndim"):
+                yield "/".join(filter(None, [call, jax.tree_util.keystr(inside, simple=True, separator="/")])), y

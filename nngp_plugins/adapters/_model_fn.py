@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import jax
 
 from ._layers import Call, select
+from ._summary import Summary
 
 PyTree = Any
 Spread = Literal["args", "kwargs"] | None
@@ -37,8 +38,8 @@ class Adapter(Protocol):
 class ModelFn:
     """A model as a pure function ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
-    Made by :func:`from_linen`, :func:`from_nnx`, :func:`from_haiku` or :func:`as_model_fn`; frozen and hashable,
-    so it may be a static argument of ``jax.jit``; works under ``jit``, ``grad`` and ``vmap``.
+    Made by :func:`as_model_fn` or the ``from_...`` function of a framework; frozen and hashable, so it may be a static
+    argument of ``jax.jit``; works under ``jit``, ``grad`` and ``vmap``.
 
     Attributes:
         adapter: the framework's part.
@@ -77,7 +78,7 @@ class ModelFn:
         if self.patterns is None:
             return self.adapter.apply(params, state, rng, x, kwargs)
         outputs, calls = self.adapter.capture(params, state, rng, x, kwargs)
-        return select(calls, outputs, self.patterns)
+        return select(calls, outputs, x, self.patterns)
 
     def init(self, rng: jax.Array, x: PyTree, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """New parameters.
@@ -110,8 +111,8 @@ class ModelFn:
         """The same model with layers as its outputs.
 
         Args:
-            *patterns: :mod:`fnmatch` patterns on the path of a layer, such as ``"Dense_*"`` or ``"head"``. None
-                means all layers.
+            *patterns: :mod:`fnmatch` patterns on the path of a layer, such as ``"Dense_*"``; with ``!`` in front, of
+                layers to leave out, such as ``"!*dropout*"``. None means all layers.
 
         Returns:
             A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module called
@@ -144,6 +145,20 @@ class ModelFn:
             return f(params, x, state=state, rng=rng, **kwargs)
 
         return jax.eval_shape(run, params, state, rng, x)
+
+    def summary(
+        self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
+    ) -> Summary:
+        """The layers with their shapes and what their kernels cost: ``print`` shows a table; computes nothing.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
+            >>> f = nngp.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
+            >>> x = jnp.ones((4, 3))
+            >>> f.summary(f.init(jax.random.key(0), x)[0], x).flops
+            {'layers_0': 256, 'layers_2': 64}
+        """
+        return Summary(self.layer_shapes(params, x, state=state, rng=rng, **kwargs))
 
     def variables(self, params: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:
         """Parameters and state as plain PyTrees, from whatever holds them.

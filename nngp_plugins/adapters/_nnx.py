@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +16,7 @@ from .._require import require
 from .._static import Static
 from ._layers import Call, Recorder
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
+from ._recording import Record, recording, watching
 
 
 def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
@@ -166,13 +166,10 @@ class NNXAdapter:
         for path, module in nnx.iter_modules(model):
             paths[id(module)] = "/".join(map(str, path))
             kind: Any = type(module)
-            object.__setattr__(module, "__class__", _recording(kind))
+            object.__setattr__(module, "__class__", recording(kind))
         args, inputs = spread_input(x, self.spread)
-        token = _recorder.set((paths, record))
-        try:
+        with watching(paths, record):
             return getattr(model, self.method or "__call__")(*args, **{**inputs, **dict(self.kwargs), **kwargs})
-        finally:
-            _recorder.reset(token)
 
 
 @cache
@@ -196,37 +193,3 @@ def _refusing_keys() -> Any:
         name="refusing",
         tag="refusing",
     )
-
-
-Record = Callable[[str, Any], None]
-_recorder: ContextVar[tuple[dict[int, str], Record]] = ContextVar("recorder")
-"""The paths of the modules of the model that runs, by identity, and what records their outputs."""
-
-
-@cache
-def _recording(module_type: Any) -> Any:
-    """A subclass that records what its calls return and sow.
-
-    Only the private copy of a model is given this class: unlike ``nnx.capture(method_outputs=...)`` it touches no
-    class of the user's, sees inherited ``__call__`` methods, keeps forward order, and leaves no variables behind in
-    the model, which ``nnx.scan`` would refuse.
-    """
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = module_type.__call__(self, *args, **kwargs)
-        paths, record = _recorder.get()
-        if path := paths.get(id(self)):
-            record(path, outputs)
-        return outputs
-
-    def sow(self: Any, variable_type: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
-        paths, record = _recorder.get()
-        if id(self) in paths:  # unlike the copies that a transformation within the model makes
-            record("/".join(filter(None, [paths[id(self)], name])), value)
-        return True
-
-    body = {"sow": sow, "__module__": module_type.__module__, "__doc__": module_type.__doc__}
-    if hasattr(module_type, "__call__"):  # noqa: B004 (of the instances, not of the class)
-        body["__call__"] = __call__
-    options = {} if getattr(module_type, "_pytree__is_pytree", True) else {"pytree": False}
-    return type(module_type)(module_type.__name__, (module_type,), body, **options)

@@ -26,6 +26,11 @@ def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> Any:
 @partial(jax.jit, static_argnames=("plan", "precision"))
 def contract(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
     """The kernel of two outputs: ``plan`` executed, the second output conjugated, the trace averaged."""
+    return _product(y1, y2, plan, precision) / float(plan.size)
+
+
+def _product(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
+    """The kernel but for the average."""
     dtype = accumulation_dtype(y1.dtype, y2.dtype)
     if y1.dtype != y2.dtype or not jnp.issubdtype(y1.dtype, jnp.inexact):
         y1, y2 = y1.astype(dtype), y2.astype(dtype)
@@ -39,7 +44,7 @@ def contract(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
         places = tuple(range(len(diagonal)))
         kernel = dot(a, b.conj(), (((a.ndim - 1,), (b.ndim - 1,)), (places, places)))
         kernel = kernel.reshape(*diagonal, *free1, *free2)
-    return kernel.transpose(plan.order) / float(plan.size)
+    return kernel.transpose(plan.order)
 
 
 def _matrices(y: Array, side: int, plan: Plan) -> tuple[Array, tuple[int, ...]]:
@@ -76,10 +81,11 @@ class Tile:
     @jax.jit
     def __call__(self) -> Array:
         """The tile itself."""
-        kernel = contract(self.y1, self.y2, self.plan, self.precision)
         if self.mirror is None:
-            return kernel
-        return (kernel + kernel.transpose(self.mirror).conj()) / 2
+            return contract(self.y1, self.y2, self.plan, self.precision)
+        product = _product(self.y1, self.y2, self.plan, self.precision)
+        # divided last: a fused multiply-add would round the two differently
+        return (product + product.transpose(self.mirror).conj()) / float(2 * self.plan.size)
 
 
 def _place(y1: Array, y2: Array, plan: Plan) -> tuple[Array, Array, NamedSharding | None]:

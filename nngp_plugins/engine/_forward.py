@@ -198,6 +198,7 @@ class Forward:
             few = 1 if size == 2 else 2
             others = self._outputs(first, few * count, index)
             compared = f"between batches of {size} and {few}"
+            self._refuse_other_outputs(others, few)
             self._refuse_wrong_rows(others, few)
         for name, a, b in zip(self.outputs.names, leaves, jax.tree.leaves(others), strict=True):
             error = _relative_error(a[: min(few, size)], b[: min(few, size)])
@@ -207,6 +208,17 @@ class Forward:
                     f"{compared}, so batches cannot give the kernel of the whole. Run the model in evaluation mode "
                     "(train=False, is_training=False, model.eval()), or pass check=False to take batches as they are."
                 )
+
+    def _refuse_other_outputs(self, y: PyTree, rows: int) -> None:
+        """Refuses an ``f`` whose outputs are not the same ones for every size of a batch."""
+        usual, other = set(self.outputs.paths), set(Outputs.named(y).paths)
+        if usual != other:
+            size, names = self.rows // self._mesh.size, sorted(usual ^ other)
+            raise ValueError(
+                f"f returns {', '.join(map(repr, names[:3]))} only for batches of {size} or only for batches of {rows} "
+                f"examples of {self.side}: a layer without a batch may by chance be as long as one. Leave it out, as "
+                f"f.layers('!{names[0]}') does, or take another batch_size."
+            )
 
     def _refuse_wrong_rows(self, y: PyTree, rows: int) -> None:
         """Refuses outputs that have not a row for each of ``rows`` examples on a device."""

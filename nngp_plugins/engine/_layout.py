@@ -91,7 +91,7 @@ class Layout:
             return require("tensorstore", extra="store").open(spec, open=True, create=create).result()
         except ValueError as error:
             file, why = root / self.component / GROUP, reason(error)
-            if "os_error_code" in why:
+            if "os_error_code" in why or "[OS error" in why:  # by versions of TensorStore
                 raise OSError(f"{file} could not be opened: {why}") from error
             raise ValueError(f"{file} is damaged or missing: {why}; delete it and run write_kernel again") from error
 

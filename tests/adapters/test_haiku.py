@@ -56,7 +56,7 @@ class TestState:
         equal(f(params, x, state=state, is_training=False), TRANSFORMED.apply(params, state, None, x)[0])
 
     def test_missing_state(self, split, x):
-        told = r"state=None, but this function was made by transform_with_state; pass state="
+        told = r"state=None, but this Haiku function has a state; pass it: params, state = f.init"
         with pytest.raises(ValueError, match=told):
             nngp.from_haiku(TRANSFORMED)(split[0], x)
 

@@ -225,3 +225,17 @@ def test_dropout_passes_although_its_noise_depends_on_the_size_of_the_batch():
 
     for batch_size in (1, 2, 5, 12):
         kernel(dropout, X1, X2, batch_size=batch_size, rng=KEY)
+
+
+def test_a_layer_that_is_one_for_some_sizes_of_the_batch_only():
+    class Positions(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="head")(x + nn.Embed(4, 6, name="position")(jnp.arange(4)).mean(axis=0))
+
+    f = nngp.from_linen(Positions())
+    params, _ = f.init(jax.random.key(0), X1)
+    with pytest.raises(ValueError, match=r"^f returns 'position' only for batches of 4 or .*'!position'"):
+        kernel(f.layers(), params=params)
+    assert set(kernel(f.layers("!position"), params=params)) == {"head"}
+    assert set(kernel(f.layers(), params=params, batch_size=5)) == {"head"}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nngp_plugins as nngp
 
@@ -81,7 +81,7 @@ def on_eight_the_kernel_is_on_the_first_of_them():
 
 
 def on_eight_inputs_may_be_on_all_of_them():
-    mesh = jax.make_mesh((8,), ("examples",))
+    mesh = jax.make_mesh((8,), ("examples",), axis_types=(AxisType.Explicit,))
     x = jax.device_put(X[:48], NamedSharding(mesh, PartitionSpec("examples")))
     params = jax.device_put(jnp.float32(2), NamedSharding(mesh, PartitionSpec()))
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x, shift: params * x + shift), 5)

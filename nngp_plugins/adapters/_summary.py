@@ -1,0 +1,53 @@
+"""What the layers of a model are, and what their kernels would cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+
+from .._tables import as_text, human
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers of a model on given inputs; ``print`` shows it as a table.
+
+    Attributes:
+        shapes: shape and dtype of each layer's output, in forward order.
+    """
+
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """Floating-point operations of each layer's ``(N, N)`` kernel: two for each pair of examples and feature."""
+        return {name: 2 * y.shape[0] * math.prod(y.shape) for name, y in self.shapes.items()}
+
+    @property
+    def output_bytes(self) -> dict[str, int]:
+        """Bytes of each layer's output."""
+        return {name: math.prod(y.shape) * y.dtype.itemsize for name, y in self.shapes.items()}
+
+    def __rich__(self) -> Table:
+        from rich.table import Table  # here, for it takes as long to import as all of this package
+
+        table = Table(caption="kernel: operations of y yᵀ over all axes but the batch", caption_justify="left")
+        for i, name in enumerate(("layer", "shape", "dtype", "output", "kernel")):
+            table.add_column(name, justify="right" if i > 2 else "left", overflow="fold")
+        flops, sizes = self.flops, self.output_bytes
+        for name, y in self.shapes.items():
+            table.add_row(name, str(y.shape), str(y.dtype), human(sizes[name], "B"), human(flops[name], "FLOP"))
+        table.add_section()
+        total = human(sum(sizes.values()), "B"), human(sum(flops.values()), "FLOP")
+        table.add_row(f"{len(self.shapes)} layers", "", "", *total)
+        return table
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())

@@ -1,0 +1,82 @@
+"""The conformance table: a model registered in this folder inherits every test of ``test_conformance.py``."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import nngp_plugins as nngp
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as its owner has it.
+
+    Attributes:
+        f: its ModelFn.
+        params: what optax trains.
+        x: inputs, four examples.
+        kwargs: of a call: state, rng, flags.
+        live: the object that ``f`` was made from, if that holds its parameters.
+        mixes: whether the outputs of an example depend on the others in the batch, or on its place there.
+        doubles: whether it computes in float64 where that is switched on.
+        smooth: whether its gradients are those that small differences show.
+    """
+
+    f: nngp.ModelFn
+    params: Any
+    x: Any
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    live: Any = None
+    mixes: bool = False
+    doubles: bool = True
+    smooth: bool = True
+
+
+MODELS: dict[str, Callable[[], Model]] = {}
+# those that take long to compile are tested where this says so
+ALL = "NNGP_ALL_MODELS" in os.environ
+
+
+LARGE = {
+    *(f"{framework}/transformer with dropout" for framework in ("linen", "nnx", "haiku", "equinox", "keras")),
+    *(f"{framework}/convolutions" for framework in ("linen", "nnx", "haiku")),
+    *(f"haiku/{name}" for name in ("nets.ResNet18", "nets.MobileNetV1", "deep_rnn_with_skip_connections")),
+    *("haiku/convolutional LSTM", "nnx/recurrent", "keras/recurrent", "haiku/multi with state, without apply rng"),
+}
+
+
+def register(name: str, make: Callable[[], Model]) -> None:
+    assert name not in MODELS
+    if ALL or name not in LARGE:
+        MODELS[name] = make
+
+
+def normal(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def vectors() -> jax.Array:
+    return normal(4, 3)
+
+
+def images() -> jax.Array:
+    return normal(4, 8, 8, 3)
+
+
+def sequences() -> jax.Array:
+    return normal(4, 5, 3)
+
+
+def tokens() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 5)), jnp.int32)
+
+
+def initialised(f: nngp.ModelFn, x: Any, init: dict[str, Any], call: dict[str, Any], **flags: bool) -> Model:
+    params, state = f.init(jax.random.key(0), x, **init)
+    kwargs = {"state": state, **call} if jax.tree.leaves(state) else call
+    return Model(f, params, x, kwargs, **flags)

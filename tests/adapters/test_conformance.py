@@ -1,0 +1,169 @@
+"""What holds for every model: one that is registered in ``models/`` inherits all of this."""
+
+from functools import cache, partial
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import nngp_plugins as nngp
+
+from .models.table import MODELS
+
+for framework in ("linen", "nnx", "haiku", "equinox", "keras", "functions"):
+    import_module(f"{__package__}.models.{framework}")
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@cache
+def built(name):
+    return MODELS[name]()
+
+
+@cache
+def outputs_of(name):
+    """What the model returns, its layers and their kernels, of one compiled function."""
+    model = built(name)
+    f, layers = (partial(f, **model.kwargs) for f in (model.f, model.f.layers()))
+    kernel_fn = nngp.empirical_nngp_fn(model.f.layers(), trace_axes=nngp.all_but_batch)
+
+    @jax.jit
+    def run(params, x):
+        return f(params, x), layers(params, x), kernel_fn(x, None, params, **model.kwargs)
+
+    return run(model.params, model.x)
+
+
+def flags_of(model):
+    """The keyword arguments that are no arrays, and those that are."""
+    flags = {name: value for name, value in model.kwargs.items() if isinstance(value, bool | str)}
+    return flags, {name: value for name, value in model.kwargs.items() if name not in flags}
+
+
+def assert_close(actual, expected, single=1e-5):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    tolerance = 0.03 if any(leaf.dtype == jnp.bfloat16 for leaf in leaves[1]) else single
+    for a, b in zip(*leaves, strict=True):
+        assert a.shape == b.shape
+        a, b = (np.asarray(c, np.complex128 if np.iscomplexobj(c) else np.float64) for c in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
+
+
+def numbers(leaf):
+    return np.array(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+
+def is_float(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+@every_model
+def test_without_jit_it_is_the_same_and_nothing_changes(name):
+    model, (_, layers, _) = built(name), outputs_of(name)
+    given = [model.params, model.x, flags_of(model)[1]]
+    before = jax.tree.map(numbers, [*given, model.f.split(model.live) if model.live is not None else None])
+    eager = model.f.layers()(model.params, model.x, **model.kwargs)
+    assert_close({layer: eager[layer] for layer in layers}, dict(layers))
+    with jax.checking_leaks():
+        jax.eval_shape(lambda params, x: model.f.layers()(params, x, **model.kwargs), model.params, model.x)
+    after = jax.tree.map(numbers, [*given, model.f.split(model.live) if model.live is not None else None])
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@every_model
+def test_layers(name):
+    model, (y, layers, kernels) = built(name), outputs_of(name)
+    shapes = model.f.layer_shapes(model.params, model.x, **model.kwargs)
+    assert [(layer, s.shape, s.dtype) for layer, s in shapes.items()] == [
+        (layer, a.shape, a.dtype) for layer, a in layers.items()
+    ]
+    rows = jax.tree.leaves(model.x)[0].shape[0]
+    own = [leaf for leaf in jax.tree.leaves(y) if leaf.shape[:1] == (rows,)]
+    assert own
+    assert all(any(a.shape == b.shape and np.array_equal(a, b, True) for a in layers.values()) for b in own)
+    assert str(model.f.summary(model.params, model.x, **model.kwargs)).count("\n") >= len(layers) + 4
+    for layer, a in layers.items():
+        a = np.asarray(a, np.complex128 if np.iscomplexobj(a) else np.float64).reshape(rows, -1)
+        expected = a @ a.T.conj() / a.shape[1]
+        np.testing.assert_allclose(kernels[layer], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+        eigenvalues = np.linalg.eigvalsh(np.asarray(kernels[layer], expected.dtype))
+        assert eigenvalues[0] >= -1e-5 * eigenvalues[-1]
+
+
+@every_model
+def test_in_batches_it_is_the_same(name):
+    model, (_, _, kernels) = built(name), outputs_of(name)
+    if model.mixes:
+        return
+    kernel_fn = nngp.empirical_nngp_fn(model.f.layers(), trace_axes=nngp.all_but_batch)
+    assert_close(nngp.batch(kernel_fn, 3, check=False)(model.x, None, model.params, **model.kwargs), kernels, 1e-4)
+
+
+@every_model
+def test_gradients(name):
+    """Of a loss, also of several parameters at once: they agree with differences, and optax takes them."""
+    model, (y, _, _) = built(name), outputs_of(name)
+    leaves, structure = jax.tree.flatten(model.params)
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+
+    def with_floats(floats):
+        rest = iter(floats)
+        return structure.unflatten([next(rest) if is_float(leaf) else leaf for leaf in leaves])
+
+    def loss(floats):
+        y = model.f(with_floats(floats), model.x, **model.kwargs)
+        return sum(jnp.sum(jnp.abs(leaf.astype(jnp.float32)) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
+
+    grad = jax.jit(jax.vmap(jax.value_and_grad(loss)))
+    values, gradients = grad([jnp.stack([leaf] * 3) for leaf in floats])
+    first = sum(np.sum(np.abs(np.asarray(leaf, np.float64)) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
+    np.testing.assert_allclose(values, first, rtol=0.02 if "bfloat16" in name else 1e-4)
+    gradient = [g[0] for g in gradients]
+    size = float(jnp.sqrt(sum(jnp.sum(jnp.abs(g.astype(jnp.float32)) ** 2) for g in gradient)))
+    assert 0 < size < np.inf
+    optimiser = optax.adam(0.1)
+    updates, _ = optimiser.update(gradient, optimiser.init(floats), floats)
+    trained = jax.tree.leaves(optax.apply_updates(floats, updates))
+    steps = [1e-2 * g / size for g in gradient]
+    moved = zip(floats, steps, trained, strict=True)
+    values, _ = grad([jnp.stack([leaf + step, leaf - step, other]) for leaf, step, other in moved])
+    assert values[2] != first
+    if model.smooth and "bfloat16" not in name:
+        np.testing.assert_allclose((values[0] - values[1]) / 2e-2, size, rtol=0.05)
+
+
+@every_model
+def test_float64(name):
+    model = built(name)
+    if not model.doubles:
+        return
+    with jax.enable_x64(True):
+
+        def double(tree):
+            return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) if is_float(leaf) else leaf, tree)
+
+        flags, arrays = flags_of(model)
+        y = jax.eval_shape(partial(model.f, **flags, **double(arrays)), double(model.params), double(model.x))
+    assert {leaf.dtype for leaf in jax.tree.leaves(y)} == {np.dtype(np.float64)}
+
+
+@every_model
+def test_one_is_traced_once(name):
+    model, traces = built(name), []
+    flags, arrays = flags_of(model)
+
+    def call(f, params, x, kwargs):
+        traces.append(f)
+        return f(params, x, **flags, **kwargs)
+
+    call = jax.jit(call, static_argnums=0)
+    for f in (model.f, nngp.ModelFn(model.f.adapter), model.f.layers("a"), model.f):
+        if f.patterns is None:
+            call.eval_shape(f, model.params, model.x, arrays)
+    assert len(traces) == 1
+    assert model.f.layers("*") == model.f.layers() != model.f
