@@ -68,7 +68,7 @@ def test_without_jit_it_is_the_same_and_nothing_changes(name):
     given = [model.params, model.x, flags_of(model)[1]]
     before = jax.tree.map(numbers, [*given, model.f.split(model.live) if model.live is not None else None])
     eager = model.f.layers()(model.params, model.x, **model.kwargs)
-    assert_close({layer: eager[layer] for layer in layers}, dict(layers))
+    assert_close({layer: eager[layer] for layer in layers}, dict(layers), 1e-4)
     with jax.checking_leaks():
         jax.eval_shape(lambda params, x: model.f.layers()(params, x, **model.kwargs), model.params, model.x)
     after = jax.tree.map(numbers, [*given, model.f.split(model.live) if model.live is not None else None])

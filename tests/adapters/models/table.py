@@ -45,8 +45,8 @@ ALL = "NNGP_ALL_MODELS" in os.environ
 LARGE = {
     *(f"{framework}/transformer with dropout" for framework in ("linen", "nnx", "haiku", "equinox", "keras")),
     *(f"{framework}/convolutions" for framework in ("linen", "nnx", "haiku")),
-    *(f"haiku/{name}" for name in ("nets.ResNet18", "nets.MobileNetV1", "deep_rnn_with_skip_connections")),
-    *("haiku/convolutional LSTM", "nnx/recurrent", "keras/recurrent", "haiku/multi with state, without apply rng"),
+    *(f"haiku/{name}" for name in ("nets.ResNet18", "nets.ResNet", "nets.MobileNetV1")),
+    *("haiku/deep_rnn_with_skip_connections", "haiku/convolutional LSTM", "nnx/recurrent", "keras/recurrent"),
 }
 
 
