@@ -124,7 +124,7 @@ class Forward:
     @cached_property
     def outputs(self) -> Outputs:
         """Names, shapes and dtypes of the outputs of all examples; computes nothing."""
-        structs = [jax.ShapeDtypeStruct((self.rows, *leaf.shape[1:]), leaf.dtype) for leaf in self._rows]
+        structs = [jax.ShapeDtypeStruct((self.rows, *leaf.shape[1:]), _canonical(leaf.dtype)) for leaf in self._rows]
         keys = [_folded(key, 0, self._mesh.size) for key in self._keys]
         outputs = _run.eval_shape(self._call, self._mesh, self._params, structs, self._whole, keys)
         self._refuse_wrong_rows(outputs, self.rows // self._mesh.size)
@@ -243,6 +243,11 @@ def refuse_traced(tree: PyTree) -> None:
             "a batched kernel function was called inside jit, grad or vmap; its loop over batches runs outside, so "
             "call it there, or use the unbatched kernel function inside."
         )
+
+
+def _canonical(dtype: Any) -> Any:
+    """The dtype that an array has as JAX takes it: float32 for float64, but where 64 bits are switched on."""
+    return jax.dtypes.canonicalize_dtype(dtype) if isinstance(dtype, np.dtype) else dtype
 
 
 def _local(leaf: Any) -> Any:

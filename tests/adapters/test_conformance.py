@@ -11,10 +11,12 @@ import pytest
 
 import nngp_plugins as nngp
 
-from .models.table import MODELS
+from .models.table import MODELS, WHICH
 
-for framework in ("linen", "nnx", "haiku", "equinox", "keras", "functions"):
-    import_module(f"{__package__}.models.{framework}")
+PACKAGES = [f"packages.{domain}" for domain in ("images", "language", "graphs", "science")]
+FRAMEWORKS = ["linen", "nnx", "haiku", "equinox", "keras", "functions"]
+for file in PACKAGES if WHICH == "packages" else FRAMEWORKS:
+    import_module(f"{__package__}.models.{file}")
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -82,7 +84,8 @@ def test_layers(name):
     assert [(layer, s.shape, s.dtype) for layer, s in shapes.items()] == [
         (layer, a.shape, a.dtype) for layer, a in layers.items()
     ]
-    rows = jax.tree.leaves(model.x)[0].shape[0]
+    rows = next(iter(layers.values())).shape[0]
+    assert {a.shape[0] for a in layers.values()} == {rows}
     own = [leaf for leaf in jax.tree.leaves(y) if leaf.shape[:1] == (rows,)]
     assert own
     assert all(any(a.shape == b.shape and np.array_equal(a, b, True) for a in layers.values()) for b in own)

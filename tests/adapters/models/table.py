@@ -38,8 +38,8 @@ class Model:
 
 
 MODELS: dict[str, Callable[[], Model]] = {}
-# those that take long to compile are tested where this says so
-ALL = "NNGP_ALL_MODELS" in os.environ
+# "all" for those that take long to compile too, "packages" for those of packages that the tests do not install
+WHICH = os.environ.get("NNGP_MODELS")
 
 
 LARGE = {
@@ -52,7 +52,7 @@ LARGE = {
 
 def register(name: str, make: Callable[[], Model]) -> None:
     assert name not in MODELS
-    if ALL or name not in LARGE:
+    if WHICH or name not in LARGE:
         MODELS[name] = make
 
 
