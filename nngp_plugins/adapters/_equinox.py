@@ -72,7 +72,11 @@ def from_equinox(
         raise AttributeError(f"{type(model).__name__} has no method {method or '__call__'!r}; choose one with method=.")
     arguments = inspect.signature(call).parameters.values()
     takes_key = any(a.name == "key" or a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments)
-    stateful = any(isinstance(leaf, eqx.nn.StateIndex) for leaf in jax.tree.leaves(model, is_leaf=_is_index(eqx)))
+
+    def is_index(leaf: Any) -> bool:
+        return isinstance(leaf, eqx.nn.StateIndex)
+
+    stateful = any(map(is_index, jax.tree.leaves(model, is_leaf=is_index)))
     leaves, structure = jax.tree.flatten(eqx.filter(model, _is_array, inverse=True))
     static = Static((tuple(leaves), structure))
     kwargs = frozen_kwargs("from_equinox", spread, call_kwargs)
@@ -89,10 +93,6 @@ def _factory(make: Callable[..., Any]) -> Callable[..., Any]:
 def _is_array(leaf: Any) -> bool:
     """Whether this is an array, or stands for one as in ``jax.eval_shape``."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def _is_index(eqx: Any) -> Callable[[Any], bool]:
-    return lambda leaf: isinstance(leaf, eqx.nn.StateIndex)
 
 
 @dataclass(frozen=True)

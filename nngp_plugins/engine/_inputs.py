@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 PyTree = Any
-PART_BYTES = 2**24
+# numbers in a part of an array: as many rows for every dtype
+PART = 2**22
 
 
 def refuse_empty(name: str, x: PyTree) -> None:
@@ -73,6 +74,6 @@ def parts(array: Any) -> Iterator[np.ndarray]:
     if not array.shape or not array.shape[0]:
         yield np.asarray(array)
         return
-    rows = max(1, PART_BYTES // max(1, np.dtype(array.dtype).itemsize * math.prod(array.shape[1:])))
+    rows = max(1, PART // max(1, math.prod(array.shape[1:])))
     for start in range(0, array.shape[0], rows):
         yield np.asarray(array[start : start + rows])

@@ -236,6 +236,15 @@ def test_keys_and_inputs_to_slice(kind, tmp_path):
     assert_close(kernel(noisy, x1, x2, rng=key), gram(by_hand(key, X1)))
 
 
+def test_equal_inputs_of_two_dtypes_are_compared_in_parts(monkeypatch):
+    # parts of as many bytes would not have as many rows
+    monkeypatch.setattr("nngp_plugins.engine._inputs.PART", 50)
+    key = jax.random.key(3)
+    assert_close(kernel(noisy, X1, X1.astype(np.float64), rng=key), gram(by_hand(key, X1)))
+    other = X1.astype(np.float64) + np.eye(N, 6)
+    assert_close(kernel(noisy, X1, other, rng=key), gram(by_hand(key, X1), by_hand(jax.random.fold_in(key, 1), other)))
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_the_noise_is_the_same_wherever_an_example_meets_itself(batch_size):
     # so the kernel is symmetric and positive semidefinite
