@@ -20,8 +20,8 @@ def net(x, is_training):
         return hk.nets.ResNet18(10)(x, is_training)
 
 
-def resnet(n):
-    """``f(params, x)``, the same parameters in every version of Haiku, and images."""
+def weights_and_images(n):
+    """Parameters and state, the same in every version of Haiku, and images."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n, 32, 32, 3), np.float32)
     params, state = jax.eval_shape(partial(net.init, is_training=True), jax.random.PRNGKey(0), x[:1])
@@ -37,6 +37,12 @@ def resnet(n):
         name: {key: jnp.full(leaf.shape, "var" in name, leaf.dtype) for key, leaf in leaves.items()}
         for name, leaves in state.items()
     }
+    return params, state, x
+
+
+def resnet(n):
+    """``f(params, x)`` with its parameters and images."""
+    params, state, x = weights_and_images(n)
     return lambda params, x: net.apply(params, state, None, x, is_training=False)[0], params, x
 
 

@@ -13,6 +13,7 @@ import jax
 from .._require import require
 from .._static import Static
 from ._layers import Call, Recorder
+from ._mismatch import Shapes, check_params, explaining, shapes_of
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 from ._recording import Record, recording, watching
 
@@ -79,9 +80,22 @@ def from_equinox(
     stateful = any(map(is_index, jax.tree.leaves(model, is_leaf=is_index)))
     leaves, structure = jax.tree.flatten(eqx.filter(model, _is_array, inverse=True))
     static = Static((tuple(leaves), structure))
+    shapes = shapes_of(eqx.filter(model, _is_array))
     kwargs = frozen_kwargs("from_equinox", spread, call_kwargs)
     return ModelFn(
-        EquinoxAdapter(static, stateful, takes_key, factory, batched, axis_name, method or "__call__", spread, kwargs)
+        EquinoxAdapter(
+            type(model).__name__,
+            static,
+            shapes,
+            stateful,
+            takes_key,
+            factory,
+            batched,
+            axis_name,
+            method or "__call__",
+            spread,
+            kwargs,
+        )
     )
 
 
@@ -99,7 +113,9 @@ def _is_array(leaf: Any) -> bool:
 class EquinoxAdapter:
     """Calls an Equinox model, put together from its arrays at every call; see :func:`from_equinox`."""
 
+    name: str
     static: Static
+    shapes: Shapes
     stateful: bool
     takes_key: bool
     factory: Callable[..., Any] | None
@@ -166,6 +182,9 @@ class EquinoxAdapter:
             raise ValueError(
                 "state=None, but this model has a state; pass the eqx.nn.State that eqx.nn.make_with_state gave."
             )
+        check_params(self.name, self.shapes, params)
+        if self.shapes and type(params).__name__ != self.name:
+            raise ValueError(f"params are those of a {type(params).__name__}, not of this {self.name}.")
         leaves, structure = self.static.value
         model = eqx.combine(params, structure.unflatten(leaves))
         paths = {}
@@ -178,7 +197,8 @@ class EquinoxAdapter:
         keys = {"key": key} if key is not None and self.takes_key else {}
         with watching(paths, record):
             try:
-                y = getattr(model, self.method)(*args, **{**keys, **inputs, **dict(self.kwargs), **kwargs})
+                with explaining(self.name, params, x):
+                    y = getattr(model, self.method)(*args, **{**keys, **inputs, **dict(self.kwargs), **kwargs})
             except RuntimeError as error:
                 if key is not None or "key" not in str(error):
                     raise

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from .._require import require
 from ._layers import Call, Recorder
+from ._mismatch import explanation
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 
 
@@ -77,19 +80,32 @@ class HaikuAdapter:
         leading = [params, *([state or {}] if self.with_state else []), *([rng] if self.with_rng else [])]
         try:
             outputs = self.apply_fn(*leading, *args, **inputs, **{**dict(self.kwargs), **kwargs})
-        except ValueError as error:
-            if self.with_state and not state and ("state" in str(error) or "No value for" in str(error)):
-                raise ValueError(
-                    "state=None, but this Haiku function has a state; pass it: params, state = f.init(rng, x), then "
-                    "f(params, x, state=state)."
-                ) from error
-            if rng is not None or "PRNGKey" not in str(error):
+        except Exception as error:
+            if (told := self._told(error, params, state, rng, x, kwargs)) is None:
                 raise
-            raise ValueError(
+            raise ValueError(told) from error
+        return outputs[0] if self.with_state else outputs
+
+    def _told(
+        self, error: Exception, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
+    ) -> str | None:
+        """What to say above an error of the function; None where there is nothing to add."""
+        if self.with_state and not state and ("state" in str(error) or "No value for" in str(error)):
+            return (
+                "state=None, but this Haiku function has a state; pass it: params, state = f.init(rng, x), then "
+                "f(params, x, state=state)."
+            )
+        if rng is None and "PRNGKey" in str(error):
+            return (
                 "rng=None, but this Haiku function draws random numbers; pass rng=jax.random.key(0), or call it in "
                 "its deterministic mode, such as from_haiku(transformed, is_training=False)."
-            ) from error
-        return outputs[0] if self.with_state else outputs
+            )
+        # batch norm is initialised in training mode only
+        training = {"is_training": True} if "is_training" in {**dict(self.kwargs), **kwargs} else {}
+        key = jax.random.key(0) if rng is None else rng
+        return explanation(
+            error, "this Haiku function", params, x, lambda: self.init(key, x, {**kwargs, **training})[0]
+        )
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]

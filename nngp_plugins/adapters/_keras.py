@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import jax
 from .._require import require
 from .._static import Static
 from ._layers import Call, Recorder
+from ._mismatch import check_params, explaining
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 from ._recording import Record, recording, watching
 
@@ -79,7 +81,12 @@ class KerasAdapter:
             kwargs.setdefault("training", False)
         state = self._state(state, rng, kwargs.get("training", False))
         args, inputs = spread_input(x, self.spread)
-        outputs, _ = model.stateless_call(params, state, *args, **inputs, **kwargs)
+        names = [f"[{i}] {v.path}" for i, v in enumerate(model.trainable_variables)]
+        shapes = tuple(zip(names, (tuple(v.shape) for v in model.trainable_variables), strict=True))
+        found = (names[i] if i < len(names) else f"[{i}]" for i in range(len(params)))
+        check_params(model.name, shapes, OrderedDict(zip(found, params, strict=True)))
+        with explaining(model.name, params, x):
+            outputs, _ = model.stateless_call(params, state, *args, **inputs, **kwargs)
         return outputs
 
     def capture(

@@ -12,6 +12,7 @@ import jax
 from .._require import require
 from .._static import Static
 from ._layers import Call
+from ._mismatch import explaining
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 
 Path = tuple[str, ...]
@@ -45,6 +46,8 @@ def from_linen(
 
     Raises:
         TypeError: ``module`` is not a Linen module, or an argument cannot be hashed.
+        ValueError: ``module`` is bound.
+        AttributeError: the module has no such method.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
@@ -53,8 +56,17 @@ def from_linen(
         >>> nngp.empirical_nngp_fn(f)(jnp.ones((4, 3)), None, params).shape
         (4, 4)
     """
-    if not isinstance(module, require("flax.linen", extra="flax").Module):
+    nn = require("flax.linen", extra="flax")
+    name = type(module).__name__
+    if not isinstance(module, nn.Module):
         raise TypeError(f"from_linen takes a flax.linen.Module instance, got {reprlib.repr(module)}.")
+    if module.scope is not None:
+        raise ValueError(f"this {name} is bound to variables; pass from_linen the first of bound.unbind().")
+    if isinstance(method, str) and not hasattr(module, method):
+        raise AttributeError(
+            f"{name} has no method {method!r}; for what its setup makes pass a function, such as "
+            f"method=lambda module, x: module.{method}(x)."
+        )
     if isinstance(mutable, str) or isinstance(rngs, str):
         raise TypeError(f"rngs={rngs!r} and mutable={mutable!r} are sequences of names, such as ('dropout',).")
     kwargs = frozen_kwargs("from_linen", spread, call_kwargs)
@@ -119,16 +131,18 @@ class LinenAdapter:
         errors = require("flax.errors", extra="flax")
         args, inputs = spread_input(x, self.spread)
         name = type(self.static.value).__name__
+        key = jax.random.key(0) if rng is None else rng
         try:
-            return self.static.value.apply(
-                {**(state or {}), "params": params},
-                *args,
-                rngs=self._streams(rng),
-                method=self.method,
-                **options,
-                **inputs,
-                **{**dict(self.kwargs), **kwargs},
-            )
+            with explaining(name, params, x, lambda: self.init(key, x, kwargs)[0]):
+                return self.static.value.apply(
+                    {**(state or {}), "params": params},
+                    *args,
+                    rngs=self._streams(rng),
+                    method=self.method,
+                    **options,
+                    **inputs,
+                    **{**dict(self.kwargs), **kwargs},
+                )
         except errors.InvalidRngError as error:
             if rng is not None:
                 raise

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from .._require import require
 from .._static import Static
 from ._layers import Call, Recorder
+from ._mismatch import Shapes, check_params, explaining, shapes_of
 from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
 from ._recording import Record, recording, watching
 
@@ -67,11 +68,14 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
     kwargs = frozen_kwargs("from_nnx", spread, call_kwargs)
     model = nnx.clone(model)
     nnx.pop(model, nnx.Intermediate)  # left behind by a sow outside nnx.capture; no part of the model
-    graphdef, _, random, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    graphdef, params, random, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
     needed = tuple("/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
     leaves, structure = jax.tree.flatten(random)
     streams = Streams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-    return ModelFn(NNXAdapter(Static(graphdef), streams, needed, factory, method, spread, kwargs))
+    shapes = shapes_of(params)
+    return ModelFn(
+        NNXAdapter(type(model).__name__, Static(graphdef), shapes, streams, needed, factory, method, spread, kwargs)
+    )
 
 
 def _factory(make: Any) -> Callable[..., Any]:
@@ -103,7 +107,9 @@ class Streams:
 class NNXAdapter:
     """Calls an NNX model, rebuilt from its graph at every call; see :func:`from_nnx`."""
 
+    name: str
     graphdef: Static
+    shapes: Shapes
     streams: Streams
     needed: tuple[str, ...]
     factory: Callable[..., Any] | None
@@ -146,6 +152,7 @@ class NNXAdapter:
 
     def _merge(self, params: PyTree, state: PyTree, rng: Any) -> Any:
         nnx = require("flax.nnx", extra="flax")
+        check_params(self.name, self.shapes, params)
         if self.needed and not state:
             names = ", ".join(self.needed[:3]) + (", ..." if len(self.needed) > 3 else "")
             raise ValueError(
@@ -168,7 +175,7 @@ class NNXAdapter:
             kind: Any = type(module)
             object.__setattr__(module, "__class__", recording(kind))
         args, inputs = spread_input(x, self.spread)
-        with watching(paths, record):
+        with watching(paths, record), explaining(self.name, params, x):
             return getattr(model, self.method or "__call__")(*args, **{**inputs, **dict(self.kwargs), **kwargs})
 
 

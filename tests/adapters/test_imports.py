@@ -52,7 +52,13 @@ def test_haiku_needs_no_flax():
 
 @pytest.mark.parametrize(
     ("package", "call", "extra"),
-    [("flax", "from_linen", "flax"), ("flax", "from_nnx", "flax"), ("haiku", "from_haiku", "haiku")],
+    [
+        ("flax", "from_linen", "flax"),
+        ("flax", "from_nnx", "flax"),
+        ("haiku", "from_haiku", "haiku"),
+        ("equinox", "from_equinox", "equinox"),
+        ("keras", "from_keras", "keras"),
+    ],
 )
 def test_missing_framework_names_the_extra(package, call, extra):
     done = run(BLOCK.format(package=package) + f"import nngp_plugins; nngp_plugins.{call}(object())")

@@ -50,8 +50,7 @@ def check(kernel, y1, y2, trace, diagonal, dtype):
     assert np.all(abs(np.asarray(kernel, np.float64) - expected) <= TOLERANCE[dtype] * scale), (trace, diagonal)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("ndim", range(1, 6))
+@pytest.mark.parametrize(("ndim", "dtype"), [*itertools.product(range(1, 5), TOLERANCE), (5, "float32")])
 def test_every_disjoint_pair_of_axes_sets_agrees_with_einsum(ndim, dtype):
     random = np.random.default_rng(ndim)
     pairs = list(disjoint_pairs(ndim))

@@ -1,0 +1,192 @@
+"""Parameters of another model and inputs of another shape, in every framework: the cause is told, the fix, and beneath
+them what the framework said."""
+
+import re
+from itertools import pairwise
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from flax import nnx
+
+import nngp_plugins as nngp
+
+
+class Linen(nn.Module):
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for width in self.widths[1:]:
+            x = nn.Dense(width)(nn.Dropout(0.5, deterministic=not train)(x))
+        return x
+
+    def refuse(self, x):
+        raise ValueError("this model\nrefuses")
+
+
+def linen(*widths):
+    f = nngp.from_linen(Linen(widths))
+    return f, f.init(jax.random.key(0), jnp.ones((1, widths[0])))[0]
+
+
+def dense(*widths):
+    return nnx.Sequential(*(nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in pairwise(widths)))
+
+
+def from_nnx(*widths):
+    f = nngp.from_nnx(dense(*widths))
+    return f, f.split(dense(*widths))[0]
+
+
+def haiku(*widths):
+    def net(x, is_training):
+        x = hk.BatchNorm(False, False, 0.9)(x, is_training)
+        return hk.nets.MLP(widths[1:])(x)
+
+    f = nngp.from_haiku(hk.without_apply_rng(hk.transform_with_state(net)), is_training=False)
+    params, _ = f.init(jax.random.key(0), jnp.ones((2, widths[0])), is_training=True)
+    return f, params
+
+
+def equinox(*widths):
+    sizes = pairwise(widths)
+    model = eqx.nn.Sequential([eqx.nn.Linear(a, b, key=jax.random.key(0)) for a, b in sizes])
+    return nngp.from_equinox(model), eqx.filter(model, eqx.is_array)
+
+
+def from_keras(*widths):
+    layers = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(widths[1:])]
+    model = keras.Sequential([keras.Input(widths[:1]), *layers], name="net")
+    return nngp.from_keras(model), nngp.from_keras(model).split(model)[0]
+
+
+MODELS = {"linen": linen, "nnx": from_nnx, "haiku": haiku, "equinox": equinox, "keras": from_keras}
+LACKS = {
+    "linen": "'Dense_2/bias', of shape (2,)",
+    "nnx": "'layers/2/bias', of shape (2,)",
+    "haiku": "'mlp/~/linear_2/b', of shape (2,)",
+    "equinox": "'layers/2/weight', of shape (2, 5)",
+    "keras": "'[4] net/dense_2/kernel', of shape (5, 2)",
+}
+SHAPES = {
+    "linen": "'Dense_1/bias' should have shape (5,) and has (6,)",
+    "nnx": "'layers/1/bias' should have shape (5,) and has (6,)",
+    "haiku": "'mlp/~/linear_1/b' should have shape (5,) and has (6,)",
+    "equinox": "'layers/1/weight' should have shape (5, 4) and has (6, 4)",
+    "keras": "'[2] net/dense_1/kernel' should have shape (4, 5) and has (4, 6)",
+}
+every_framework = pytest.mark.parametrize("framework", MODELS)
+
+
+def call(f, framework, params, x):
+    """As the layers of the model under jit, the deepest that errors come from."""
+    kwargs = {}
+    if framework == "haiku":
+        _, state = f.init(jax.random.key(0), jnp.ones((2, 3)), is_training=True)
+        kwargs = {"state": state}
+    return jax.jit(lambda params, x: f.layers()(params, x, **kwargs))(params, x)
+
+
+@every_framework
+def test_they_run(framework):
+    f, params = MODELS[framework](3, 4, 5, 2)
+    assert call(f, framework, params, jnp.ones((4, 3)))
+
+
+@every_framework
+def test_parameters_of_a_shallower_model(framework):
+    f, _ = MODELS[framework](3, 4, 5, 2)
+    _, params = MODELS[framework](3, 4, 5)
+    with pytest.raises(ValueError, match=re.escape(f"they lack {LACKS[framework]}")):
+        call(f, framework, params, jnp.ones((4, 3)))
+
+
+@every_framework
+def test_parameters_of_a_wider_model(framework):
+    """NNX, Equinox and Keras would compute with them, and nobody would know."""
+    f, _ = MODELS[framework](3, 4, 5, 2)
+    _, params = MODELS[framework](3, 4, 6, 2)
+    with pytest.raises(ValueError, match=re.escape(SHAPES[framework])):
+        call(f, framework, params, jnp.ones((4, 3)))
+
+
+@pytest.mark.parametrize("framework", ["nnx", "equinox", "keras"])
+def test_parameters_of_a_deeper_model(framework):
+    f, _ = MODELS[framework](3, 4, 5)
+    _, params = MODELS[framework](3, 4, 5, 2)
+    with pytest.raises(ValueError, match=r"params are not those of this .*: they hold '(layers/2/|\[4\])"):
+        call(f, framework, params, jnp.ones((4, 3)))
+
+
+@every_framework
+def test_inputs_of_another_shape(framework):
+    f, params = MODELS[framework](3, 4, 5, 2)
+    shape = "[7]" if framework == "equinox" else "[4, 7]"  # of one example
+    with pytest.raises(ValueError, match=re.escape(f"x of float32{shape}")) as told:
+        call(f, framework, params, jnp.ones((4, 7)))
+    assert told.value.__cause__ is not None
+    assert not isinstance(told.value.__cause__, ValueError) or "nngp_plugins" not in str(told.value.__cause__)
+
+
+def test_parameters_of_another_kind_of_model():
+    model, like = eqx.nn.Linear(3, 2, key=jax.random.key(0)), equinox(3, 2)[1]
+    with pytest.raises(ValueError, match=r"params are those of a Sequential, not of this Linear\."):
+        nngp.from_equinox(model)(like, jnp.ones((4, 3)))
+
+
+def test_inputs_in_a_tree_are_described():
+    model = eqx.nn.Linear(3, 2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Linear does not run on x of \{a: float32\[4, 3\]\}: "):
+        nngp.from_equinox(model, batched=True)(model, {"a": np.ones((4, 3), np.float32)})
+
+
+def test_the_models_own_error_is_told_and_chained():
+    f, params = linen(3, 2)
+    f = nngp.from_linen(Linen((3, 2)), method="refuse")
+    with pytest.raises(ValueError, match=r"^Linen does not run on x of float32\[4, 3\]: this model") as told:
+        f(params, jnp.ones((4, 3)))
+    assert str(told.value.__cause__) == "this model\nrefuses"
+
+
+def test_errors_of_tracing_are_left_alone():
+    class Net(nn.Module):
+        def __call__(self, x):
+            return x if x.sum() > 0 else -x
+
+    f = nngp.from_linen(Net())
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        jax.jit(f)({}, jnp.ones((4, 3)))
+
+
+class TestLinenModules:
+    def test_bound(self):
+        module = Linen((3, 2))
+        bound = module.bind(module.init(jax.random.key(0), jnp.ones((4, 3))))
+        with pytest.raises(
+            ValueError, match=r"this Linen is bound to variables; pass .* the first of bound\.unbind\(\)"
+        ):
+            nngp.from_linen(bound)
+        assert nngp.from_linen(bound.unbind()[0]) == nngp.from_linen(module)
+
+    def test_a_method_that_does_not_exist(self):
+        with pytest.raises(AttributeError, match="Linen has no method 'encode'; "):
+            nngp.from_linen(Linen((3, 2)), method="encode")
+
+    def test_a_method_that_setup_makes(self):
+        class Net(nn.Module):
+            def setup(self):
+                self.encode = nn.Dense(2)
+
+        with pytest.raises(
+            AttributeError, match=r"Net has no method 'encode'; .* method=lambda module, x: module\.enc"
+        ):
+            nngp.from_linen(Net(), method="encode")
+        f = nngp.from_linen(Net(), method=lambda module, x: module.encode(x))
+        params, _ = f.init(jax.random.key(0), jnp.ones((4, 3)))
+        assert f(params, jnp.ones((4, 3))).shape == (4, 2)
