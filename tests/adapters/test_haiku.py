@@ -1,5 +1,7 @@
 """Haiku: every kind of transformed function, against its own `apply`."""
 
+import re
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -188,3 +190,16 @@ class TestCallForms:
         layers = f.layers("*/query", "*/linear")(params, sequences)
         assert list(layers) == ["multi_head_attention/query", "multi_head_attention/linear"]
         equal(layers["multi_head_attention/linear"], transformed.apply(params, None, sequences))
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(34, 16), (50, 16), (101, 33), (152, 50), (200, 66)])
+def test_layers_of_deep_resnets(depth, blocks):
+    """Too deep to run in a test, and none too deep to trace; the table of models has the shallow ones."""
+    net = hk.transform_with_state(lambda x, is_training: getattr(hk.nets, f"ResNet{depth}")(10)(x, is_training))
+    f, x = nngp.from_haiku(net, is_training=False), jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    params, state = jax.eval_shape(lambda x: f.init(jax.random.key(0), x, is_training=True), x)
+    shapes = f.layer_shapes(params, x, state=state)
+    assert {name for name in params if "conv" in name} <= {*shapes}
+    assert sum(re.fullmatch(r".*/block_group_\d/~/block_\d+", name) is not None for name in shapes) == blocks
+    assert list(shapes)[-1].endswith(f"res_net{depth}")
+    assert list(shapes.values())[-1].shape == (4, 10)
