@@ -6,14 +6,15 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test packages lint bench clean
 
 help:
-	@echo "make demo    train a CNN on digits, track its kernels, write runs/demo/report.html"
-	@echo "make test    run the test suite"
-	@echo "make lint    check style and types"
-	@echo "make bench   run the benchmarks, half an hour, and write benchmarks/results.md"
-	@echo "make clean   remove $(VENV), the peer of the benchmarks, runs and caches"
+	@echo "make demo       train a CNN on digits, track its kernels, write runs/demo/report.html"
+	@echo "make test       run the test suite"
+	@echo "make packages   run the models of other people's packages, see docs/models.md"
+	@echo "make lint       check style and types"
+	@echo "make bench      run the benchmarks, half an hour, and write benchmarks/results.md"
+	@echo "make clean      remove $(VENV), the other environments, runs and caches"
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(f'nngp-plugins needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; run: make PYTHON=python3.12' if v < (3, 11) else 0)"
@@ -28,6 +29,16 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto
 
+# with the versions of the requirements, and nothing that these ask for and the models do not need
+.venv-packages/.ready: tests/adapters/models/packages/requirements.txt
+	$(PYTHON) -m venv .venv-packages
+	.venv-packages/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $<
+	@touch $@
+
+# their warnings are not ours
+packages: .venv-packages/.ready
+	NNGP_MODELS=packages .venv-packages/bin/python -m pytest tests/adapters/test_conformance.py -W ignore --numprocesses auto --dist loadgroup
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +48,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/harness.py
 
 clean:
-	rm -rf $(VENV) .venv-peer runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peer .venv-packages runs .pytest_cache .mypy_cache .ruff_cache

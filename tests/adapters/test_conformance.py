@@ -1,7 +1,6 @@
 """What holds for every model: one that is registered in ``models/`` inherits all of this."""
 
 from functools import cache, partial
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,15 @@ import pytest
 
 import nngp_plugins as nngp
 
-from .models.table import MODELS, WHICH
+from .models import page
+from .models.table import MODELS, load
 
-PACKAGES = [f"packages.{domain}" for domain in ("images", "language", "graphs", "science")]
-FRAMEWORKS = ["linen", "nnx", "haiku", "equinox", "keras", "functions"]
-for file in PACKAGES if WHICH == "packages" else FRAMEWORKS:
-    import_module(f"{__package__}.models.{file}")
-
-every_model = pytest.mark.parametrize("name", MODELS)
+load()
+# what is built and compiled for a model serves all its tests: with --dist loadgroup they run in one process
+every_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS]
+)
+WRITE = f"NNGP_MODELS={page.SECTION} PYTHONPATH=tests/adapters:. python -m models.page writes it"
 
 
 @cache
@@ -61,7 +61,7 @@ def numbers(leaf):
 
 
 def is_float(leaf):
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 @every_model
@@ -120,19 +120,19 @@ def test_gradients(name):
 
     def loss(floats):
         y = model.f(with_floats(floats), model.x, **model.kwargs)
-        return sum(jnp.sum(jnp.abs(leaf.astype(jnp.float32)) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
+        return sum(jnp.sum(jnp.abs(leaf).astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
 
     grad = jax.jit(jax.vmap(jax.value_and_grad(loss)))
     values, gradients = grad([jnp.stack([leaf] * 3) for leaf in floats])
-    first = sum(np.sum(np.abs(np.asarray(leaf, np.float64)) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
+    first = sum(np.sum(np.abs(np.asarray(leaf, complex)) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
     np.testing.assert_allclose(values, first, rtol=0.02 if "bfloat16" in name else 1e-4)
     gradient = [g[0] for g in gradients]
-    size = float(jnp.sqrt(sum(jnp.sum(jnp.abs(g.astype(jnp.float32)) ** 2) for g in gradient)))
+    size = float(jnp.sqrt(sum(jnp.sum(jnp.abs(g).astype(jnp.float32) ** 2) for g in gradient)))
     assert 0 < size < np.inf
     optimiser = optax.adam(0.1)
     updates, _ = optimiser.update(gradient, optimiser.init(floats), floats)
     trained = jax.tree.leaves(optax.apply_updates(floats, updates))
-    steps = [1e-2 * g / size for g in gradient]
+    steps = [1e-2 * g.conj() / size for g in gradient]
     moved = zip(floats, steps, trained, strict=True)
     values, _ = grad([jnp.stack([leaf + step, leaf - step, other]) for leaf, step, other in moved])
     assert values[2] != first
@@ -152,7 +152,9 @@ def test_float64(name):
 
         flags, arrays = flags_of(model)
         y = jax.eval_shape(partial(model.f, **flags, **double(arrays)), double(model.params), double(model.x))
-    assert {leaf.dtype for leaf in jax.tree.leaves(y)} == {np.dtype(np.float64)}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(y) if is_float(leaf)}
+    assert dtypes
+    assert dtypes <= {np.dtype(np.float64), np.dtype(np.complex128)}
 
 
 @every_model
@@ -169,3 +171,18 @@ def test_one_is_traced_once(name):
         call.eval_shape(f, model.params, model.x, arrays)
     assert len(traces) == 1
     assert model.f.layers("*") == model.f.layers() != model.f
+
+
+if page.SECTION == "packages":
+
+    @every_model
+    def test_docs_have_its_row(name):
+        assert page.row(name, built(name)) in page.lines(), WRITE
+
+
+def test_docs_have_no_others():
+    if page.SECTION == "packages":
+        rows = [line.split(" | ") for line in page.lines()[len(page.HEAD) :]]
+        assert [f"{package.split()[1]}/{what}" for package, _, what, *_ in rows] == list(MODELS), WRITE
+    else:
+        assert page.lines() == page.frameworks(), WRITE

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ class Model:
         mixes: whether the outputs of an example depend on the others in the batch, or on its place there.
         doubles: whether it computes in float64 where that is switched on.
         smooth: whether its gradients are those that small differences show.
+        note: what docs/models.md says of it.
     """
 
     f: nngp.ModelFn
@@ -35,12 +37,14 @@ class Model:
     mixes: bool = False
     doubles: bool = True
     smooth: bool = True
+    note: str = ""
 
 
 MODELS: dict[str, Callable[[], Model]] = {}
 # "all" for those that take long to compile too, "packages" for those of packages that the tests do not install
 WHICH = os.environ.get("NNGP_MODELS")
-
+PACKAGES = [f"packages.{domain}" for domain in ("images", "language", "graphs", "science")]
+FRAMEWORKS = ["linen", "nnx", "haiku", "equinox", "keras", "functions"]
 
 LARGE = {
     *(f"{framework}/transformer with dropout" for framework in ("linen", "nnx", "haiku", "equinox", "keras")),
@@ -54,6 +58,11 @@ def register(name: str, make: Callable[[], Model]) -> None:
     assert name not in MODELS
     if WHICH or name not in LARGE:
         MODELS[name] = make
+
+
+def load() -> None:
+    for file in PACKAGES if WHICH == "packages" else FRAMEWORKS:
+        import_module(f"{__package__}.{file}")
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:

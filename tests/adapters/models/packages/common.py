@@ -1,26 +1,39 @@
 """What the models of packages are made with."""
 
+import os
+from dataclasses import replace
+
 import jax
+import numpy as np
 
 import nngp_plugins as nngp
 
 from ..table import Model, register
 
-KEY = jax.random.key(0)
+# NetKet, which is imported later, would switch float64 on for all
+os.environ["NETKET_ENABLE_X64"] = "0"
 
 
-def model(package, domain):
-    """Registers what a function makes: ``f, params, x, kwargs``; the domain is what people call such a model."""
+def model(package, what, note="", moved=False, **flags):
+    """Registers the Model that a function makes, under what people call it.
+
+    ``moved``: away from an initialisation where the output is zero, and with it the gradient; flags are those of Model.
+    """
 
     def of(make):
-        def built():
-            f, params, x, kwargs = make()
-            return Model(f, params, x, {k: v for k, v in kwargs.items() if v is not None}, mixes=True, doubles=False)
+        def made():
+            model = replace(make(), note=note, **flags)
+            return replace(model, params=near(model.params)) if moved else model
 
-        register(f"{package}/{make.__name__}", built)
+        register(f"{package}/{what}", made)
         return make
 
     return of
+
+
+def near(params):
+    rng = np.random.default_rng(2)
+    return jax.tree.map(lambda p: np.asarray(p + 0.1 * rng.standard_normal(p.shape), p.dtype), params)
 
 
 def image(n=4, size=32, channels=3):
@@ -35,21 +48,25 @@ def normal(*shape):
     return jax.random.normal(jax.random.key(1), shape)
 
 
+def initialised(f, x, init, call):
+    # the forward pass of init, which nothing needs, is not compiled
+    params, state = jax.jit(lambda key: f.init(key, x, **(init or {})))(jax.random.key(0))
+    state = {"state": state} if jax.tree.leaves(state) else {}
+    return Model(f, params, x, {**state, **(call or {})})
+
+
 def linen(module, x, init=None, call=None, **adapter):
-    f = nngp.from_linen(module, **adapter)
-    params, state = f.init(KEY, x, **(init or {}))
-    return f, params, x, {"state": state, **(call or {})}
+    return initialised(nngp.from_linen(module, **adapter), x, init, call)
 
 
 def live(module, x, call=None, **adapter):
     f = nngp.from_nnx(module, **adapter)
     params, state = f.split(module)
-    return f, params, x, {"state": state, **(call or {})}
+    return Model(f, params, x, {"state": state, **(call or {})}, live=module)
 
 
 def haiku(fn, x, with_state=False, init=None, call=None, **adapter):
     import haiku as hk
 
     f = nngp.from_haiku((hk.transform_with_state if with_state else hk.transform)(fn), **adapter)
-    params, state = f.init(KEY, x, **(init or {}))
-    return f, params, x, {"state": state, **(call or {})}
+    return initialised(f, x, init, call)

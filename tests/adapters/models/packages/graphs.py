@@ -15,7 +15,7 @@ def rejax_dueling():
     return linen(DuelingQNetwork(hidden_layer_sizes=(16, 16), activation=jax.nn.relu, action_dim=3), normal(6, 4))
 
 
-@model("rejax", "Gaussian policy: a distrax distribution as output")
+@model("rejax", "Gaussian policy", "the output is a distrax distribution")
 def rejax_gaussian():
     from rejax.networks import GaussianPolicy
 
@@ -56,7 +56,7 @@ def evojax_mlp():
     return linen(MLP(feat_dims=(16, 16), out_dim=3, out_fn="tanh"), normal(6, 4))
 
 
-@model("jraphx", "GAT; nodes as the batch")
+@model("jraphx", "GAT", mixes=True)
 def jraphx_gat():
     from flax import nnx
     from jraphx.nn.models import GAT
@@ -66,7 +66,7 @@ def jraphx_gat():
     return live(m, normal(6, 4), call={"edge_index": RING})
 
 
-@model("jraphx", "GIN with batch norm")
+@model("jraphx", "GIN, batch norm", mixes=True)
 def jraphx_gin():
     from flax import nnx
     from jraphx.nn.models import GIN
@@ -76,7 +76,7 @@ def jraphx_gin():
     return live(m, normal(6, 4), call={"edge_index": RING})
 
 
-@model("haiku-geometric", "GCN")
+@model("haiku-geometric", "GCN", mixes=True)
 def haiku_gcn():
     from haiku_geometric.nn import GCNConv
 
@@ -92,7 +92,7 @@ def haiku_gcn():
     )
 
 
-@model("haiku-geometric", "GAT")
+@model("haiku-geometric", "GAT", mixes=True)
 def haiku_gat():
     from haiku_geometric.nn import GATConv
 
@@ -107,7 +107,7 @@ def haiku_gat():
     )
 
 
-@model("jraph", "GraphNetwork in a Linen module: GraphsTuple in and out")
+@model("jraph", "GraphNetwork", "a GraphsTuple in and out", mixes=True)
 def jraph_gn():
     import flax.linen as nn
     import jraph
@@ -132,7 +132,7 @@ def jraph_gn():
     return linen(Net(), g)
 
 
-@model("pgx", "AlphaZero ResNet v2 (BatchNorm)")
+@model("pgx", "AlphaZero ResNet", doubles=False)
 def pgx_alphazero():
     from pgx._src.baseline import _create_az_model_v0
 

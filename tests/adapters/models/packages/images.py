@@ -36,14 +36,14 @@ def jax_models_mixer():
     )
 
 
-@model("jax-models", "PatchConvNet")
+@model("jax-models", "PatchConvNet", "one of its parameters has the size of the batch", moved=True, mixes=True)
 def jax_models_patchconvnet():
     from jax_models.models.patchconvnet import PatchConvNet
 
     return linen(PatchConvNet(depth=2, dim=16, num_classes=5), image(), deterministic=True)
 
 
-@model("bottleneck-transformer-flax", "BoTNet")
+@model("bottleneck-transformer-flax", "BoTNet", doubles=False)
 def botnet():
     from bottleneck_transformer_flax.botnet import BoTNet, BoTNetConfig
 
@@ -56,7 +56,7 @@ def botnet():
     )
 
 
-@model("transformer-in-transformer-flax", "TNT")
+@model("transformer-in-transformer-flax", "TNT", doubles=False)
 def tnt():
     from transformer_in_transformer_flax.tnt import TNTConfig, TransformerInTransformer
 
@@ -78,7 +78,7 @@ def tnt():
     )
 
 
-@model("flaxmodels", "ResNet18")
+@model("flaxmodels", "ResNet18", doubles=False)
 def flaxmodels_resnet():
     import flaxmodels
 
@@ -87,7 +87,7 @@ def flaxmodels_resnet():
     )
 
 
-@model("flaxmodels", "VGG16, activations as a dict")
+@model("flaxmodels", "VGG16", "the output is a dict of activations", doubles=False)
 def flaxmodels_vgg():
     import flaxmodels
 
@@ -98,7 +98,7 @@ def flaxmodels_vgg():
     )
 
 
-@model("audax", "ResNet on spectrograms")
+@model("audax", "ResNet on spectrograms", doubles=False)
 def audax_resnet():
     from audax.models.resnet import ResNet, ResNetBlock
 
@@ -157,7 +157,7 @@ def flaxdiff_unet():
     return linen(m, (image(size=16), jnp.linspace(0, 1, 4), normal(4, 7, 16)), spread="args")
 
 
-@model("flaxdiff", "DiT")
+@model("flaxdiff", "DiT", moved=True)
 def flaxdiff_dit():
     from flaxdiff.models.simple_dit import SimpleDiT
 
@@ -168,7 +168,7 @@ def flaxdiff_dit():
     )
 
 
-@model("flaxdiff", "UViT")
+@model("flaxdiff", "UViT", moved=True)
 def flaxdiff_uvit():
     from flaxdiff.models.simple_vit import UViT
 

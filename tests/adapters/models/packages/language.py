@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .common import image, linen, live, model, normal, tokens
 
 
-@model("nano-moe-jax", "mixture-of-experts LM; (logits, scalar)")
+@model("nano-moe-jax", "mixture-of-experts language model", "a scalar beside the logits is no layer", smooth=False)
 def nano_moe():
     from nano_moe import NanoMoE, NanoMoEConfig
 
@@ -19,7 +19,7 @@ def nano_moe():
     )
 
 
-@model("mamba2-jax", "Mamba-2 LM; dict outputs")
+@model("mamba2-jax", "Mamba-2 language model", "the output is a dict")
 def mamba2():
     from flax import nnx
     from mamba2_jax import Mamba2Config, Mamba2ForCausalLM
@@ -28,7 +28,7 @@ def mamba2():
     return live(Mamba2ForCausalLM(cfg, rngs=nnx.Rngs(0)), tokens())
 
 
-@model("dantinox", "Transformer LM; ModelOutput dataclass")
+@model("dantinox", "language model", "the output is a dataclass")
 def dantinox():
     from dantinox.core.config import ModelConfig
     from dantinox.core.model import Transformer
@@ -117,7 +117,7 @@ def nanodl_vit():
     )
 
 
-@model("nanodl", "diffusion U-Net")
+@model("nanodl", "diffusion U-Net", moved=True)
 def nanodl_unet():
     from nanodl import UNet
 
@@ -135,11 +135,11 @@ def nanodl_unet():
     )
 
 
-@model("ablanx", "AbLang2 protein LM; mask in x")
+@model("ablanx", "AbLang2 protein language model", "a mask beside the tokens")
 def ablang():
     from ablang_jax import Ablanx
 
-    return linen(Ablanx(), (tokens(2, 8, 20), jnp.ones((2, 8))), spread="args", return_attn=False)
+    return linen(Ablanx(), (tokens(4, 8, 20), jnp.ones((4, 8))), spread="args", return_attn=False)
 
 
 @model("long-range-models", "S5")
@@ -156,7 +156,7 @@ def lru():
     return linen(ContinuousSequenceModel(LRULayer(8, 8), out_dim=5, emb_dim=8, pool=True), normal(4, 12, 3))
 
 
-@model("fttjax", "FT-Transformer on tables")
+@model("fttjax", "FT-Transformer on tables", moved=True)
 def fttransformer():
 
     sys.path.append(
@@ -171,7 +171,7 @@ def fttransformer():
     )
 
 
-@model("ramsey", "neural process: a distribution as output")
+@model("ramsey", "neural process", "the output is a NumPyro distribution")
 def ramsey_np():
     from flax import nnx
     from ramsey import NP

@@ -12,7 +12,7 @@ def spins(n=6, sites=8):
     return jax.random.choice(jax.random.key(1), jnp.array([-1.0, 1.0]), (n, sites))
 
 
-@model("e3x", "equivariant message passing")
+@model("e3x", "equivariant message passing", mixes=True)
 def e3x_mp():
     import e3x
     import flax.linen as nn
@@ -35,7 +35,7 @@ def e3x_mp():
     return linen(Net(), normal(6, 3), init={"dst": RING[0], "src": RING[1]}, call={"dst": RING[0], "src": RING[1]})
 
 
-@model("e3nn-jax", "MLP and Linear on IrrepsArray")
+@model("e3nn-jax", "equivariant MLP", "outputs are IrrepsArrays")
 def e3nn_linen():
     import e3nn_jax as e3nn
     import flax.linen as nn
@@ -50,7 +50,7 @@ def e3nn_linen():
     return linen(Net(), normal(6, 3))
 
 
-@model("jax-md", "NequIP: energy of one graph from per-atom layers")
+@model("jax-md", "NequIP energy model", "the energy of the graph; layers of atoms have another batch axis", mixes=True)
 def jaxmd_nequip():
     import jraph
     from jax_md._nn.nequip import NequIPEnergyModel
@@ -92,7 +92,7 @@ def netket_rbm_phase():
     return linen(nk.models.RBMModPhase(alpha=2, param_dtype=jnp.float32), spins())
 
 
-@model("netket", "group CNN, complex output")
+@model("netket", "group CNN", "complex output")
 def netket_gcnn():
     import netket as nk
 
@@ -112,7 +112,7 @@ def netket_arnn():
     )
 
 
-@model("netket", "fast autoregressive: cache collection")
+@model("netket", "fast autoregressive network", "its cache is state")
 def netket_fast_arnn():
     import netket as nk
 
@@ -124,7 +124,7 @@ def netket_fast_arnn():
     )
 
 
-@model("netket", "LSTM wave function (scan)")
+@model("netket", "LSTM wave function", "cells inside a scan are not seen", doubles=False)
 def netket_rnn():
     import netket as nk
 
@@ -197,7 +197,7 @@ def ott_icnn():
     return linen(ICNN(dim_data=3, dim_hidden=[16, 16]), normal(6, 3))
 
 
-@model("jaxkit", "fully connected residual blocks with BatchNorm and Dropout")
+@model("jaxkit", "residual MLP, batch norm and dropout")
 def jaxkit_fc():
     from flax import nnx
     from jaxkit import FullyConnected
@@ -217,7 +217,7 @@ def ott_velocity():
     return live(m, (jnp.linspace(0, 1, 6), normal(6, 3)), spread="args")
 
 
-@model("ott-jax", "velocity-field U-Net")
+@model("ott-jax", "velocity-field U-Net", moved=True)
 def ott_unet():
     from flax import nnx
     from ott.neural.networks.velocity_field.unet import UNet
