@@ -75,9 +75,10 @@ class Target:
         rounds: list[Numbers] = [{} for _ in next(iter(samples.values()), [])]
         for name, column in samples.items():
             for row, sample in zip(rounds, column, strict=True):
-                if sample is not None:
+                if sample is not None and self.of in sample:
                     row[name] = sample[self.of]
-        medians = {name: median(row[name] for row in rounds if name in row) for name in samples if any(samples[name])}
+        names = [name for name in samples if any(name in row for row in rounds)]
+        medians = {name: median(row[name] for row in rounds if name in row) for name in names}
         verdict = {"what": self.what, "unit": self.unit, "at_most": self.at_most, "at_least": self.at_least}
         values: list[float] = []
         for row in (medians, *rounds):

@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from . import metrics
+from ._gram import gram
 from .adapters import ModelFn, as_model_fn, from_callable, from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from .callbacks import History, KernelTracker, Schedule, every, log_spaced
 from .engine import (
@@ -41,6 +42,7 @@ __all__ = [
     "from_keras",
     "from_linen",
     "from_nnx",
+    "gram",
     "log_spaced",
     "metrics",
     "open_kernel",

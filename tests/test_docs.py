@@ -1,7 +1,10 @@
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+
+import nngp_plugins as nngp
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
@@ -34,3 +37,17 @@ def test_documented_shapes_are_true():
         "head": (32, 10),
     }
     assert {name: k.shape for name, k in names["kernels"].items()} == {"conv": (32, 32), "head": (32, 32)}
+
+
+def test_the_page_of_metrics_is_what_the_catalogue_says():
+    """Run docs/make_metrics.py where it is not."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert page == runpy.run_path(str(ROOT / "docs" / "make_metrics.py"))["page"]()
+
+
+def test_the_catalogue_has_every_metric():
+    entries = nngp.metrics.catalogue()
+    functions = {name for name, value in vars(nngp.metrics).items() if callable(value) and name[0].islower()}
+    others = {"bootstrap", "catalogue", "features", "of_targets"}
+    assert {entry.name for entry in entries} == functions - others
+    assert all(entry.source and entry.formula and entry.range and entry.cost for entry in entries)

@@ -48,17 +48,8 @@ def layer_outputs(outputs: Any, n: int) -> dict[str, Array]:
 
 def stacked_grams(layers: Mapping[str, Array]) -> DenseGram:
     """The Grams of all layers, ``(L, N, N)``."""
-    return jax.tree.map(lambda *grams: jnp.stack(grams), *map(_gram, layers.values()))
-
-
-def _gram(y: Array) -> DenseGram:
-    phi = FeatureGram(features(y))
-    centered = phi.center()
-    mean = phi.phi[0] - centered.phi[0]
-    # K from H K H costs N² instead of another N² D: phi = centred + 1 meanᵀ
-    shift = jnp.matmul(centered.phi, mean, precision="highest")
-    matrix = centered.dense()
-    return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)
+    grams = (FeatureGram(features(y)).by_entries() for y in layers.values())
+    return jax.tree.map(lambda *grams: jnp.stack(grams), *grams)
 
 
 def layer_metrics(
@@ -70,7 +61,8 @@ def layer_metrics(
         traces = gram.trace(), gram.center().trace()
         return {name: metric(gram, reference) for name, metric in metrics.items()}, traces
 
-    return jax.vmap(of_layer)(grams, references)
+    # not vmap: XLA on CPU (JAX 0.10) waits forever for batched eigenvalues beside a batched Cholesky decomposition
+    return jax.lax.map(lambda pair: of_layer(*pair), (grams, references))
 
 
 def check_scalars(scalars: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from ..adapters import ModelFn, is_model
-from ..metrics import DEFAULT, DenseGram, Metric
+from ..metrics import DEFAULT, DenseGram, Metric, of_targets
 from ._history import PREFIX, History, Row
 from ._measure import (
     check_metrics,
@@ -63,9 +63,10 @@ class KernelTracker:
         f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
             that returns a PyTree of arrays with batch axis 0. Each array is a layer.
         probe_x: the fixed examples to measure on, a PyTree with N of them in front.
-        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``; kept in the run folder, orders the report.
+        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, for the metrics of :func:`metrics.of_targets`;
+            kept in the run folder, they order the report.
         schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.
-        metrics: ``{name: metric(gram, reference_gram) -> scalar}``.
+        metrics: ``{name: metric(gram, reference_gram) -> scalar}``, in place of the default ones and those of targets.
         run: run folder to write; None keeps the history in memory only.
         config: what to remember of this run in ``run.json``, such as the learning rate.
 
@@ -85,7 +86,7 @@ class KernelTracker:
         [0, 5]
         >>> tracker.close()
         >>> tracker.history
-        History(3 snapshots of 1 layers: cka, relative_change, effective_rank, scale)
+        History(3 snapshots of 1 layers: cka, relative_change, kernel_distance, scale, ...)
         >>> tracker.history.metric("effective_rank").shape
         (3, 1)
     """
@@ -114,6 +115,8 @@ class KernelTracker:
         self._probe = jax.tree.map(jnp.asarray, probe_x)
         self._n = probe_size(self._probe)
         self._targets = np.zeros((0,)) if targets is None else check_targets(targets, self._n)
+        if targets is not None and metrics is DEFAULT:
+            metrics = {**DEFAULT, **of_targets(self._targets)}
         self._schedule = schedule or log_spaced()
         self._grams = jax.jit(self._measure_grams)
         self._metrics = check_metrics(metrics, self._n)

@@ -82,6 +82,12 @@ class BatchedKernelFn:
         side1, side2 = self.sides(x1, x2, params, apply_fn_kwargs)
         return self._assemble(side1, side2, self.job_of(side1, side2, side1.rows))
 
+    def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
+        """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
+        side, _ = self.sides(x, None, params, apply_fn_kwargs)
+        (leaves,) = side.tiles(0, side.n, side.n, self.memory(), lambda rows: None)
+        return side.outputs.structure.unflatten(leaves)
+
     def contract(self, y1: PyTree, y2: PyTree | None = None) -> PyTree:
         """The kernel of outputs that are already there, in tiles: ``y2=None`` makes it exactly symmetric.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from .._require import require
+from ._products import column_mean, product, row_squares, square_of_cross, square_of_gram
 
 if TYPE_CHECKING:
     from jaxtyping import Float  # takes as long to import as all of this package
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Gram(Protocol):
-    """The kernel of N examples: symmetric, positive semi-definite, ``(N, N)``."""
+    """The kernel of N examples: symmetric, positive semi-definite, ``(N, N)``; ``np.asarray`` gives its entries."""
 
     @property
     def n(self) -> int:
@@ -35,7 +39,16 @@ class Gram(Protocol):
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
 
     def singular_values(self) -> Array:
-        """Singular values of the features, the square roots of the eigenvalues."""
+        """Singular values of the features, the square roots of the eigenvalues, largest first."""
+
+    def matvec(self, v: Array) -> Array:
+        """``K v`` for a vector ``(N,)`` or columns ``(N, C)``."""
+
+    def top_eigh(self, k: int) -> tuple[Float[Array, " k"], Float[Array, "N k"]]:
+        """The ``k`` largest eigenvalues, largest first, and their eigenvectors as columns."""
+
+    def take(self, examples: Array) -> Gram:
+        """The kernel of some examples, by their numbers."""
 
     def trace(self) -> Float[Array, ""]:
         """``tr K = Σ_i K_ii``."""
@@ -48,6 +61,25 @@ class Gram(Protocol):
     def frobenius(self) -> Float[Array, ""]:
         """Frobenius norm ``‖K‖ = sqrt⟨K, K⟩``."""
         return jnp.sqrt(self.inner(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.dense(), dtype)
+
+    def as_scipy(self) -> Any:
+        """The kernel as a ``scipy.sparse.linalg.LinearOperator``."""
+        from scipy.sparse.linalg import LinearOperator  # here, for it takes long to import
+
+        def times(v: Any) -> np.ndarray:
+            return np.asarray(self.matvec(jnp.asarray(v, dtype)))
+
+        dtype = self.diagonal().dtype
+        return LinearOperator((self.n, self.n), matvec=times, rmatvec=times, matmat=times, rmatmat=times, dtype=dtype)
+
+    def as_lineax(self) -> Any:
+        """The kernel as a positive semi-definite ``lineax`` operator, for its solvers."""
+        lx = require("lineax", extra="lineax")
+        like = jax.ShapeDtypeStruct((self.n,), self.diagonal().dtype)
+        return lx.FunctionLinearOperator(self.matvec, like, lx.positive_semidefinite_tag)
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +126,21 @@ class DenseGram(Gram):
         """Square roots of the eigenvalues that are more than rounding error, whose root would be large."""
         eigenvalues = self.eigvalsh()
         noise = self.n * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
-        return jnp.sqrt(jnp.where(eigenvalues > noise, eigenvalues, 0))
+        above = ~(eigenvalues <= noise)  # NaN included
+        return jnp.where(above, jnp.sqrt(jnp.where(above, eigenvalues, 1)), 0)[::-1]
+
+    def matvec(self, v: Array) -> Array:
+        """``K v``."""
+        return product(self.matrix, v)
+
+    def top_eigh(self, k: int) -> tuple[Array, Array]:
+        """The ``k`` largest eigenvalues and their eigenvectors."""
+        values, vectors = jnp.linalg.eigh(self.matrix)
+        return values[::-1][:k], vectors[:, ::-1][:, :k]
+
+    def take(self, examples: Array) -> DenseGram:
+        """The kernel of some examples."""
+        return DenseGram(self.matrix[examples][:, examples])
 
 
 @jax.tree_util.register_dataclass
@@ -104,43 +150,84 @@ class FeatureGram(Gram):
 
     Attributes:
         phi: features, ``(N, D)``.
+        offset: ``(D,)``, to be subtracted from each row of ``phi``, as after :meth:`center`: large features are then
+            never copied. None for none.
     """
 
     phi: Float[Array, "N D"]
+    offset: Float[Array, " D"] | None = None
 
     @property
     def n(self) -> int:
         """Number of examples N."""
         return self.phi.shape[-2]
 
+    @property
+    def features(self) -> Float[Array, "N D"]:
+        """The features, ``phi`` less the offset."""
+        return self.phi if self.offset is None else self.phi - self.offset
+
+    @property
+    def narrow(self) -> bool:
+        """Whether ``D < N``, so that ``(D, D)`` is the cheaper side."""
+        return self.phi.shape[-1] < self.n
+
     def dense(self) -> Float[Array, "N N"]:
         """``phi phiᵀ``."""
-        return product(self.phi, self.phi.T)
+        return product(self.features, self.features.T)
 
     def diagonal(self) -> Float[Array, " N"]:
         """``‖phi[i]‖²``."""
-        return jnp.sum(self.phi**2, axis=1)
+        return row_squares(self.phi, self.offset)
 
     def center(self) -> FeatureGram:
         """The kernel of ``phi`` less its mean over examples, where digits survive that ``H K H`` would lose."""
-        # features seen from the first example, which constant ones leave at exactly zero
-        seen = self.phi - self.phi[:1]
-        return FeatureGram(seen - seen.mean(axis=0, keepdims=True))
+        mean = column_mean(self.phi, self.offset)
+        return FeatureGram(self.phi, mean if self.offset is None else self.offset + mean)
 
     def eigvalsh(self) -> Array:
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
-        n, d = self.phi.shape
-        return jnp.linalg.eigvalsh(product(self.phi.T, self.phi) if d < n else self.dense())
+        return jnp.linalg.eigvalsh(product(self.features.T, self.features) if self.narrow else self.dense())
 
     def singular_values(self) -> Array:
-        """Singular values of the features."""
-        return jnp.linalg.svd(self.phi, compute_uv=False)
+        """The ``min(N, D)`` singular values of the features, largest first."""
+        return jnp.linalg.svd(self.features, compute_uv=False)
 
     def inner(self, other: Gram) -> Float[Array, ""]:
         """``⟨K, L⟩``, for two sets of features as ``‖phi_aᵀ phi_b‖²`` where that is the cheaper side."""
         if isinstance(other, FeatureGram) and self.phi.shape[1] * other.phi.shape[1] < self.n**2:
-            return jnp.sum(product(self.phi.T, other.phi) ** 2)
+            if other is self:
+                return square_of_gram(self.phi, self.offset)
+            return square_of_cross(self.phi, self.offset, other.phi, other.offset)
         return jnp.sum(self.dense() * other.dense())
+
+    def matvec(self, v: Array) -> Array:
+        """``phi (phiᵀ v)``."""
+        return product(self.features, product(self.features.T, v))
+
+    def top_eigh(self, k: int) -> tuple[Array, Array]:
+        """The ``k`` largest eigenvalues and their eigenvectors, from the singular vectors of the features."""
+        u, values, _ = jnp.linalg.svd(self.features, full_matrices=False)
+        return values[:k] ** 2, u[:, :k]
+
+    def take(self, examples: Array) -> FeatureGram:
+        """The kernel of some examples."""
+        return FeatureGram(self.phi[examples], self.offset)
+
+    def by_entries(self) -> DenseGram:
+        """The same kernel as a :class:`DenseGram` that has its centred form at hand."""
+        centered, mean = self.center(), column_mean(self.phi, self.offset)
+        matrix = centered.dense()
+        # K from H K H costs N² instead of another N² D: phi = centred + 1 meanᵀ
+        shift = product(centered.features, mean)
+        return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)
+
+
+def rounding(a: Gram) -> Float[Array, ""]:
+    """What rounding may leave of the trace of ``a.center()`` where all examples are the same."""
+    eps = jnp.finfo(a.diagonal().dtype).eps
+    entries = isinstance(a, DenseGram) and a.centered is None
+    return a.trace() * (a.n * eps if entries else 4 * eps**2)
 
 
 def as_gram(kernel: Gram | Array) -> Gram:
@@ -199,8 +286,3 @@ def _replicated(y: Array) -> Array:
     mesh = jax.typeof(y).sharding.mesh
     explicit = AxisType.Explicit in mesh.axis_types
     return jax.sharding.reshard(y, NamedSharding(mesh, PartitionSpec())) if explicit else y
-
-
-def product(a: Array, b: Array) -> Array:
-    """A matrix product that accelerators do not round to TF32 or bfloat16."""
-    return jnp.matmul(a, b, precision="highest")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._gram import FeatureGram, Gram, as_gram_pair, product
+from ._gram import FeatureGram, Gram, as_gram_pair
+from ._products import product, same_width
 
 if TYPE_CHECKING:
     from jaxtyping import Float  # takes as long to import as all of this package
 
 
+@partial(jax.jit, static_argnames="debiased")  # also where the caller does not: it takes each HSIC twice
 def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array, ""]:
     """Centred kernel alignment of two kernels on the same N examples: 1 for equal geometry, about 0 for unrelated.
 
@@ -62,60 +65,72 @@ def _debiased_hsic(a: Gram, b: Gram) -> Float[Array, ""]:
     """Song et al. 2012, eq. 5, for centred kernels, times the factor N(N−3) that the ratio cancels."""
     n = a.n
     diagonals = a.diagonal() @ b.diagonal()
-    return a.inner(b) - n / (n - 2) * diagonals + a.trace() * b.trace() / ((n - 1) * (n - 2))
+    return a.inner(b) - n / (n - 2) * diagonals + a.trace() / (n - 1) * (b.trace() / (n - 2))
 
 
-def relative_change(a: Gram | Array, a0: Gram | Array) -> Float[Array, ""]:
-    """How far a kernel has moved from a reference: ``‖K − K0‖ / ‖K0‖`` in the Frobenius norm.
-
-    For features, ``K − K0 = ½ (δ σᵀ + σ δᵀ)`` with ``δ = phi − phi0`` and ``σ = phi + phi0``, whose norm comes from
-    the small triangular factor of ``[δ, σ] = Q R``: no difference of squares, and no N×N matrix.
+def alignment(a: Gram | Array, b: Gram | Array, center: bool = True) -> Float[Array, ""]:
+    """Kernel alignment, the cosine between two kernels: ``⟨K, L⟩ / (‖K‖ ‖L‖)``.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        a0: the reference, on the same examples.
+        b: the same, on the same examples.
+        center: centre both kernels first, which gives biased CKA.
 
     Returns:
-        A scalar ≥ 0; nan when the reference is zero.
+        A scalar in [0, 1]; nan when a kernel is zero, or constant if centred.
 
     Raises:
         ValueError: different N.
 
-    Source: Fort et al., "Deep learning versus kernel learning", NeurIPS 2020, §3 (kernel distance over training).
+    Source: Cristianini et al., "On Kernel-Target Alignment", NeurIPS 2001, def. 1; centred: Cortes et al., "Algorithms
+    for Learning Kernels Based on Centered Alignment", JMLR 2012, def. 4.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> float(nngp.metrics.relative_change(3 * jnp.eye(4), jnp.eye(4)))
+        >>> round(float(nngp.metrics.alignment(jnp.eye(4), jnp.ones((4, 4)), center=False)), 3)
+        0.5
+    """
+    if center:
+        return cka(a, b, debiased=False)
+    a, b = as_gram_pair(a, b)
+    sizes = a.frobenius() * b.frobenius()
+    return a.inner(b) / jnp.where(sizes > 0, sizes, jnp.nan)
+
+
+def bures_distance(a: Gram | Array, b: Gram | Array) -> Float[Array, ""]:
+    """Bures distance, in features the Procrustes distance: ``min_Q ‖phi_a − phi_b Q‖`` over orthogonal Q.
+
+    Its square is ``tr K + tr L − 2 tr (K^½ L K^½)^½``, which loses all digits of near kernels; the minimum does not.
+
+    Args:
+        a: a Gram, or a kernel ``(N, N)``.
+        b: the same, on the same examples.
+
+    Returns:
+        A scalar ≥ 0, in the units of features.
+
+    Raises:
+        ValueError: different N.
+
+    Source: Bhatia, Jain & Lim, "On the Bures–Wasserstein distance between positive definite matrices", Expo. Math.
+    2019; as a metric on representations: Williams et al., NeurIPS 2021.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> float(nngp.metrics.bures_distance(4 * jnp.eye(4), jnp.eye(4)))
         2.0
     """
-    a, a0 = as_gram_pair(a, a0)
-    if isinstance(a, FeatureGram) and isinstance(a0, FeatureGram) and a.phi.shape == a0.phi.shape:
-        change = _norm_of_symmetrised(a.phi - a0.phi, a.phi + a0.phi)
-    else:
-        change = jnp.linalg.norm(a.dense() - a0.dense())
-    size = a0.frobenius()
-    return change / jnp.where(size > 0, size, jnp.nan)
+    a, b = as_gram_pair(a, b)
+    phi_a, phi_b = same_width(_factor(a), _factor(b))
+    u, _, vt = jnp.linalg.svd(product(phi_b.T, phi_a), full_matrices=False)
+    # at the minimum its value does not change with Q, so neither does its gradient
+    square = jnp.sum((phi_a - product(phi_b, jax.lax.stop_gradient(product(u, vt)))) ** 2)
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-@jax.custom_jvp
-def _norm_of_symmetrised(delta: Array, sigma: Array) -> Float[Array, ""]:
-    """``‖½ (δ σᵀ + σ δᵀ)‖`` of two ``(N, D)`` arrays, by the narrower side."""
-    n, d = delta.shape
-    if 2 * d < n:
-        r = jnp.linalg.qr(jnp.concatenate([delta, sigma], axis=1), mode="r")
-        delta, sigma = r[:, :d], r[:, d:]
-    half = product(delta, sigma.T) / 2
-    return jnp.linalg.norm(half + half.T)
-
-
-@_norm_of_symmetrised.defjvp
-def _norm_of_symmetrised_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """``d‖M‖ = ⟨M σ, dδ⟩ / ‖M‖ + ⟨M δ, dσ⟩ / ‖M‖``: QR has no derivative where a feature is zero, as of a dead unit."""
-    (delta, sigma), (d_delta, d_sigma) = primals, tangents
-    norm = _norm_of_symmetrised(delta, sigma)
-
-    def times(v: Array) -> Array:
-        return (product(delta, product(sigma.T, v)) + product(sigma, product(delta.T, v))) / 2
-
-    change = jnp.sum(times(sigma) * d_delta) + jnp.sum(times(delta) * d_sigma)
-    return norm, jnp.where(norm > 0, change / jnp.where(norm > 0, norm, 1), 0)  # at its minimum, the subgradient 0
+def _factor(a: Gram) -> Float[Array, "N R"]:
+    """Features of a kernel, at most N of them."""
+    if isinstance(a, FeatureGram):
+        return a.features if a.narrow else jnp.linalg.qr(a.features.T, mode="r").T
+    values, vectors = a.top_eigh(a.n)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))

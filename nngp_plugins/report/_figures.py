@@ -12,10 +12,19 @@ from ._run import Run
 TITLES = {
     "cka": "CKA to init",
     "relative_change": "Relative change since init",
-    "effective_rank": "Effective rank",
+    "kernel_distance": "Kernel distance to init",
     "scale": "Scale  tr K / N",
+    "effective_rank": "Effective rank",
+    "participation_ratio": "Participation ratio",
+    "stable_rank": "Stable rank",
+    "power_law_exponent": "Power-law exponent",
+    "target_alignment": "Target alignment",
+    "class_separation": "Class separation  NC1",
+    "regression_accuracy": "Kernel regression, accuracy",
+    "log_marginal_likelihood": "Log marginal likelihood",
 }
-_LOG = ("relative_change", "scale")  # span decades; a relative change of zero, at the first snapshot, is left out
+# span decades; a change of zero, at the first snapshot, is left out
+_LOG = ("relative_change", "kernel_distance", "scale", "class_separation")
 _LEGEND = 8  # more layers than this are told by the colours of the table
 _INIT = 0.5  # where step 0 stands on a log axis
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"

@@ -71,7 +71,8 @@ def test_a_line_on_its_way_is_not_read(tmp_path):
             tracker(step, 1.0 + step)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-5])
-    assert nngp.History.load(tmp_path).rows == tracker.history.rows[:2]
+    # as text, for nan, the exponent of a kernel of rank one, is not equal to itself
+    assert str(nngp.History.load(tmp_path).rows) == str(tracker.history.rows[:2])
 
 
 def test_a_union_with_a_number():

@@ -81,11 +81,11 @@ def test_metrics_are_on_disk_while_the_run_is_open(probe, run):
     tracker.flush()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 2, 4]
-    assert nngp.History.load(run).rows == tracker.history.rows
+    assert str(nngp.History.load(run).rows) == str(tracker.history.rows)
     tracker(5, W)
     tracker.close()
     loaded = nngp.History.load(str(run))
-    assert loaded.rows == tracker.history.rows
+    assert str(loaded.rows) == str(tracker.history.rows)
     assert loaded.steps.tolist() == [0, 2, 4, 5]
     assert loaded.layers == ["hidden", "square"]
     assert (loaded.metrics, loaded.scalars) == (tracker.history.metrics, ["loss"])
@@ -188,6 +188,7 @@ def test_to_pandas_of_an_empty_history():
 
 
 def test_repr(probe):
-    with nngp.KernelTracker(f, probe) as tracker:
+    metrics = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "scale")}
+    with nngp.KernelTracker(f, probe, metrics=metrics) as tracker:
         tracker(0, W)
-    assert repr(tracker.history) == "History(1 snapshots of 2 layers: cka, relative_change, effective_rank, scale)"
+    assert repr(tracker.history) == "History(1 snapshots of 2 layers: cka, scale)"

@@ -5,21 +5,69 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nngp_plugins.metrics import DenseGram, FeatureGram, cka, effective_rank, relative_change, scale
+from nngp_plugins.metrics import (
+    DenseGram,
+    FeatureGram,
+    alignment,
+    bures_distance,
+    centered_kernel_velocity,
+    cka,
+    class_block_means,
+    class_separation,
+    condition_number,
+    effective_rank,
+    eigenvector_overlap,
+    features,
+    kernel_distance,
+    log_marginal_likelihood,
+    neural_collapse,
+    participation_ratio,
+    power_law_exponent,
+    regression_accuracy,
+    relative_change,
+    scale,
+    spectrum,
+    stable_rank,
+    target_alignment,
+    von_neumann_entropy,
+)
 
 SINGLE = [scale, effective_rank]
 PAIR = [cka, relative_change, lambda a, b: cka(a, b, debiased=False)]
+Y = np.array([0, 1, 0, 1])
+OF_CLASSES = [class_block_means, class_separation, neural_collapse, regression_accuracy]
+OF_TARGETS = [*OF_CLASSES, target_alignment, log_marginal_likelihood]
+MORE_SINGLE = [
+    condition_number,
+    participation_ratio,
+    spectrum,
+    stable_rank,
+    von_neumann_entropy,
+    lambda a: power_law_exponent(a, (1, 2)),
+    *(lambda a, m=m: m(a, Y) for m in OF_TARGETS),
+]
+MORE_PAIR = [
+    alignment,
+    lambda a, b: alignment(a, b, center=False),
+    bures_distance,
+    kernel_distance,
+    lambda a, b: kernel_distance(a, b, center=True),
+    lambda a, b: centered_kernel_velocity(a, b, 1),
+    lambda a, b: eigenvector_overlap(a, b, 1),
+]
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (4,), (2, 4, 4), ()])
-@pytest.mark.parametrize("metric", [*SINGLE, *(lambda a, m=m: m(a, jnp.eye(4)) for m in PAIR)])
+@pytest.mark.parametrize(
+    "metric", [*SINGLE, *MORE_SINGLE, *(lambda a, m=m: m(a, jnp.eye(4)) for m in [*PAIR, *MORE_PAIR])]
+)
 def test_not_a_kernel(metric, shape):
     told = r"a kernel has shape \(N, N\), got .*; wrap features \(N, D\) as nngp\.metrics\.FeatureGram\(phi\), and make"
     with pytest.raises(ValueError, match=told):
         metric(jnp.ones(shape))
 
 
-@pytest.mark.parametrize("metric", PAIR)
+@pytest.mark.parametrize("metric", [*PAIR, *MORE_PAIR])
 @pytest.mark.parametrize(
     "other", [jnp.eye(5), DenseGram(jnp.eye(5)), FeatureGram(jnp.ones((5, 2)))], ids=["array", "dense", "features"]
 )
@@ -33,6 +81,9 @@ def test_other_examples(metric, other):
 def test_too_few_examples(debiased, least):
     with pytest.raises(ValueError, match=rf"this metric needs N >= {least} examples, got N={least - 1}\."):
         cka(jnp.eye(least - 1), jnp.eye(least - 1), debiased=debiased)
+    if not debiased:
+        with pytest.raises(ValueError, match=r"this metric needs N >= 2 examples, got N=1\."):
+            alignment(jnp.eye(1), jnp.eye(1))
     enough = FeatureGram(jnp.asarray(np.random.default_rng(0).normal(size=(least, 2)), jnp.float32))
     assert float(cka(enough, enough, debiased=debiased)) == pytest.approx(1)
 
@@ -41,6 +92,67 @@ def test_unknown_of():
     told = r"of='variance' must be 'eigenvalues' \(of the kernel\) or 'singular_values' \(of the features\)\."
     with pytest.raises(ValueError, match=told):
         effective_rank(jnp.eye(4), of="variance")
+
+
+class TestTargets:
+    @pytest.mark.parametrize("metric", OF_TARGETS)
+    @pytest.mark.parametrize(
+        "y", [np.arange(5) % 2, np.eye(3), np.zeros((4, 2, 1)), 1, np.zeros((3, 1)), []], ids=np.shape
+    )
+    def test_other_examples(self, metric, y):
+        told = r"y of shape \(.*\) must be labels \(N,\) or one-hot \(N, C\) of the N=4 examples\."
+        with pytest.raises(ValueError, match=told):
+            metric(jnp.eye(4), y)
+
+    @pytest.mark.parametrize("metric", OF_CLASSES)
+    @pytest.mark.parametrize(
+        "y",
+        [[0.5, 1, 0, 1], np.ones((4, 2)), np.zeros((4, 2)), 2 * np.eye(4), np.full((4, 2), 0.5)],
+        ids=["numbers", "two", "none", "double", "soft"],
+    )
+    def test_not_classes(self, metric, y):
+        told = r"y must be labels \(N,\) or one-hot \(N, C\), with a single 1 in each row\."
+        with pytest.raises(ValueError, match=told):
+            metric(jnp.eye(4), np.asarray(y))
+
+    @pytest.mark.parametrize("metric", OF_TARGETS)
+    def test_labels_that_jit_traces(self, metric):
+        told = r"y holds labels that jit traces; pass them one-hot, \(N, C\), or as a constant\."
+        with pytest.raises(TypeError, match=told):
+            jax.jit(metric)(jnp.eye(4), jnp.asarray(Y))
+
+    def test_words_in_columns(self):
+        with pytest.raises(TypeError, match=r"y holds <U3; pass labels \(N,\), or numbers \(N, C\)\."):
+            target_alignment(jnp.eye(2), np.array([["ant", "bee"], ["cat", "dog"]]))
+
+    def test_single_class(self):
+        with pytest.raises(ValueError, match=r"neural collapse needs two classes or more, and y holds a single one\."):
+            neural_collapse(jnp.eye(4), np.zeros(4))
+
+    @pytest.mark.parametrize("shape", [(4, 2), (3, 1), (2,), (3, 2, 1), (2, 3)])
+    def test_classifier(self, shape):
+        told = (
+            rf"classifier of shape \({str(shape)[1:-1]}\) must be \(D, C\) with D=3 features and a column for each of 2"
+        )
+        with pytest.raises(ValueError, match=told):
+            neural_collapse(FeatureGram(jnp.ones((4, 3))), Y, classifier=jnp.ones(shape))
+
+    def test_classifier_of_a_kernel(self):
+        told = r"classifier= needs features: pass FeatureGram\(phi\), as a kernel does not know its axes\."
+        with pytest.raises(ValueError, match=told):
+            neural_collapse(jnp.eye(4), Y, classifier=jnp.ones((4, 2)))
+
+    @pytest.mark.parametrize("shape", [(3, 2), (4, 1), (4,), (2, 4)])
+    def test_logits(self, shape):
+        told = rf"logits of shape \({str(shape)[1:-1]}\) must be \(N, C\) with N=4 and a column for each of 2 classes\."
+        with pytest.raises(ValueError, match=told):
+            neural_collapse(jnp.eye(4), Y, logits=jnp.ones(shape))
+
+
+def test_complex_features():
+    told = "metrics are defined for real features, got complex64; pass the real and imaginary parts"
+    with pytest.raises(TypeError, match=told):
+        features(jnp.ones((4, 2), jnp.complex64))
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])

@@ -7,7 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nngp_plugins.metrics import DEFAULT, DenseGram, FeatureGram, cka, effective_rank, relative_change, scale
+import nngp_plugins.metrics
+from nngp_plugins.metrics import (
+    DEFAULT,
+    DenseGram,
+    FeatureGram,
+    cka,
+    effective_rank,
+    of_targets,
+    participation_ratio,
+    power_law_exponent,
+    relative_change,
+    scale,
+    stable_rank,
+)
 
 # Few shapes, as each new one compiles; no database, as the examples are the same every time.
 few = settings(deadline=None, max_examples=20, derandomize=True, database=None)
@@ -161,7 +174,29 @@ class TestGramsAgree:
 def test_default_metrics_at_the_reference():
     gram = FeatureGram(normal(0, (8, 3)))
     values = {name: float(metric(gram, gram)) for name, metric in DEFAULT.items()}
-    assert list(values) == ["cka", "relative_change", "effective_rank", "scale"]
-    close(list(values.values()), [1, 0, effective_rank(gram), scale(gram)])
+    expected = {
+        "cka": 1,
+        "relative_change": 0,
+        "kernel_distance": 0,
+        "scale": scale(gram),
+        "effective_rank": effective_rank(gram),
+        "participation_ratio": participation_ratio(gram),
+        "stable_rank": stable_rank(gram),
+        "power_law_exponent": power_law_exponent(gram, (1, 3)),
+    }
+    assert list(values) == list(expected)
+    close(list(values.values()), list(expected.values()))
     with pytest.raises(TypeError, match="does not support item assignment"):
         DEFAULT["mine"] = cka
+
+
+def test_metrics_of_targets():
+    gram = FeatureGram(normal(0, (8, 3)))
+    numbers = np.random.default_rng(1).normal(size=8)
+    fit = ["target_alignment", "log_marginal_likelihood"]
+    of_classes = ["target_alignment", "class_separation", "regression_accuracy", "log_marginal_likelihood"]
+    for y, names in ((numbers, fit), (np.arange(8) % 2, of_classes), (np.eye(2)[np.arange(8) % 2], of_classes)):
+        metrics = of_targets(y)
+        assert list(metrics) == names
+        for name, metric in metrics.items():
+            close(metric(gram, None), getattr(nngp_plugins.metrics, name)(gram, y))

@@ -5,54 +5,63 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nngp_plugins.metrics import FeatureGram, cka, effective_rank, features, relative_change, scale
+from nngp_plugins.metrics import (
+    FeatureGram,
+    alignment,
+    bures_distance,
+    centered_kernel_velocity,
+    cka,
+    effective_rank,
+    eigenvector_overlap,
+    features,
+    kernel_distance,
+    participation_ratio,
+    power_law_exponent,
+    relative_change,
+    scale,
+    stable_rank,
+    von_neumann_entropy,
+)
 
-
-def hsic_biased(k, l):  # noqa: E741
-    """Gretton et al. 2005, as Kornblith et al. 2019 write it."""
-    n = len(k)
-    h = np.eye(n) - np.ones((n, n)) / n
-    return np.trace(k @ h @ l @ h) / (n - 1) ** 2
-
-
-def hsic_debiased(k, l):  # noqa: E741
-    """Song et al. 2012, eq. 5."""
-    m = len(k)
-    k, l, ones = k.copy(), l.copy(), np.ones(m)  # noqa: E741
-    for i in range(m):
-        k[i, i] = l[i, i] = 0
-    return (
-        np.trace(k @ l)
-        + (ones @ k @ ones) * (ones @ l @ ones) / ((m - 1) * (m - 2))
-        - 2 / (m - 2) * (ones @ k @ l @ ones)
-    ) / (m * (m - 3))
-
-
-def cka_oracle(hsic):
-    return lambda phi, psi: (
-        hsic(phi @ phi.T, psi @ psi.T) / np.sqrt(hsic(phi @ phi.T, phi @ phi.T) * hsic(psi @ psi.T, psi @ psi.T))
-    )
-
-
-def entropy_rank(values):
-    p = values / values.sum()
-    return np.exp(-sum(q * np.log(q) for q in p if q > 0))
-
+from . import oracles
 
 PAIRS = {
-    "cka": (cka, cka_oracle(hsic_debiased)),
-    "cka biased": (lambda a, b: cka(a, b, debiased=False), cka_oracle(hsic_biased)),
-    "relative_change": (
-        relative_change,
-        lambda phi, psi: np.linalg.norm(phi @ phi.T - psi @ psi.T) / np.linalg.norm(psi @ psi.T),
+    "cka": (cka, oracles.cka_oracle(oracles.hsic_debiased)),
+    "cka biased": (lambda a, b: cka(a, b, debiased=False), oracles.cka_oracle(oracles.hsic_biased)),
+    "alignment": (lambda a, b: alignment(a, b, center=False), oracles.alignment),
+    "alignment centred": (alignment, oracles.cka_oracle(oracles.hsic_biased)),
+    "relative_change": (relative_change, oracles.relative_change),
+    "kernel_distance": (kernel_distance, oracles.kernel_distance),
+    "kernel_distance centred": (
+        lambda a, b: kernel_distance(a, b, center=True),
+        lambda phi, psi: 1 - oracles.cka_oracle(oracles.hsic_biased)(phi, psi),
+    ),
+    "centered_kernel_velocity": (
+        lambda a, b: centered_kernel_velocity(a, b, steps=4),
+        lambda phi, psi: oracles.kernel_distance(phi, psi, center=True) / 4,
+    ),
+    "bures_distance": (bures_distance, oracles.procrustes),
+    "eigenvector_overlap": (
+        lambda a, b: eigenvector_overlap(a, b, k=2),
+        lambda phi, psi: oracles.eigenvector_overlap(phi, psi, 2),
     ),
 }
 SINGLES = {
     "scale": (scale, lambda phi: np.mean([row @ row for row in phi])),
-    "effective_rank": (effective_rank, lambda phi: entropy_rank(np.linalg.svd(phi, compute_uv=False) ** 2)),
+    "effective_rank": (effective_rank, lambda phi: np.exp(oracles.entropy(oracles.eigenvalues(phi)))),
     "RankMe": (
         lambda a: effective_rank(a, of="singular_values"),
-        lambda phi: entropy_rank(np.linalg.svd(phi, compute_uv=False)),
+        lambda phi: np.exp(oracles.entropy(np.linalg.svd(phi, compute_uv=False))),
+    ),
+    "von_neumann_entropy": (von_neumann_entropy, lambda phi: oracles.entropy(oracles.eigenvalues(phi))),
+    "participation_ratio": (
+        participation_ratio,
+        lambda phi: oracles.eigenvalues(phi).sum() ** 2 / (oracles.eigenvalues(phi) ** 2).sum(),
+    ),
+    "stable_rank": (stable_rank, lambda phi: np.linalg.norm(phi) ** 2 / np.linalg.norm(phi, 2) ** 2),
+    "power_law_exponent": (
+        lambda a: power_law_exponent(a, (2, 6)),
+        lambda phi: oracles.power_law_exponent(phi, 2, 6),
     ),
 }
 METRICS = {
@@ -71,28 +80,37 @@ def stacks(request):
     return phi, 0.5 * phi + 0.5 * rng.normal(size=(3, n, d))
 
 
+def measure(a, b):
+    return {name: metric(a, b) for name, (metric, _) in METRICS.items()}
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", METRICS)
-class TestOracle:
-    def test_float32(self, name, form, stacks):
-        metric, oracle = METRICS[name]
-        phi, psi = (stack[0] for stack in stacks)
-        measured = metric(*(FORMS[form](jnp.asarray(m, jnp.float32)) for m in (phi, psi)))
-        assert measured.shape == ()
-        assert float(measured) == pytest.approx(oracle(phi, psi), rel=2e-4)
+def test_float32(name, form, stacks):
+    metric, oracle = METRICS[name]
+    phi, psi = (stack[0] for stack in stacks)
+    measured = metric(*(FORMS[form](jnp.asarray(m, jnp.float32)) for m in (phi, psi)))
+    assert measured.shape == ()
+    assert float(measured) == pytest.approx(oracle(phi, psi), rel=2e-4)
 
-    def test_float64(self, name, form, stacks):
-        metric, oracle = METRICS[name]
+
+@pytest.mark.parametrize("form", FORMS)
+class TestAllAtOnce:
+    """One program of all metrics, as each compiles for long."""
+
+    def test_float64(self, form, stacks):
         phi, psi = (stack[0] for stack in stacks)
         with jax.enable_x64(True):
-            measured = float(metric(*(FORMS[form](jnp.asarray(m)) for m in (phi, psi))))
-        assert measured == pytest.approx(oracle(phi, psi), rel=1e-9)
+            measured = jax.jit(measure)(*(FORMS[form](jnp.asarray(m)) for m in (phi, psi)))
+        expected = {name: oracle(phi, psi) for name, (_, oracle) in METRICS.items()}
+        assert {name: float(value) for name, value in measured.items()} == pytest.approx(expected, rel=1e-9)
 
-    def test_jit_and_vmap_over_a_stack(self, name, form, stacks):
-        metric, oracle = METRICS[name]
+    def test_jit_and_vmap_over_a_stack(self, form, stacks):
         grams = (jax.vmap(FORMS[form])(jnp.asarray(stack, jnp.float32)) for stack in stacks)
-        measured = jax.jit(jax.vmap(metric))(*grams)
-        np.testing.assert_allclose(measured, [oracle(*pair) for pair in zip(*stacks, strict=True)], rtol=2e-4)
+        measured = jax.jit(jax.vmap(measure))(*grams)
+        for name, (_, oracle) in METRICS.items():
+            expected = [oracle(*pair) for pair in zip(*stacks, strict=True)]
+            np.testing.assert_allclose(measured[name], expected, rtol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -144,7 +162,7 @@ def test_features_make_the_kernel_averaged_over_all_axes(dtype):
 def test_integer_kernels_are_promoted():
     kernel = jnp.diag(jnp.array([1, 2, 3]))
     assert float(scale(kernel)) == 2
-    assert float(effective_rank(kernel)) == pytest.approx(entropy_rank(np.array([1.0, 2, 3])))
+    assert float(effective_rank(kernel)) == pytest.approx(np.exp(oracles.entropy(np.array([1.0, 2, 3]))))
 
 
 @pytest.mark.parametrize("kernel", [jnp.eye(5) * 0.3, jnp.eye(8), jnp.eye(16) + 0.5, jnp.eye(10)])

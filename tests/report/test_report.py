@@ -60,9 +60,9 @@ def test_browser_draws_every_figure(run):
     assert console == []
     body = browser.stdout.split("<body>")[1]
     curves, kernels = body.split("Kernels before and after")
-    # four metrics of two layers, and the loss
-    assert curves.count('class="trace scatter') == 4 * 2 + 1
-    assert curves.count("card curve") == 5
+    # twelve metrics of two layers, and the loss
+    assert curves.count('class="trace scatter') == 12 * 2 + 1
+    assert curves.count("card curve") == 13
     for title in ("CKA to init", "Effective rank", "Loss"):
         assert f"<h3>{title}</h3>" in curves
     # two layers, each before and after

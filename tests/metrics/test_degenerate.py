@@ -1,0 +1,181 @@
+"""Kernels without geometry and features that are no numbers: nan, and never an exception or a made-up number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nngp_plugins.metrics import (
+    DEFAULT,
+    FeatureGram,
+    alignment,
+    bures_distance,
+    centered_kernel_velocity,
+    class_block_means,
+    class_separation,
+    condition_number,
+    eigenvector_overlap,
+    kernel_distance,
+    log_marginal_likelihood,
+    neural_collapse,
+    of_targets,
+    participation_ratio,
+    power_law_exponent,
+    regression_accuracy,
+    relative_change,
+    scale,
+    spectrum,
+    stable_rank,
+    target_alignment,
+    von_neumann_entropy,
+)
+
+Y = np.arange(12) % 3
+LOGITS = np.random.default_rng(7).normal(size=(12, 3))
+FORMS = {"features": FeatureGram, "dense": lambda phi: jnp.matmul(phi, phi.T, precision="highest")}
+
+CENTRED = {
+    "alignment": alignment,
+    "kernel_distance centred": lambda a, b: kernel_distance(a, b, center=True),
+    "centered_kernel_velocity": lambda a, b: centered_kernel_velocity(a, b, 2.0),
+}
+PAIRS = {
+    **CENTRED,
+    "alignment uncentred": lambda a, b: alignment(a, b, center=False),
+    "kernel_distance": kernel_distance,
+    "eigenvector_overlap": lambda a, b: eigenvector_overlap(a, b, 2),
+}
+OF_CLASSES = {
+    "target_alignment": lambda a: target_alignment(a, Y),
+    "class_separation": lambda a: class_separation(a, Y),
+    "neural_collapse": lambda a: neural_collapse(a, Y, logits=LOGITS),
+}
+SINGLES = {
+    **OF_CLASSES,
+    "entropy": von_neumann_entropy,
+    "participation_ratio": participation_ratio,
+    "stable_rank": stable_rank,
+    "power_law_exponent": lambda a: power_law_exponent(a, (1, 3)),
+    "condition_number": condition_number,
+    "regression_accuracy": lambda a: regression_accuracy(a, Y),
+    "log_marginal_likelihood": lambda a: log_marginal_likelihood(a, Y),
+}
+DEFINED_AT_ZERO = {
+    "scale": scale,
+    "spectrum": spectrum,
+    "class_block_means": lambda a: class_block_means(a, Y),
+}
+
+
+def features(shape=(12, 3)):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def singles(metrics):
+    return lambda a: {name: metric(a) for name, metric in metrics.items()}
+
+
+def pairs(metrics):
+    return lambda a, b: {name: metric(a, b) for name, metric in metrics.items()}
+
+
+# compiled once for each form and shape
+OF_ONE = jax.jit(singles({**SINGLES, **DEFINED_AT_ZERO}))
+OF_TWO = jax.jit(pairs({**PAIRS, "bures_distance": bures_distance, "relative_change": relative_change}))
+
+
+def finite(values):
+    """What of nested metrics is a finite number, of which there should be none."""
+    leaves = jax.tree_util.tree_leaves_with_path(values)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if np.isfinite(leaf).any()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])
+class TestZeroKernel:
+    def test_single(self, form, d):
+        measured = OF_ONE(FORMS[form](jnp.zeros((12, d))))
+        for name in DEFINED_AT_ZERO:
+            assert np.all(np.asarray(measured.pop(name)) == 0)
+        assert finite(measured) == {}
+        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(measured))
+
+    def test_pair(self, form, d):
+        zero, other = (FORMS[form](phi) for phi in (jnp.zeros((12, d)), features((12, d))))
+        for pair in ((zero, zero), (zero, other), (other, zero)):
+            measured = OF_TWO(*pair)
+            del measured["bures_distance"], measured["relative_change"]
+            assert finite(measured) == {}
+
+    def test_distance_in_units_of_features(self, form, d):
+        zero, other = (FORMS[form](phi) for phi in (jnp.zeros((12, d)), features((12, d))))
+        assert float(bures_distance(zero, zero)) == 0
+        for pair in ((zero, other), (other, zero)):
+            assert float(bures_distance(*pair)) == pytest.approx(float(jnp.linalg.norm(features((12, d)))), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1000.3])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])
+def test_constant_features(form, value, d):
+    # a kernel of one entry has no centred geometry; what rounding leaves of the mean is none
+    constant, other = FORMS[form](jnp.full((12, d), value)), FORMS[form](features((12, d)))
+    for pair in ((constant, constant), (constant, other), (other, constant)):
+        assert finite({name: OF_TWO(*pair)[name] for name in CENTRED}) == {}
+    assert finite({name: OF_ONE(constant)[name] for name in OF_CLASSES}) == {}
+    assert float(OF_ONE(constant)["participation_ratio"]) == pytest.approx(1, abs=1e-3)
+    assert float(OF_TWO(constant, constant)["kernel_distance"]) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])
+class TestOneBadFeature:
+    def test_single(self, form, d, bad):
+        spoilt = FORMS[form](features((12, d)).at[2, 1].set(bad))
+        assert finite(OF_ONE(spoilt)) == {}
+
+    def test_pair(self, form, d, bad):
+        spoilt, good = FORMS[form](features((12, d)).at[2, 1].set(bad)), FORMS[form](features((12, d)))
+        for pair in ((spoilt, good), (good, spoilt), (spoilt, spoilt)):
+            assert finite(OF_TWO(*pair)) == {}
+
+
+@pytest.mark.parametrize("spoilt", [features().at[2, 1].set(jnp.nan), jnp.zeros((12, 3))], ids=["bad", "zero"])
+def test_without_jit(spoilt):
+    spoilt, good = FeatureGram(spoilt), FeatureGram(features())
+    assert finite(singles(SINGLES)(spoilt)) == {}
+    assert finite(pairs(PAIRS)(spoilt, good)) == {}
+    assert finite(neural_collapse(spoilt, Y, classifier=jnp.ones((3, 3)))) == {}
+
+
+@pytest.mark.parametrize("where", ["logits", "classifier"])
+def test_a_bad_last_layer(where):
+    more = {"logits": LOGITS, "classifier": np.ones((3, 3))}
+    more[where] = np.array(more[where])
+    more[where][1, 1] = np.nan
+    measured = neural_collapse(FeatureGram(features()), Y, **more)
+    assert np.isnan(measured["nc4" if where == "logits" else "nc3"])
+    assert np.isfinite(measured["nc3" if where == "logits" else "nc4"])
+
+
+def test_bad_targets():
+    y = np.random.default_rng(0).normal(size=12)
+    y[3] = np.nan
+    gram = FeatureGram(features())
+    for metric in (target_alignment, log_marginal_likelihood):
+        assert np.isnan(metric(gram, y))
+
+
+@pytest.mark.parametrize("shape", [(12, 1), (2, 5), (60, 55)], ids=str)
+def test_default_metrics_of_small_layers(shape):
+    # a head with one output has one eigenvalue, which is no power law
+    gram = FeatureGram(features(shape))
+    metrics = {**DEFAULT, **of_targets(np.arange(shape[0]) % 2)}
+    if shape[0] < 4:
+        del metrics["cka"]  # refuses, as debiased
+    measured = jax.jit(lambda a, b: {name: metric(a, b) for name, metric in metrics.items()})(gram, gram)
+    for name, value in measured.items():
+        assert value.shape == (), name
+        if shape[0] > 4 and shape[1] > 1:
+            assert np.isfinite(value), name
