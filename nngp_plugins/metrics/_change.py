@@ -76,12 +76,16 @@ def kernel_distance(a: Gram | Array, b: Gram | Array, center: bool = False) -> F
     # to sizes around 1, by powers of 4, which round nothing
     roots = [_log4(sizes[0]), _log4(sizes[0]) + _log4(sizes[1] / sizes[0])]  # the same for near kernels
     if isinstance(a, FeatureGram) and isinstance(b, FeatureGram):
-        phi, psi = (jnp.ldexp(gram.features, -root) for gram, root in zip((a, b), roots, strict=True))
+        phi, psi = (gram.features * _power_of_2(-root) for gram, root in zip((a, b), roots, strict=True))
         distance = _one_less_cosine(*same_width(phi, psi))
     else:
-        k, l = (jnp.ldexp(gram.dense(), -2 * root) for gram, root in zip((a, b), roots, strict=True))  # noqa: E741
+        k, l = (gram.dense() * _power_of_2(-2 * root) for gram, root in zip((a, b), roots, strict=True))  # noqa: E741
         distance = _distance(*_parts(k - l, l))
     return jnp.where((sizes[0] > 0) & (sizes[1] > 0), distance, jnp.nan)
+
+
+def _power_of_2(exponent: Array) -> Array:
+    return jnp.ldexp(jnp.ones((), jnp.result_type(float)), exponent)
 
 
 def _log4(size: Array) -> Array:

@@ -143,7 +143,8 @@ def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> E
     """A metric with its standard error over the choice of examples: N of them are drawn with replacement, n times.
 
     An example drawn twice is its own neighbour, which biases the resamples of debiased estimators; the value is
-    therefore that on all examples, and only the spread comes from the resamples.
+    therefore that on all examples, and only the spread comes from the resamples. It is nan where a resample has no
+    value, as when it lacks a rare class.
 
     Args:
         metric: takes what ``grams`` holds, and returns a scalar or an array.
@@ -153,7 +154,7 @@ def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> E
         key: for ``jax.random``.
 
     Raises:
-        ValueError: n < 2, or different N.
+        ValueError: n < 2, different N, or a kernel that is no Gram.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, alg. 6.1.
 
@@ -164,7 +165,12 @@ def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> E
         >>> bool(0 < error < value)
         True
     """
-    arguments = grams if isinstance(grams, tuple) else (grams,)
+    arguments = tuple(grams) if isinstance(grams, tuple | list) else (grams,)
+    for shape in (argument.shape for argument in arguments if not isinstance(argument, Gram)):
+        if len(shape) == 2 and shape[0] == shape[1]:
+            raise ValueError(
+                f"bootstrap got an array {shape}; wrap a kernel as DenseGram(K), to draw rows and columns."
+            )
     sizes = {argument.n if isinstance(argument, Gram) else argument.shape[0] for argument in arguments}
     if len(sizes) != 1 or n < 2:
         raise ValueError(f"bootstrap takes arguments on the same examples and n >= 2, got N={sorted(sizes)} and n={n}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -56,7 +57,8 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        y: real targets ``(N,)`` or ``(N, C)``, independent columns; labels ``(N,)`` are made one-hot.
+        y: real targets ``(N,)`` or ``(N, C)``, independent columns; labels ``(N,)``, of any type but float, are made
+            one-hot.
         nugget: variance of the noise, relative to the mean of the kernel's diagonal.
 
     Returns:
@@ -93,19 +95,21 @@ class _Solved(NamedTuple):
 
 def _solve(gram: Gram, targets: Array, nugget: float) -> _Solved:
     """By Cholesky on the cheaper side: of narrow features ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``."""
-    from jax.scipy.linalg import solve_triangular  # here, for it takes long to import
+    from jax.scipy.linalg import cho_solve, solve_triangular  # here, for it takes long to import
 
-    if isinstance(nugget, int | float) and not nugget > 0:
+    if not isinstance(nugget, jax.core.Tracer) and not nugget > 0:
         raise ValueError(f"nugget={nugget} must be positive; it is relative to tr K / N.")
     ridge = nugget * gram.trace() / gram.n
     narrow = isinstance(gram, FeatureGram) and gram.narrow
     side = product(gram.features.T, gram.features) if narrow else gram.dense()  # type: ignore[attr-defined]
     root = jnp.linalg.cholesky(side + ridge * jnp.eye(len(side), dtype=side.dtype))
     logs = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
-    if narrow:
-        half = solve_triangular(root, gram.features.T, lower=True)  # type: ignore[attr-defined]
-        weights = (targets - product(half.T, product(half, targets))) / ridge
-        diagonal = (1 - jnp.sum(half**2, axis=0)) / ridge
-        return _Solved(weights, diagonal, logs + (gram.n - len(side)) * jnp.log(ridge))
-    half = solve_triangular(root, jnp.eye(gram.n, dtype=side.dtype), lower=True)
-    return _Solved(product(half.T, product(half, targets)), jnp.sum(half**2, axis=0), logs)
+    # the right sides by themselves: the diagonal, which costs most, is not computed where it is not used
+    right = product(gram.features.T, targets) if narrow else targets.astype(side.dtype)  # type: ignore[attr-defined]
+    weights = cho_solve((root, True), right)
+    half = solve_triangular(root, gram.features.T if narrow else jnp.eye(gram.n, dtype=side.dtype), lower=True)  # type: ignore[attr-defined]
+    squares = jnp.sum(half**2, axis=0)
+    if not narrow:
+        return _Solved(weights, squares, logs)
+    weights = (targets - product(gram.features, weights)) / ridge  # type: ignore[attr-defined]
+    return _Solved(weights, (1 - squares) / ridge, logs + (gram.n - len(side)) * jnp.log(ridge))

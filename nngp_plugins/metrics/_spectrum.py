@@ -199,7 +199,8 @@ def power_law_exponent(a: Gram | Array, window: tuple[int, int]) -> Float[Array,
 def condition_number(a: Gram | Array) -> Float[Array, ""]:
     """Condition number ``λ₁ / λ_min`` over the eigenvalues that can differ from zero, as ``(σ₁ / σ_min)²`` of features.
 
-    Features keep twice the digits of their kernel: in float32 up to about 1e12 can be told, of a dense kernel 1e6.
+    Features keep twice the digits of their kernel: in float32 up to about 1e12 can be told, of a dense kernel 1e6;
+    beyond, the smallest eigenvalue is rounding error.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
@@ -215,7 +216,8 @@ def condition_number(a: Gram | Array) -> Float[Array, ""]:
         4.0
     """
     values = as_gram(a).singular_values()
-    return (values[0] / values[-1]) ** 2
+    singular = values[-1] <= 2 * jnp.finfo(values.dtype).eps * values[0]
+    return jnp.where(singular & (values[0] > 0), jnp.inf, (values[0] / values[-1]) ** 2)
 
 
 def eigenvector_overlap(a: Gram | Array, b: Gram | Array, k: int) -> Float[Array, ""]:

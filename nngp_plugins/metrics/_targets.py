@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def as_targets(y: Any, n: int) -> Any:
-    """Labels as one-hot rows; other numbers as they are, ``(N,)`` as one column. NumPy, but for what ``jit`` traces.
+    """Labels, of any type but float, as one-hot rows; real numbers as they are, ``(N,)`` as one column.
+
+    NumPy arrays, but for what ``jit`` traces.
 
     Raises:
         ValueError: not N of them.
@@ -27,10 +29,8 @@ def as_targets(y: Any, n: int) -> Any:
         targets: Any = y
     else:
         targets = y = np.asarray(y)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = y[:, 0]
-        if y.ndim == 1 and not (y.dtype.kind == "f" and np.any(y != np.round(y))):
-            _, classes = np.unique(y, return_inverse=True)
+        if y.dtype.kind != "f" and (y.ndim == 1 or y.shape[1:] == (1,)):
+            _, classes = np.unique(y.ravel(), return_inverse=True)
             targets = np.eye(classes.max(initial=0) + 1)[classes]
         elif y.ndim == 1:
             targets = y[:, None]
@@ -62,15 +62,17 @@ class Classes:
             ValueError: not N of them, or rows that are not one-hot.
             TypeError: traced labels, or real numbers.
         """
-        one_hot = as_targets(y, n)
         if isinstance(y, jax.core.Tracer):
+            one_hot = as_targets(y, n)
             return cls(one_hot, np.arange(one_hot.shape[1]))
-        y, rows = np.asarray(y), np.asarray(one_hot)
+        y = np.asarray(y)
+        if y.dtype.kind == "f" and (y.ndim == 1 or y.shape[1:] == (1,)) and np.all(y == np.round(y)):
+            y = y.astype(int)
+        rows = one_hot = as_targets(y, n)
         if np.any((rows != 0) & (rows != 1)) or np.any(rows.sum(axis=1) != 1):
             raise ValueError("y must be labels (N,) or one-hot (N, C), with a single 1 in each row.")
         known = y.ndim == 2 and y.shape[1] > 1
-        names = np.arange(y.shape[1]) if known else np.unique(y)
-        return cls(one_hot, names.astype(int) if names.dtype.kind == "f" else names)
+        return cls(one_hot, np.arange(y.shape[1]) if known else np.unique(y))
 
     @property
     def counts(self) -> Float[Array, " C"]:
