@@ -1,7 +1,12 @@
-"""What it costs to have every layer of a Haiku ResNet-18 from the forward pass, kernels apart."""
+"""Every layer: of a Haiku ResNet-18 from its forward pass, kernels apart; and the default metrics of fifty."""
+
+import time
+from functools import partial
 
 import jax
-from harness import Case, Contender, ratio
+import jax.numpy as jnp
+from harness import Case, Contender, Target, ratio
+from metrics import metrics_with_targets, normal
 from resnet18 import net, weights_and_images
 
 
@@ -21,6 +26,46 @@ def ours(n):
     return lambda: list(jax.block_until_ready(forward(params, state, x)).values())[-1]
 
 
+def layers_of(n, layers):
+    return [normal(i, n, 64 * (1 + i % 8)) for i in range(layers)]
+
+
+def grams_and_eigenvalues(over_layers, n, layers):
+    outputs = layers_of(n, layers)
+
+    @jax.jit
+    def run(outputs):
+        kernels = jnp.stack([jnp.matmul(y, y.T, precision="highest") / y.shape[1] for y in outputs])
+        return over_layers(jnp.linalg.eigvalsh, kernels)
+
+    def measured():
+        jax.block_until_ready(run(outputs))
+
+    return measured
+
+
+def every_metric_of_layers(n, layers):
+    from nngp_plugins.callbacks._measure import layer_metrics, stacked_grams  # what a tracker runs
+
+    outputs, metrics = dict(enumerate(layers_of(n, layers))), metrics_with_targets(n)
+    references = stacked_grams({i: y + 0.1 * normal(99, *y.shape) for i, y in outputs.items()})
+
+    def run(outputs, references):
+        return layer_metrics(metrics, stacked_grams(outputs), references)[0]
+
+    start = time.perf_counter()
+    compiled = jax.jit(run).lower(outputs, references).compile()
+    compilation = time.perf_counter() - start
+
+    def measured():
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(outputs, references))
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "compilation": compilation}
+
+    return measured
+
+
 CASES = [
     Case(
         "every layer of Haiku ResNet-18, {n} images of 32×32",
@@ -32,5 +77,24 @@ CASES = [
         sizes={"n": 128},
         quick={"n": 4},
         rounds=15,
-    )
+    ),
+    Case(
+        "every default metric of {layers} layers, N={n}",
+        {
+            "floor, batched": Contender(
+                partial(grams_and_eigenvalues, lambda f, kernels: jax.vmap(f)(kernels)),
+                "their kernels, and `eigvalsh` of all",
+            ),
+            "floor, in turn": Contender(
+                partial(grams_and_eigenvalues, jax.lax.map), "their kernels, and `eigvalsh` of each in turn"
+            ),
+            "ours": Contender(every_metric_of_layers, "twelve metrics of each, jitted"),
+        },
+        [
+            ratio("ours", "floor", at_most=1.3),
+            Target("seconds to compile", lambda numbers, _: numbers["ours"], "compilation", at_most=10),
+        ],
+        sizes={"n": 512, "layers": 50},
+        quick={"n": 60, "layers": 3},
+    ),
 ]
