@@ -72,8 +72,8 @@ def kernel_distance(a: Gram | Array, b: Gram | Array, center: bool = False) -> F
     a, b = as_gram_pair(a, b)
     if center:
         a, b = _centered(a), _centered(b)
-    sizes = a.frobenius(), b.frobenius()
-    # to sizes around 1, by powers of 4, which round nothing
+    sizes = a.trace(), b.trace()
+    # to traces around 1, by powers of 4, which round nothing
     roots = [_log4(sizes[0]), _log4(sizes[0]) + _log4(sizes[1] / sizes[0])]  # the same for near kernels
     if isinstance(a, FeatureGram) and isinstance(b, FeatureGram):
         phi, psi = (gram.features * _power_of_2(-root) for gram, root in zip((a, b), roots, strict=True))

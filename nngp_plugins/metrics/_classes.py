@@ -22,7 +22,7 @@ def target_alignment(a: Gram | Array, y: Any) -> Float[Array, ""]:
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        y: labels ``(N,)`` of any type but float, one-hot ``(N, C)``, or real targets of either shape.
+        y: labels ``(N,)``, one-hot ``(N, C)``, or real targets of either shape.
 
     Returns:
         A scalar in [0, 1]; nan where the kernel or the targets are constant.

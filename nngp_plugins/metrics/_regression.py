@@ -57,8 +57,8 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        y: real targets ``(N,)`` or ``(N, C)``, independent columns; labels ``(N,)``, of any type but float, are made
-            one-hot.
+        y: real targets ``(N,)`` or ``(N, C)``, independent columns; strings and whole numbers ``(N,)`` are
+            labels and made one-hot; pass ``(N, 1)`` to regress on whole numbers.
         nugget: variance of the noise, relative to the mean of the kernel's diagonal.
 
     Returns:

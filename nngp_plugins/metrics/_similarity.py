@@ -45,19 +45,25 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
     """
     a, b = as_gram_pair(a, b, at_least=4 if debiased else 2)
     a, b = a.center(), b.center()
+    diagonals = (a.diagonal(), b.diagonal()) if debiased else (None, None)
     roots = []
-    for gram in (a, b):
+    for gram, diagonal in zip((a, b), diagonals, strict=True):
         inner = gram.inner(gram)
-        hsic = inner + (_debiasing(gram, gram) if debiased else 0)
+        hsic = _hsic(inner, diagonal, diagonal)
         # nan where the HSIC is the rounding error of a kernel that has none
         roots.append(jnp.sqrt(jnp.where(hsic > gram.n * jnp.finfo(hsic.dtype).eps * inner, hsic, jnp.nan)))
-    return (a.inner(b) + (_debiasing(a, b) if debiased else 0)) / (roots[0] * roots[1])
+    return _hsic(a.inner(b), *diagonals) / (roots[0] * roots[1])
 
 
-def _debiasing(a: Gram, b: Gram) -> Float[Array, ""]:
-    """What Song et al. 2012, eq. 5, adds to ``⟨K, L⟩`` of centred kernels, up to a factor that the ratio cancels."""
-    n = a.n
-    return a.trace() / (n - 1) * (b.trace() / (n - 2)) - n / (n - 2) * (a.diagonal() @ b.diagonal())
+def _hsic(inner: Array, k: Array | None, l: Array | None) -> Float[Array, ""]:  # noqa: E741
+    """From ``⟨K, L⟩`` of centred kernels and, debiased, their diagonals, up to a factor that the ratio cancels.
+
+    Song et al. 2012, eq. 5.
+    """
+    if k is None or l is None:
+        return inner
+    n = k.shape[0]
+    return inner + k.sum() / (n - 1) * (l.sum() / (n - 2)) - n / (n - 2) * (k @ l)
 
 
 def alignment(a: Gram | Array, b: Gram | Array, center: bool = True) -> Float[Array, ""]:

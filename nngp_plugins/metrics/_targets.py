@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def as_targets(y: Any, n: int) -> Any:
-    """Labels, of any type but float, as one-hot rows; real numbers as they are, ``(N,)`` as one column.
+    """Labels, which are strings or whole numbers, as one-hot rows; real numbers as they are, ``(N,)`` as one column.
+
+    Whole real numbers ``(N, 1)`` are no labels, for those who regress on them.
 
     NumPy arrays, but for what ``jit`` traces.
 
@@ -29,7 +31,9 @@ def as_targets(y: Any, n: int) -> Any:
         targets: Any = y
     else:
         targets = y = np.asarray(y)
-        if y.dtype.kind != "f" and (y.ndim == 1 or y.shape[1:] == (1,)):
+        real = y.dtype.kind == "f"
+        whole = real and y.ndim == 1 and bool(np.all(y == np.round(y)))
+        if whole or (not real and (y.ndim == 1 or y.shape[1:] == (1,))):
             _, classes = np.unique(y.ravel(), return_inverse=True)
             targets = np.eye(classes.max(initial=0) + 1)[classes]
         elif y.ndim == 1:
