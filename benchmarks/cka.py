@@ -2,12 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from harness import Case, Contender, Target, ratio
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+from metrics import normal
 
 
 def done(run):

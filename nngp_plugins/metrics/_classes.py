@@ -95,11 +95,11 @@ def class_separation(a: Gram | Array, y: Any) -> Float[Array, ""]:
         0.0
     """
     gram = as_gram(a)
-    return _separation(gram, Classes.of(y, gram.n).present())
+    classes = Classes.of(y, gram.n).present()
+    return _separation(gram, classes, *_means(gram, classes))
 
 
-def _separation(gram: Gram, classes: Classes) -> Float[Array, ""]:
-    seen, means = _means(gram, classes)
+def _separation(gram: Gram, classes: Classes, seen: Array, means: Array) -> Float[Array, ""]:
     within = seen - product(classes.one_hot, means)
     count = means.shape[0]
     if count < 2:
@@ -156,9 +156,10 @@ def neural_collapse(
     seen, means = _means(gram, classes)
     norms = jnp.sqrt(jnp.diagonal(means))
     pairs = ~jnp.eye(count, dtype=bool)
-    cosines = means / jnp.where(norms > 0, norms, jnp.nan) / jnp.where(norms > 0, norms, jnp.nan)[:, None]
+    lengths = jnp.where(norms > 0, norms, jnp.nan)
+    cosines = means / lengths / lengths[:, None]
     found = {
-        "nc1": _separation(gram, classes),
+        "nc1": _separation(gram, classes, seen, means),
         "nc2_norms": norms.std() / jnp.where(norms.mean() > 0, norms.mean(), jnp.nan),
         "nc2_angles": jnp.mean(jnp.abs(cosines + 1 / (count - 1)), where=pairs),
     }
