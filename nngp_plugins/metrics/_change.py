@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ._gram import FeatureGram, Gram, as_gram_pair, rounding
-from ._products import product, same_width
+from ._products import of_columns, product, same_width
 
 if TYPE_CHECKING:
     from jaxtyping import Float  # takes as long to import as all of this package
@@ -73,18 +73,17 @@ def kernel_distance(a: Gram | Array, b: Gram | Array, center: bool = False) -> F
     if center:
         a, b = _centered(a), _centered(b)
     sizes = a.trace(), b.trace()
-    # to traces around 1, by powers of 4, which round nothing
-    roots = [_log4(sizes[0]), _log4(sizes[0]) + _log4(sizes[1] / sizes[0])]  # the same for near kernels
     if isinstance(a, FeatureGram) and isinstance(b, FeatureGram):
-        phi, psi = (gram.features * _power_of_2(-root) for gram, root in zip((a, b), roots, strict=True))
-        distance = _one_less_cosine(*same_width(phi, psi))
+        distance = _one_less_cosine(*same_width(a.features, b.features))
     else:
-        k, l = (gram.dense() * _power_of_2(-2 * root) for gram, root in zip((a, b), roots, strict=True))  # noqa: E741
+        root, apart = _log4(sizes[1]), _log4(sizes[0] / sizes[1])
+        k, l = a.dense() * _power_of_2(-2 * (root + apart)), b.dense() * _power_of_2(-2 * root)  # noqa: E741
         distance = _distance(*_parts(k - l, l))
     return jnp.where((sizes[0] > 0) & (sizes[1] > 0), distance, jnp.nan)
 
 
 def _power_of_2(exponent: Array) -> Array:
+    """To bring traces to about 1 by powers of 4, which round nothing."""
     return jnp.ldexp(jnp.ones((), jnp.result_type(float)), exponent)
 
 
@@ -137,26 +136,29 @@ def _parts(change: Array, base: Array) -> Parts:
     return jnp.sum(change**2), jnp.sum(aside**2), size + along, size
 
 
-def _parts_of_features(delta: Array, psi: Array) -> Parts:
-    """Of ``K = (psi + delta)(psi + delta)ᵀ`` and ``L = psi psiᵀ``.
+def _parts_of_features(phi: Array, psi: Array, root: Array) -> Parts:
+    """Of ``K = phi phiᵀ`` and ``L = psi psiᵀ``, both over ``4^root``.
 
-    Products ``(D, D)`` give them, but for digits that cancel, as where features were rotated and the kernel is the
-    same; then the triangular factor of ``[delta, psi] = Q R`` does.
+    Products ``(D, D)`` with ``delta = phi − psi`` give them, but for digits that cancel, as where features were rotated
+    and the kernel is the same; then the triangular factor of ``[delta, psi] = Q R`` does.
     """
-    n, d = delta.shape
+    (n, d), delta, scale = phi.shape, phi - psi, _power_of_2(-root)
 
     def from_matrices(delta: Array, psi: Array) -> Parts:
         cross = product(delta, psi.T)
         return _parts(cross + cross.T + product(delta, delta.T), product(psi, psi.T))
 
     if 2 * d >= n:
-        return from_matrices(delta, psi)
+        return from_matrices(delta * scale, psi * scale)
 
     def from_triangle() -> Parts:
-        r = jnp.linalg.qr(jnp.concatenate([delta, psi], axis=1), mode="r")
+        beside = jnp.pad(jnp.concatenate([delta, psi], axis=1) * scale, ((0, n % 2), (0, 0)))
+        # by halves: XLA would transpose all of it for LAPACK even where this branch is not taken
+        halves = jnp.linalg.qr(beside.reshape(2, -1, 2 * d), mode="r")
+        r = jnp.linalg.qr(halves.reshape(-1, 2 * d), mode="r")
         return from_matrices(r[:, :d], r[:, d:])
 
-    dd, dp, pp = product(delta.T, delta), product(delta.T, psi), product(psi.T, psi)
+    dd, dp, pp = (m * scale * scale for m in (product(delta.T, delta), product(delta.T, psi), of_columns(psi, None)))
     delta_sum, sum_sum = 2 * dp + dd, 4 * pp + 2 * (dp + dp.T) + dd  # products with psi + (psi + delta)
     most = jnp.sum(dd * sum_sum)
     change = (most + jnp.sum(delta_sum * delta_sum.T)) / 2
@@ -188,18 +190,23 @@ def _with_derivative_of(smooth: Callable[..., Array]) -> Callable[[Callable[...,
 
 
 def _cosine_by_products(phi: Array, psi: Array) -> Array:
-    a, b = FeatureGram(phi), FeatureGram(psi)
+    a, b = (FeatureGram(f * _power_of_2(-_log4(lax.stop_gradient(jnp.sum(f**2))))) for f in (phi, psi))
     return 1 - a.inner(b) / (a.frobenius() * b.frobenius())
 
 
 @_with_derivative_of(_cosine_by_products)
 def _one_less_cosine(phi: Array, psi: Array) -> Array:
-    return _distance(*_parts_of_features(phi - psi, psi))
+    sizes = jnp.sum(phi**2), jnp.sum(psi**2)
+    root, apart = _log4(sizes[1]), _log4(sizes[0] / sizes[1])
+    near = _parts_of_features(phi, psi, root)  # those of relative_change, which XLA computes once for both
+    parts = lax.cond(apart == 0, lambda: near, lambda: _parts_of_features(phi * _power_of_2(-apart), psi, root))
+    return _distance(*parts)
 
 
 @jax.custom_jvp
 def _norm_of_change(phi: Array, psi: Array) -> Array:
-    return jnp.sqrt(_parts_of_features(phi - psi, psi)[0])
+    root = _log4(jnp.sum(psi**2))
+    return jnp.sqrt(_parts_of_features(phi, psi, root)[0]) * _power_of_2(root) ** 2
 
 
 @_norm_of_change.defjvp

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._require import require
-from ._products import column_mean, product, row_squares, square_of_cross, square_of_gram
+from ._products import column_mean, diagonal, of_columns, product, row_squares, square_of_cross, square_of_gram
 
 if TYPE_CHECKING:
     from jaxtyping import Float  # takes as long to import as all of this package
@@ -106,7 +106,7 @@ class DenseGram(Gram):
 
     def diagonal(self) -> Float[Array, " N"]:
         """``K[i, i]``."""
-        return jnp.diagonal(self.matrix)
+        return diagonal(self.matrix)
 
     def center(self) -> DenseGram:
         """``H K H``, with the mean of rows and columns removed."""
@@ -187,7 +187,7 @@ class FeatureGram(Gram):
 
     def eigvalsh(self) -> Array:
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
-        return jnp.linalg.eigvalsh(product(self.features.T, self.features) if self.narrow else self.dense())
+        return jnp.linalg.eigvalsh(of_columns(self.phi, self.offset) if self.narrow else self.dense())
 
     def singular_values(self) -> Array:
         """The ``min(N, D)`` singular values of the features, largest first."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 ROWS = 1024  # of a block of examples: with its products it stays in the cache
+MANY = 8  # blocks; fewer are one product, which XLA computes once for all metrics of a program
 COLUMNS = 128  # of a block of features of which only products with later ones are taken
 
 
@@ -21,6 +22,18 @@ def same_width(phi: Array, psi: Array) -> tuple[Array, Array]:
     """Features with columns of zeros beside the narrower ones, which changes no kernel."""
     width = max(phi.shape[1], psi.shape[1])
     return tuple(jnp.pad(f, ((0, 0), (0, width - f.shape[1]))) for f in (phi, psi))  # type: ignore[return-value]
+
+
+def diagonal(matrix: Array) -> Array:
+    """``A[i, i]`` of a square matrix, without indices, which XLA takes out of loops and so fails to share."""
+    return matrix.ravel()[:: len(matrix) + 1]
+
+
+def add_to_diagonal(matrix: Array, value: Array) -> Array:
+    """``A + value I``, without indices."""
+    n = len(matrix)
+    padded = lax.pad(jnp.full(n, value, matrix.dtype), jnp.zeros((), matrix.dtype), [(0, 0, n)])
+    return matrix + padded.reshape(n, n)
 
 
 @jax.jit
@@ -43,14 +56,26 @@ def square_of_cross(phi: Array, phi_offset: Array | None, psi: Array, psi_offset
     return jnp.sum(cross**2)
 
 
+def of_columns(phi: Array, offset: Array | None) -> Array:
+    """``phiᵀ phi`` of features less their offset.
+
+    Without one by centred features, which adds two positive matrices, so that XLA computes one product for both forms.
+    """
+    if offset is not None:
+        return product((phi - offset).T, phi - offset)
+    mean = column_mean(phi, None)
+    return of_columns(phi, mean) + phi.shape[0] * jnp.outer(mean, mean)
+
+
 @jax.jit
 def square_of_gram(phi: Array, offset: Array | None) -> Array:
     """``‖phiᵀ phi‖²`` of features less their offset: twice what lies above the diagonal, and what lies on it."""
 
     def upper(a: Array) -> list[Array]:
-        return [product(a[:, k : k + size].T, a[:, k:]) for k in range(0, a.shape[1], size)]
+        return [product(a[:, k : k + COLUMNS].T, a[:, k:]) for k in range(0, a.shape[1], COLUMNS)]
 
-    size = COLUMNS if phi.shape[0] > ROWS else phi.shape[1]
+    if phi.shape[0] < MANY * ROWS:
+        return jnp.sum(of_columns(phi, offset) ** 2)
     blocks = _sum_over_rows(upper, (phi, offset))
     return sum(jnp.sum(b[:, : b.shape[0]] ** 2) + 2 * jnp.sum(b[:, b.shape[0] :] ** 2) for b in blocks)  # type: ignore[return-value]
 
@@ -64,7 +89,7 @@ def _sum_over_rows(products: Callable[..., Sequence[Array]], *features: tuple[Ar
 
     n = features[0][0].shape[0]
     count, rest = divmod(n, ROWS)
-    if count < 2:
+    if count < MANY:
         return block(0, n)
 
     def add(sums: Sequence[Array], i: Array) -> tuple[Sequence[Array], None]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ._gram import FeatureGram, Gram, as_gram
-from ._products import product
+from ._products import add_to_diagonal, diagonal, of_columns, product
 from ._targets import Classes, as_targets
 
 if TYPE_CHECKING:
@@ -42,10 +42,19 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
         >>> float(nngp.metrics.regression_accuracy(jnp.float32(y[:, None] == y), y))
         1.0
     """
+    from jax.scipy.linalg import solve_triangular  # here, for it takes long to import
+
     gram = as_gram(a)
     one_hot = jnp.asarray(Classes.of(y, gram.n).one_hot)
-    solved = _solve(gram, one_hot, nugget)
-    left_out = one_hot - solved.weights / solved.diagonal[:, None]
+    root, ridge, phi = _root(gram, nugget)
+    # G = halfᵀ half, of narrow features (I − halfᵀ half) / ridge
+    half = solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=True)
+    if phi is not None:
+        half = product(half, phi.T)
+    weights, own = product(half.T, product(half, one_hot)), jnp.sum(half**2, axis=0)
+    if phi is not None:
+        weights, own = (one_hot - weights) / ridge, (1 - own) / ridge
+    left_out = one_hot - weights / own[:, None]
     right = jnp.mean(jnp.argmax(left_out, axis=1) == jnp.argmax(one_hot, axis=1))
     return jnp.where(jnp.isfinite(left_out).all(), right, jnp.nan)
 
@@ -74,42 +83,30 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
         >>> round(float(nngp.metrics.log_marginal_likelihood(jnp.eye(2), jnp.array([0.5, -0.5]), nugget=1.0)), 3)
         -2.656
     """
-    gram = as_gram(a)
-    targets = jnp.asarray(as_targets(y, gram.n))
-    solved = _solve(gram, targets, nugget)
-    columns = targets.shape[1]
-    return -0.5 * (
-        jnp.sum(targets * solved.weights)
-        + columns * solved.log_determinant
-        + gram.n * columns * jnp.log(2 * jnp.pi).astype(targets.dtype)
-    )
-
-
-class _Solved(NamedTuple):
-    """``G Y``, the diagonal of ``G`` and ``log det(K + s I)``, where ``G = (K + s I)⁻¹``."""
-
-    weights: Float[Array, "N C"]
-    diagonal: Float[Array, " N"]
-    log_determinant: Float[Array, ""]
-
-
-def _solve(gram: Gram, targets: Array, nugget: float) -> _Solved:
-    """By Cholesky on the cheaper side: of narrow features ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``."""
     from jax.scipy.linalg import cho_solve, solve_triangular  # here, for it takes long to import
 
+    gram = as_gram(a)
+    targets = jnp.asarray(as_targets(y, gram.n))
+    root, ridge, phi = _root(gram, nugget)
+    logs = 2 * jnp.sum(jnp.log(diagonal(root)))
+    if phi is None:
+        fit = jnp.sum(solve_triangular(root, targets.astype(root.dtype), lower=True) ** 2)
+    else:
+        logs += (gram.n - len(root)) * jnp.log(ridge)
+        weights = cho_solve((root, True), product(phi.T, targets))
+        fit = jnp.sum(targets * (targets - product(phi, weights))) / ridge
+    columns = targets.shape[1]
+    return -0.5 * (fit + columns * logs + gram.n * columns * jnp.log(2 * jnp.pi).astype(targets.dtype))
+
+
+def _root(gram: Gram, nugget: float) -> tuple[Array, Array, Array | None]:
+    """The Cholesky factor of ``K + s I``, s, and None; of narrow features that of ``phiᵀ phi + s I``, s, and phi.
+
+    For the latter ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
+    """
     if not isinstance(nugget, jax.core.Tracer) and not nugget > 0:
         raise ValueError(f"nugget={nugget} must be positive; it is relative to tr K / N.")
     ridge = nugget * gram.trace() / gram.n
-    narrow = isinstance(gram, FeatureGram) and gram.narrow
-    side = product(gram.features.T, gram.features) if narrow else gram.dense()  # type: ignore[attr-defined]
-    root = jnp.linalg.cholesky(side + ridge * jnp.eye(len(side), dtype=side.dtype))
-    logs = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
-    # the right sides by themselves: the diagonal, which costs most, is not computed where it is not used
-    right = product(gram.features.T, targets) if narrow else targets.astype(side.dtype)  # type: ignore[attr-defined]
-    weights = cho_solve((root, True), right)
-    half = solve_triangular(root, gram.features.T if narrow else jnp.eye(gram.n, dtype=side.dtype), lower=True)  # type: ignore[attr-defined]
-    squares = jnp.sum(half**2, axis=0)
-    if not narrow:
-        return _Solved(weights, squares, logs)
-    weights = (targets - product(gram.features, weights)) / ridge  # type: ignore[attr-defined]
-    return _Solved(weights, (1 - squares) / ridge, logs + (gram.n - len(side)) * jnp.log(ridge))
+    phi = gram.features if isinstance(gram, FeatureGram) and gram.narrow else None
+    side = gram.dense() if phi is None else of_columns(gram.phi, gram.offset)  # type: ignore[attr-defined]
+    return jax.lax.linalg.cholesky(add_to_diagonal(side, ridge), symmetrize_input=False), ridge, phi

@@ -136,7 +136,7 @@ def participation_ratio(a: Gram | Array) -> Float[Array, ""]:
     """
     gram = as_gram(a)
     size = gram.frobenius()
-    return (gram.trace() / jnp.where(size > 0, size, jnp.nan)) ** 2
+    return (gram.trace() / jnp.where((size > 0) & (size < jnp.inf), size, jnp.nan)) ** 2
 
 
 def stable_rank(a: Gram | Array) -> Float[Array, ""]:
