@@ -1,7 +1,53 @@
-"""Set before JAX starts."""
+"""Set before JAX starts; and processes that can be killed."""
 
+import json
 import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 # most of the time of the tests goes into compiling small functions, which need not run fast
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 os.environ["KERAS_BACKEND"] = "jax"
+
+
+class Forks:
+    """Starts processes in milliseconds: one that has imported JAX, but not used it, forks them."""
+
+    def __init__(self, folder, jobs):
+        self._errors = (folder / "stderr.txt").open("w+")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+        # every one compiles the same functions
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        script = Path(__file__).with_name("forks.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script, jobs], text=True, env={**os.environ, **cache}, **pipes
+        )
+        assert self._process.stdout.readline() == "ready\n", self.errors()
+
+    def start(self, path, **job):
+        """Begins a job of the folder's jobs.py; returns the process id."""
+        self._process.stdin.write(json.dumps({"path": str(path), **job}) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self):
+        """How it ended: its exit code, or minus the signal that killed it."""
+        return int(self._process.stdout.readline())
+
+    def errors(self):
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def close(self):
+        self._process.communicate()
+        self._errors.close()
+
+
+@pytest.fixture(scope="module")
+def forks(request, tmp_path_factory):
+    forks = Forks(tmp_path_factory.mktemp("forks"), request.path.with_name("jobs.py"))
+    yield forks
+    forks.close()

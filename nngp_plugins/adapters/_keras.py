@@ -109,6 +109,8 @@ class KerasAdapter:
         """The current values of a live model."""
         if not isinstance(model, require("keras", extra="keras").Layer):
             return None
+        if callable(getattr(model, "jax_state_sync", None)):
+            model.jax_state_sync()  # within fit, the variables are behind
         return [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
 
     def _state(self, state: PyTree, rng: Any, training: bool) -> PyTree:

@@ -142,7 +142,10 @@ class NNXAdapter:
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
         """Parameters and state of a live model, or of all its variables as ``nnx.state`` gives them."""
         nnx = require("flax.nnx", extra="flax")
-        if isinstance(model, nnx.State) and jax.tree.leaves(nnx.filter_state(model, nnx.Not(nnx.Param))):
+        if isinstance(model, nnx.State):
+            plain = not jax.tree.leaves(nnx.filter_state(model, nnx.Variable))  # as nnx.Optimizer hands parameters on
+            if plain or not jax.tree.leaves(nnx.filter_state(model, nnx.Not(nnx.Param))):
+                return None
             return nnx.split_state(model, nnx.Param, ...)
         if not isinstance(model, nnx.Module):
             return None

@@ -9,6 +9,7 @@ from ._empirical import KernelFn as KernelFn
 from ._empirical import empirical_nngp_fn as empirical_nngp_fn
 from ._job import Job as Job
 from ._kwargs import Shared as Shared
+from ._layout import free_component as free_component
 from ._store import KernelStore as KernelStore
 from ._store import open_kernel as open_kernel
 from ._write import write_kernel as write_kernel

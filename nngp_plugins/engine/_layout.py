@@ -19,6 +19,16 @@ JOB, LEDGER, GROUP = "job.json", "ledger.jsonl", "zarr.json"
 COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
+def free_component(name: str, taken: set[str]) -> str:
+    """A folder named after a kernel, and added to those that are taken."""
+    component = re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".-") or "kernel"
+    component = component.replace(".__lock", ".lock")  # TensorStore has that name for itself
+    while component.lower() in taken:  # of two names that differ in other characters
+        component = f"{component}-{len(taken)}"
+    taken.add(component.lower())
+    return component
+
+
 @dataclass(frozen=True)
 class Layout:
     """One array of a store, as ``job.json`` lists it.

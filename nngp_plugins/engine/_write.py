@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from ._contract import Tile
 from ._empirical import KernelFn, Outputs
 from ._inputs import unpacked
 from ._job import Job, Range
-from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
+from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, free_component, part, reason
 from ._ledger import Chunk, Ledger
 from ._memory import Memory
 from ._resume import fingerprints, locked, prepare
@@ -120,11 +119,7 @@ def _layouts(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> list[Layout]:
         name = "--".join(outputs.paths[k] or "kernel" for k in ((a, b) if kernel_fn.cross_terms else (a,)))
         if name in (layout.name for layout in layouts):
             raise ValueError(f"two outputs of f are called {name!r}; give each a name of its own.")
-        component = re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".-") or "kernel"
-        component = component.replace(".__lock", ".lock")  # TensorStore has that name for itself
-        while component.lower() in taken:  # of two names that differ in other characters
-            component = f"{component}-{len(layouts)}"
-        taken.add(component.lower())
+        component = free_component(name, taken)
         batch_axes = ("x1", "x2")[: pair.batch_axes]
         others = pair.shape[pair.batch_axes :]
         rows = [min(job.tile_rows, size) for size in pair.shape[: pair.batch_axes]]

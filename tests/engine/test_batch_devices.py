@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 def test_with_eight_devices(file):
     names = "on_eight_*" if file == Path(__file__).name else "test_*"
     command = [sys.executable, "-m", "pytest", "-n", "0", "-o", f"python_functions={names}", HERE / file]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    flags = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,9 +1,6 @@
 """A small kernel on the disk, and processes that write one and can be killed."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,41 +100,3 @@ def written(small):
     """The small kernel, finished."""
     small.write()
     return small
-
-
-class Forks:
-    """Starts writers in milliseconds: a process that has imported JAX, but not used it, forks them."""
-
-    def __init__(self, folder):
-        self._errors = (folder / "stderr.txt").open("w+")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-        # every writer compiles the same functions
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        script = Path(__file__).with_name("forks.py")
-        self._process = subprocess.Popen([sys.executable, script], text=True, env={**os.environ, **cache}, **pipes)
-        assert self._process.stdout.readline() == "ready\n", self.errors()
-
-    def start(self, path, **job):
-        """Begins to write a kernel; returns the process id."""
-        self._process.stdin.write(json.dumps({"path": str(path), **job}) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def wait(self):
-        """How the writer ended: its exit code, or minus the signal that killed it."""
-        return int(self._process.stdout.readline())
-
-    def errors(self):
-        self._errors.seek(0)
-        return self._errors.read()
-
-    def close(self):
-        self._process.communicate()
-        self._errors.close()
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory):
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.close()

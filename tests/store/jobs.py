@@ -1,9 +1,4 @@
-"""A process that imports JAX once, and forks a writer of a kernel for every line that it reads."""
-
-import json
-import os
-import sys
-import traceback
+"""What tests/forks.py runs for the tests of the store: writers of kernels."""
 
 import filelock
 import jax.numpy as jnp
@@ -27,7 +22,7 @@ def two(params, x):
     return {"hidden": x @ params, "head": jnp.tanh(x @ params)[:, :3]}
 
 
-def write(path, kind):
+def run(path, kind):
     """Writes a kernel of 144 tiles; every process has the same numbers."""
     x1, x2, params = normal(0, 24, 5), normal(1, 18, 5), normal(2, 5, 7)
     if kind == "symmetric":
@@ -35,35 +30,3 @@ def write(path, kind):
     else:  # two kernels of 8 × 6 tiles, and a little more, in blocks of rows
         kernel_fn, tile_size = nngp.batch(nngp.empirical_nngp_fn(two), memory_budget=700), 3
     nngp.write_kernel(kernel_fn, x1, x2, params, path, batch_size=5, tile_size=tile_size, progress=False)
-
-
-def child(job):
-    code = 1
-    try:
-        write(**job)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(code)
-
-
-def say(word):
-    sys.stdout.write(f"{word}\n")
-    sys.stdout.flush()
-
-
-def main():
-    say("ready")
-    for line in sys.stdin:
-        # no JAX backend is there yet, so no threads are lost
-        pid = os.fork()
-        if not pid:
-            child(json.loads(line))
-        say(pid)
-        say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-
-if __name__ == "__main__":
-    main()
