@@ -5,7 +5,21 @@ __version__ = "0.1.0"
 from . import metrics
 from ._gram import gram
 from .adapters import ModelFn, as_model_fn, from_callable, from_equinox, from_haiku, from_keras, from_linen, from_nnx
-from .callbacks import History, KernelTracker, Schedule, every, log_spaced
+from .callbacks import (
+    Comparison,
+    History,
+    KernelTracker,
+    Schedule,
+    TrackKernelState,
+    at,
+    compare,
+    every,
+    every_seconds,
+    log_spaced,
+    track_kernel,
+    when,
+    writers,
+)
 from .engine import (
     BatchedKernelFn,
     Job,
@@ -23,6 +37,7 @@ from .report import write_report
 
 __all__ = [
     "BatchedKernelFn",
+    "Comparison",
     "History",
     "Job",
     "KernelFn",
@@ -31,11 +46,15 @@ __all__ = [
     "ModelFn",
     "Schedule",
     "Shared",
+    "TrackKernelState",
     "all_but_batch",
     "as_model_fn",
+    "at",
     "batch",
+    "compare",
     "empirical_nngp_fn",
     "every",
+    "every_seconds",
     "from_callable",
     "from_equinox",
     "from_haiku",
@@ -47,6 +66,9 @@ __all__ = [
     "metrics",
     "open_kernel",
     "plan",
+    "track_kernel",
+    "when",
     "write_kernel",
     "write_report",
+    "writers",
 ]

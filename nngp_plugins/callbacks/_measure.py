@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..metrics import DenseGram, FeatureGram, Metric, features
+from ..metrics import DenseGram, Metric, Velocity, features
+from ..metrics._products import product
 
 
 def probe_size(probe: Any) -> int:
@@ -26,6 +27,23 @@ def probe_size(probe: Any) -> int:
             f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
         )
     return sizes.pop()
+
+
+def in_batches(f: Callable[[Any], Any], probe: Any, n: int, size: int | None) -> Any:
+    """``f(probe)`` by batches of one size; the last is filled up with examples of the first, which are cut off."""
+    if size is None or size >= n:
+        return f(probe)
+    count = -(-n // size)
+
+    def cut(x: Array) -> Array:
+        return jnp.concatenate([x, x[: count * size - n]]).reshape(count, size, *x.shape[1:])
+
+    def joined(y: Array) -> Array:
+        if y.shape[1:2] != (size,):
+            return y[0]  # no batch in front, which is told with the name of the layer
+        return y.reshape(count * size, *y.shape[2:])[:n]
+
+    return jax.tree.map(joined, jax.lax.map(f, jax.tree.map(cut, probe)))
 
 
 def layer_outputs(outputs: Any, n: int) -> dict[str, Array]:
@@ -47,22 +65,69 @@ def layer_outputs(outputs: Any, n: int) -> dict[str, Array]:
 
 
 def stacked_grams(layers: Mapping[str, Array]) -> DenseGram:
-    """The Grams of all layers, ``(L, N, N)``."""
-    grams = (FeatureGram(features(y)).by_entries() for y in layers.values())
-    return jax.tree.map(lambda *grams: jnp.stack(grams), *grams)
+    """The Grams of all layers, ``(L, N, N)``.
+
+    From one product a layer, of the centred features with their mean as a row more, and all else for all layers at
+    once: XLA takes a third of the time to compile this.
+    """
+    products = []
+    for y in layers.values():
+        phi = features(y)
+        mean = phi[0] + jnp.mean(phi - phi[0], axis=0)  # exactly that of one row where all are equal
+        extended = jnp.concatenate([phi - mean, mean[None]])
+        products.append(product(extended, extended.T))
+    stacked = jnp.stack(products)
+    centered, shift, rest = stacked[:, :-1, :-1], stacked[:, :-1, -1], stacked[:, -1:, -1:]
+    return DenseGram(centered + shift[:, :, None] + shift[:, None, :] + rest, centered)
 
 
 def layer_metrics(
-    metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram
+    metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram, previous: DenseGram, steps: float | Array
 ) -> tuple[dict[str, Array], tuple[Array, Array]]:
-    """Every metric of every layer, each ``(L,)``, and traces, plain and centred, that tell a degenerate kernel."""
+    """Every metric of every layer, each ``(L,)``, and traces, plain and centred, that tell a degenerate kernel.
 
-    def of_layer(gram: DenseGram, reference: DenseGram) -> tuple[dict[str, Array], tuple[Array, Array]]:
+    The previous snapshot is so many ``steps`` away; nan where there is none.
+    """
+
+    def of_layer(
+        gram: DenseGram, reference: DenseGram, before: DenseGram
+    ) -> tuple[dict[str, Array], tuple[Array, Array]]:
+        def value(metric: Metric) -> Array:
+            return metric(gram, before) / steps if isinstance(metric, Velocity) else metric(gram, reference)
+
         traces = gram.trace(), gram.center().trace()
-        return {name: metric(gram, reference) for name, metric in metrics.items()}, traces
+        return {name: value(metric) for name, metric in metrics.items()}, traces
 
     # not vmap: XLA on CPU (JAX 0.10) waits forever for batched eigenvalues beside a batched Cholesky decomposition
-    return jax.lax.map(lambda pair: of_layer(*pair), (grams, references))
+    return jax.lax.map(lambda grams: of_layer(*grams), (grams, references, previous))
+
+
+def with_eigenvalues(grams: DenseGram) -> DenseGram:
+    """The same Grams with their eigenvalues, by SciPy: JAX (0.10) computes eigenvectors as well, which takes thrice."""
+    from scipy.linalg import eigvalsh  # here, for it takes long to import
+
+    matrices = np.asarray(grams.matrix)
+    values = np.full(matrices.shape[:2], np.nan, matrices.dtype)
+    for i, matrix in enumerate(matrices):
+        if np.isfinite(matrix).all():
+            values[i] = eigvalsh(matrix, check_finite=False, driver="evd")
+    return DenseGram(grams.matrix, grams.centered, jnp.asarray(values))
+
+
+def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses to go on with a run of other layers.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    for name in [*known, *found]:
+        old, new = known.get(name), found.get(name)
+        if new is None or old is None or list(old) != list(new):
+            said = [f"of shape {tuple(shape)}" if shape is not None else "missing" for shape in (old, new)]
+            raise ValueError(
+                f"the run folder is of another model: layer {name!r} is {said[0]} there and {said[1]} now (without the "
+                "batch axis); go on with the same model, or name another folder."
+            )
 
 
 def check_scalars(scalars: Mapping[str, Any]) -> None:
@@ -95,8 +160,11 @@ def check_targets(targets: Any, n: int) -> np.ndarray:
     return labels
 
 
-def check_metrics(metrics: Mapping[str, Metric], n: int) -> dict[str, Metric]:
-    """Metrics that give a scalar for Grams of ``n`` examples; their shapes are worked out, nothing is computed.
+def check_metrics(metrics: Mapping[str, Metric], n: int) -> tuple[dict[str, Metric], bool]:
+    """Metrics that give a scalar for Grams of ``n`` examples; they are traced, nothing is computed.
+
+    Returns:
+        The metrics, and whether one needs eigenvalues.
 
     Raises:
         TypeError: not a mapping, or not a function of two Grams that returns a scalar.
@@ -104,17 +172,24 @@ def check_metrics(metrics: Mapping[str, Metric], n: int) -> dict[str, Metric]:
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
-    kernel = jax.ShapeDtypeStruct((n, n), jnp.float32)
-    gram = DenseGram(kernel, kernel)  # type: ignore[arg-type]  # stands for its shape
+    kernel, eigenvalues = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, n), (n,)))
+    spectral = False
     for name, metric in metrics.items():
         if "/" in name:
             raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")
+
+        def traced(kernel: Array, eigenvalues: Array, metric: Metric = metric) -> Array:
+            gram = DenseGram(kernel, kernel, eigenvalues)
+            return metric(gram, gram)
+
         try:
-            shape = jax.eval_shape(metric, gram, gram).shape
+            jaxpr, out = jax.make_jaxpr(traced, return_shape=True)(kernel, eigenvalues)
+            shape = out.shape
         except ValueError as error:
             raise ValueError(f"metrics[{name!r}] on a probe of {n} examples: {error}") from error
         except (TypeError, AttributeError) as error:
             raise TypeError(f"metrics[{name!r}] is no metric(gram, reference_gram) -> scalar: {error}") from error
         if shape:
             raise TypeError(f"metrics[{name!r}] returns an array of shape {shape}, not a scalar.")
-    return dict(metrics)
+        spectral |= any(jaxpr.jaxpr.invars[1] is variable for step in jaxpr.jaxpr.eqns for variable in step.invars)
+    return dict(metrics), spectral

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,49 +15,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..adapters import ModelFn, is_model
-from ..metrics import DEFAULT, DenseGram, Metric, of_targets
-from ._history import PREFIX, History, Row
+from ..metrics import DEFAULT, DenseGram, Metric, features, of_targets
+from ._history import DIVERGED, PREFIX, History
 from ._measure import (
+    check_layers,
     check_metrics,
     check_scalars,
     check_targets,
-    layer_metrics,
+    in_batches,
     layer_outputs,
     probe_size,
     stacked_grams,
 )
+from ._recorder import Recorder, Snapshot
 from ._run_folder import RunFolder, describe
-from ._schedules import Schedule, log_spaced
+from ._schedules import Moment, Schedule, log_spaced
+from ._writers import as_writer
 
 
 class Seen(NamedTuple):
     """One call of a tracker."""
 
-    step: int
+    now: Moment
     params: Any
     state: Any
-    scalars: Mapping[str, Any]
     values: list[Any] | None
     """The values at that step of a live model, which training goes on writing to."""
-
-
-class Pending(NamedTuple):
-    """A snapshot whose numbers may still be under way on the device."""
-
-    step: int
-    seconds: float
-    values: dict[str, Array]
-    traces: tuple[Array, Array]
-    scalars: Mapping[str, Any]
 
 
 class KernelTracker:
     """Measures the kernels of a network's layers on a fixed probe as it trains, against its first snapshot.
 
-    Call it once each training step; it measures at the first call, when the schedule says so, and at
-    :meth:`close`. It does not wait for the numbers: they are fetched once they are there.
+    Call it once each training step; it measures at the first call, when the schedule says so, and at :meth:`close`. It
+    does not wait for the numbers: a thread of its own works them out and writes them, one snapshot behind training.
+
+    A killed training goes on in its run folder: made with the same arguments, the tracker keeps all finished snapshots
+    and their reference, and passes over the steps that it has. Call :meth:`flush` before you save a checkpoint.
 
     Args:
         f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
@@ -66,17 +62,26 @@ class KernelTracker:
         targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, for the metrics of :func:`metrics.of_targets`;
             kept in the run folder, they order the report.
         schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.
-        metrics: ``{name: metric(gram, reference_gram) -> scalar}``, in place of the default ones and those of targets.
-        run: run folder to write; None keeps the history in memory only.
+        metrics: ``{name: metric(gram, reference_gram) -> scalar}``, in place of the default ones and those of targets;
+            a :class:`metrics.Velocity` gets the Gram of the snapshot before.
+        batch_size: examples of a forward pass; None for all of the probe at once.
+        run: run folder to write, or to go on with; None keeps the history in memory only.
+        writers: where else the numbers go, as ``kernel/<layer>/<metric>``: :mod:`nngp_plugins.writers`, anything with
+            ``write_scalars(step, dict)``, such as clu's, or with ``log(dict, step=)``, such as a run of W&B.
+        keep_kernels: whether to keep all kernels in the run folder, for :meth:`History.kernel`.
+        name: stands before the names that writers get, to tell several trackers apart: ``<name>/kernel/...``.
+        resume: whether a run folder that holds a run may go on.
         config: what to remember of this run in ``run.json``, such as the learning rate.
 
     Attributes:
         history: the :class:`History` so far.
 
     Raises:
-        TypeError: ``f``, ``schedule``, ``config`` or a metric is something else.
-        ValueError: targets that do not match the probe, an empty probe or one too small for a metric.
-        FileExistsError: ``run`` already holds a run.
+        TypeError: ``f``, ``schedule``, ``config``, a writer or a metric is something else.
+        ValueError: targets that do not match the probe, an empty probe or one too small for a metric; ``run`` holds a
+            run of another probe or with other metrics.
+        FileExistsError: another process writes to ``run``; it holds a run with ``resume=False``.
+        OSError: ``run`` can't be written.
 
     Example:
         >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -86,7 +91,7 @@ class KernelTracker:
         [0, 5]
         >>> tracker.close()
         >>> tracker.history
-        History(3 snapshots of 1 layers: cka, relative_change, kernel_distance, scale, ...)
+        History(3 snapshots of 1 layers: cka, relative_change, kernel_distance, kernel_velocity, ...)
         >>> tracker.history.metric("effective_rank").shape
         (3, 1)
     """
@@ -99,7 +104,12 @@ class KernelTracker:
         targets: Any = None,
         schedule: Schedule | None = None,
         metrics: Mapping[str, Metric] = DEFAULT,
+        batch_size: int | None = None,
         run: str | Path | None = None,
+        writers: Sequence[Any] = (),
+        keep_kernels: bool = False,
+        name: str = "",
+        resume: bool = True,
         config: Mapping[str, Any] | None = None,
     ):
         if not callable(f) or is_model(f):
@@ -110,31 +120,40 @@ class KernelTracker:
             raise TypeError(
                 f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced()."
             )
-        self.history = History()
-        self._f = f
-        self._probe = jax.tree.map(jnp.asarray, probe_x)
-        self._n = probe_size(self._probe)
-        self._targets = np.zeros((0,)) if targets is None else check_targets(targets, self._n)
-        if targets is not None and metrics is DEFAULT:
-            metrics = {**DEFAULT, **of_targets(self._targets)}
-        self._schedule = schedule or log_spaced()
-        self._grams = jax.jit(self._measure_grams)
-        self._metrics = check_metrics(metrics, self._n)
-        self._values = jax.jit(partial(layer_metrics, self._metrics))
-        self._layers: list[str] = []
-        self._reference: DenseGram | None = None
-        self._latest: tuple[int, DenseGram] | None = None
-        self._seen: Seen | None = None
-        self._pending: Pending | None = None
-        self._warned: set[str] = set()
-        self._closed = False
-        self._start = time.perf_counter()
         if config is not None and not isinstance(config, Mapping):
             raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
-        self._folder: RunFolder | None = None
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
+        if keep_kernels and run is None:
+            raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
+        self._f, self._batch_size, self._keep = f, batch_size, keep_kernels
+        self._probe = jax.tree.map(jnp.asarray, probe_x)
+        self._n = probe_size(self._probe)
+        writers = [as_writer(writer) for writer in writers]
+        labels = np.zeros((0,)) if targets is None else check_targets(targets, self._n)
+        if targets is not None and metrics is DEFAULT:
+            metrics = {**DEFAULT, **of_targets(labels)}
+        self._schedule = schedule or log_spaced()
+        self._metrics, spectral = check_metrics(metrics, self._n)
+        self._measured_by = jax.jit(self._layer_grams)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._seen: Seen | None = None
+        self._closed = False
+        self._late: Callable[[], object] = lambda: None  # waits for calls from within jit
+        folder, rows = None, []
         if run is not None:
-            about = describe(self._probe, config, schedule=repr(self._schedule), metrics=list(metrics))
-            self._folder = RunFolder(run, about)
+            settings = {"schedule": repr(self._schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
+            about = describe(self._probe, labels, config, **settings)
+            folder = RunFolder(run, about, resume=resume)
+            rows = folder.rows
+        self.history = History(rows, run=folder.path if folder is not None else None)
+        self._recorder = Recorder(self._metrics, spectral, self.history, folder, writers, labels, name, keep_kernels)
+        # the last call that counts for the schedule; the step up to which a resumed run has its snapshots
+        self._before = Moment(rows[-1]["step"], rows[-1]["seconds"], rows[-1]) if rows else None
+        self._has = self._last = rows[-1]["step"] if rows else -math.inf
+        self._first = rows[0]["step"] if rows else None
+        self._known = folder.about.get("layers") if folder is not None and rows else None
+        self._start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
 
     def __call__(self, step: int, params: Any, *, state: Any = None, **scalars: Any) -> bool:
         """Measures if it is time to.
@@ -143,58 +162,71 @@ class KernelTracker:
             step: the training step; may skip, may not go back.
             params: the parameters after this step; a live NNX model may stand for them.
             state: the model's state, if it has one.
-            **scalars: logged beside, such as ``loss=loss``.
+            **scalars: logged beside, such as ``loss=loss`` or ``epoch=epoch``.
 
         Returns:
             Whether it measured.
 
         Raises:
-            ValueError: ``step`` goes back; a scalar takes a name of the tracker's own.
+            ValueError: ``step`` goes back; a scalar takes a name of the tracker's own; a resumed run is of another
+                model.
             TypeError: a scalar is not a single number.
             RuntimeError: the tracker is closed.
         """
-        due = self.due(step)
-        for name in scalars:
-            if name in ("seconds", "layer", *self._metrics) or name.startswith(PREFIX):
-                raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
+        self._check_names(scalars)
         check_scalars(scalars)
-        values = None if due or isinstance(params, Mapping | Sequence | Array | np.ndarray) else jax.tree.leaves(params)
-        self._seen = Seen(index(step), params, state, scalars, values)
+        now = self._moment(step, scalars)
+        due = self._due(now)
+        values = None if due or isinstance(params, Mapping | Sequence | Array | np.ndarray) else self._values(params)
+        seen = Seen(now, params, state, values)
         if due:
-            self._measure(self._seen)
-        elif self._pending is not None and _is_ready(self._pending):
-            self._record()
+            self._measure(seen)
+        elif now.step == self._first:
+            self._compare(now.step, self._grams(seen)[0])
+        self._seen = seen  # a call that fails does not count
+        if now.step > self._has:
+            self._before = now
         return due
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int, **scalars: Any) -> bool:
         """Whether a call at ``step`` would measure; for scalars that cost something, such as a test accuracy."""
+        return self._due(self._moment(step, scalars))
+
+    def _moment(self, step: int, scalars: Mapping[str, Any]) -> Moment:
+        return Moment(index(step), time.perf_counter() - self._start, scalars)
+
+    def _due(self, now: Moment) -> bool:
         if self._closed:
             raise RuntimeError("this tracker is closed; make a new one.")
-        step = index(step)
-        if self._seen is None or self._reference is None:
-            return True
-        if step < self._seen.step:
-            raise ValueError(f"step={step} comes after step {self._seen.step}; steps may be skipped, but not go back.")
-        return self._schedule.due(step, self._seen.step)
+        seen = max(self._seen.now.step if self._seen is not None else -math.inf, self._last)
+        if now.step < seen and now.step > self._has:
+            raise ValueError(f"step={now.step} comes after step {seen}; steps may be skipped, but not go back.")
+        if now.step <= self._last:
+            return False
+        return self._before is None or self._schedule.due(now, self._before)
 
     def flush(self) -> None:
-        """Waits for the numbers of the last snapshot, and records them."""
-        self._record()
+        """Waits for the numbers of all snapshots so far, and until they are written."""
+        self._late()
+        self._recorder.flush()
 
     def close(self) -> None:
-        """Measures the last step seen, waits for all numbers, and closes the run folder."""
+        """Measures the last step seen, waits for all numbers, and closes the run folder and the writers."""
         if self._closed:
             return
-        if self._seen is not None and (self._latest is None or self._latest[0] != self._seen.step):
-            if lost := _lost(self._seen):
-                warnings.warn(
-                    f"close() cannot measure step {self._seen.step}: its parameters were {lost}. Call the tracker once "
-                    "more after the last step.",
-                    stacklevel=2,
-                )
-            else:
-                self._measure(self._seen)
-        self._finish()
+        try:
+            self._late()
+            if self._seen is not None and self._seen.now.step > self._last:
+                if lost := self._lost(self._seen):
+                    warnings.warn(
+                        f"close() cannot measure step {self._seen.now.step}: its parameters were {lost}. Call the "
+                        "tracker once more after the last step.",
+                        stacklevel=2,
+                    )
+                else:
+                    self._measure(self._seen)
+        finally:
+            self._finish()
 
     def __enter__(self) -> KernelTracker:
         return self
@@ -204,79 +236,82 @@ class KernelTracker:
         if kind is None:
             self.close()
         else:
-            self._finish(failed=True)
+            self._finish()
 
-    def _finish(self, *, failed: bool = False) -> None:
-        self._record()
-        if self._latest is not None:
-            self._save("last.npz", *self._latest)
-        if self._folder is not None:
-            self._folder.close(discard=failed and not self.history.rows)
-        # a tracker may be kept for its history: let go of the model and the kernels
-        self._seen = self._latest = self._reference = None
-        self._closed = True
+    def _finish(self) -> None:
+        self._closed, self._seen = True, None  # a tracker may be kept for its history: let go of the model
+        self._recorder.close()
 
     def _measure(self, seen: Seen) -> None:
-        self._record()
+        self._late()
+        self._recorder.settle()
+        self._take(seen.now, *self._grams(seen))
+
+    def _grams(self, seen: Seen) -> tuple[DenseGram, dict[str, Array]]:
         params, state = seen.params, seen.state
         if isinstance(self._f, ModelFn):
             params, state = self._f.variables(params, state)
-        grams = self._grams(params, state, self._probe)
-        if self._reference is None:
-            self._reference = grams
-            self._save("reference.npz", seen.step, grams)
-        self._latest = (seen.step, grams)
-        values, traces = self._values(grams, self._reference)
-        self._pending = Pending(seen.step, time.perf_counter() - self._start, values, traces, seen.scalars)
+        if not self._shapes:
+            self._recorder.prepare(self._measured_by.eval_shape(params, state, self._probe)[0])
+        return self._measured_by(params, state, self._probe)
 
-    def _save(self, name: str, step: int, grams: DenseGram) -> None:
-        if self._folder is not None:
-            arrays = {"kernels": grams.matrix, "centered": grams.centered, "targets": self._targets}
-            self._folder.save(name, step=step, layers=self._layers, **arrays)
+    def _layer_grams(self, params: Any, state: Any, probe: Any) -> tuple[DenseGram, dict[str, Array]]:
+        """The Grams of all layers, ``(L, N, N)``, and features to keep that are narrower; for use within ``jit``."""
 
-    def _measure_grams(self, params: Any, state: Any, probe: Any) -> DenseGram:
-        """The Grams of all layers, stacked: ``(L, N, N)``."""
-        outputs = self._f(params, probe) if state is None else self._f(params, probe, state=state)
-        layers = layer_outputs(outputs, self._n)
-        self._layers = list(layers)
-        return stacked_grams(layers)
+        def outputs(probe: Any) -> Any:
+            return self._f(params, probe) if state is None else self._f(params, probe, state=state)
 
-    def _record(self) -> None:
-        """Moves the snapshot under way to the history and the run folder."""
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        values, traces, scalars = jax.device_get((pending.values, pending.traces, dict(pending.scalars)))
-        row: Row = {"step": pending.step, "seconds": round(pending.seconds, 3)}
-        row |= {name: float(scalars[name]) for name in pending.scalars}
-        for i, layer in enumerate(self._layers):
-            row |= {f"{PREFIX}{layer}/{metric}": float(values[metric][i]) for metric in self._metrics}
-            self._warn_if_degenerate(pending.step, layer, float(traces[0][i]), float(traces[1][i]))
-        self.history.rows.append(row)
-        if self._folder is not None:
-            self._folder.append(row)
+        layers = layer_outputs(in_batches(outputs, probe, self._n, self._batch_size), self._n)
+        self._shapes = {name: y.shape[1:] for name, y in layers.items()}
+        if self._known is not None:
+            check_layers(self._known, self._shapes)
+        narrow = {name: y for name, y in layers.items() if self._keep and math.prod(y.shape[1:]) < self._n}
+        return stacked_grams(layers), {name: features(y) for name, y in narrow.items()}
 
-    def _warn_if_degenerate(self, step: int, layer: str, trace: float, centered_trace: float) -> None:
-        if layer in self._warned or (np.isfinite(trace) and centered_trace > 0):
-            return
-        self._warned.add(layer)
-        what = "not finite" if not np.isfinite(trace) else "zero" if trace == 0 else "constant"
-        message = f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan"
-        first = len(self.history) == 0 and np.isfinite(trace)
-        message += ", and those relative to this first snapshot will stay so" if first else ""
-        warnings.warn(message + ".", stacklevel=4)
+    def _take(self, now: Moment, grams: DenseGram, narrow: Mapping[str, Any]) -> None:
+        """Records what was measured."""
+        # programs for several devices are all started by this thread: two would wait for each other
+        grams, narrow = jax.tree.map(_on_one_device, (grams, narrow))
+        self._recorder.submit(Snapshot(now.step, now.seconds, now.scalars, self._shapes, grams, narrow))
+        self._last = now.step
+
+    def _compare(self, step: int, grams: DenseGram) -> None:
+        """Refuses another training in a run's folder, where it begins anew."""
+        first = self._recorder.reference
+        if first is not None and jnp.abs(grams.matrix - first.matrix).max() > 1e-3 * jnp.abs(first.matrix).max():
+            raise ValueError(
+                f"step={step} has other kernels than the first snapshot of this run folder: this is another "
+                "training; name another folder, or go on with the parameters of this one."
+            )
+
+    def _values(self, params: Any) -> list[Any]:
+        """The arrays of a live model, which training goes on writing to."""
+        leaves = jax.tree.leaves(params)
+        if isinstance(self._f, ModelFn) and len(leaves) == 1 and leaves[0] is params:  # as a Keras model is
+            return jax.tree.leaves(self._f.variables(params))
+        return leaves
+
+    def _lost(self, seen: Seen) -> str:
+        """What became of the parameters of a call since then; empty where they are as they were."""
+        if any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves((seen.params, seen.state))):
+            return "donated to a later step"
+        if seen.values is not None:
+            pairs = zip(seen.values, self._values(seen.params), strict=False)
+            if any(a is not b for a, b in pairs):
+                return "trained further since, in the live model"
+        return ""
+
+    def _check_names(self, scalars: Mapping[str, Any]) -> None:
+        for name in scalars:
+            if name in ("seconds", "layer", DIVERGED, *self._metrics) or name.startswith(PREFIX):
+                raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
 
 
-def _is_ready(pending: Pending) -> bool:
-    arrays: list[Any] = list(pending.values.values())
-    return all(array.is_ready() for array in arrays)
-
-
-def _lost(seen: Seen) -> str:
-    """What became of the parameters of a call since then; empty where they are as they were."""
-    leaves = jax.tree.leaves((seen.params, seen.state))
-    if any(getattr(leaf, "is_deleted", bool)() for leaf in leaves):
-        return "donated to a later step"
-    if seen.values is not None and any(a is not b for a, b in zip(seen.values, leaves, strict=False)):
-        return "trained further since, in the live model"
-    return ""
+def _on_one_device(array: Any) -> Any:
+    if not isinstance(array, Array) or len(array.devices()) == 1:
+        return array
+    if not array.is_fully_replicated:
+        if not isinstance(array.sharding, NamedSharding):
+            return jnp.asarray(np.asarray(array))
+        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    return array.addressable_shards[0].data  # device_put to one device leaves the mesh in its type

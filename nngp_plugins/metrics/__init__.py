@@ -11,6 +11,7 @@ from ._classes import neural_collapse as neural_collapse
 from ._classes import target_alignment as target_alignment
 from ._default import DEFAULT as DEFAULT
 from ._default import Metric as Metric
+from ._default import Velocity as Velocity
 from ._default import of_targets as of_targets
 from ._gram import DenseGram as DenseGram
 from ._gram import FeatureGram as FeatureGram

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ from ._spectrum import effective_rank, participation_ratio, power_law_exponent, 
 from ._targets import Classes
 
 Metric = Callable[[Gram, Gram], Array]
-"""Takes the Gram of a layer and the Gram of the same layer at the first snapshot, returns a scalar."""
+"""Takes the Gram of a layer and that of the same layer at the first snapshot (but :class:`Velocity`); a scalar."""
 
 
 def _alone(metric: Callable[[Gram], Array]) -> Metric:
@@ -37,11 +38,27 @@ def _power_law(a: Gram) -> Array:
     return power_law_exponent(a, (first, last))
 
 
+@dataclass(frozen=True)
+class Velocity:
+    """How fast a kernel moves: a distance that a tracker takes to the snapshot before, over the steps between.
+
+    Attributes:
+        distance: of the Grams of two snapshots; ``partial(kernel_distance, center=True)`` for
+            :func:`centered_kernel_velocity`.
+    """
+
+    distance: Metric = kernel_distance
+
+    def __call__(self, a: Gram, previous: Gram) -> Array:
+        return self.distance(a, previous)
+
+
 DEFAULT: Mapping[str, Metric] = MappingProxyType(
     {
         "cka": cka,
         "relative_change": relative_change,
         "kernel_distance": kernel_distance,
+        "kernel_velocity": Velocity(),
         "scale": _alone(scale),
         "effective_rank": _alone(effective_rank),
         "participation_ratio": _alone(participation_ratio),
@@ -49,7 +66,7 @@ DEFAULT: Mapping[str, Metric] = MappingProxyType(
         "power_law_exponent": _alone(_power_law),
     }
 )
-"""What needs no targets: similarity to the first snapshot, size, and spread. With :func:`of_targets`, a dozen."""
+"""What needs no targets: similarity to the first snapshot, size, and spread. With :func:`of_targets`, thirteen."""
 
 
 def of_targets(y: Any) -> dict[str, Metric]:

@@ -90,10 +90,12 @@ class DenseGram(Gram):
     Attributes:
         matrix: the kernel K, ``(N, N)``.
         centered: ``H K H`` where it is known already, as from centred features, which loses no digits.
+        eigenvalues: of K, ascending, where they are known already.
     """
 
     matrix: Float[Array, "N N"]
     centered: Float[Array, "N N"] | None = None
+    eigenvalues: Float[Array, " N"] | None = None
 
     @property
     def n(self) -> int:
@@ -120,7 +122,7 @@ class DenseGram(Gram):
 
     def eigvalsh(self) -> Float[Array, " N"]:
         """The N eigenvalues, ascending."""
-        return jnp.linalg.eigvalsh(self.matrix)
+        return jnp.linalg.eigvalsh(self.matrix) if self.eigenvalues is None else self.eigenvalues
 
     def singular_values(self) -> Float[Array, " N"]:
         """Square roots of the eigenvalues that are more than rounding error, whose root would be large."""

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from .._require import require
-from ._figures import TITLES, curves, heat_maps, layer_colors
+from ..callbacks import History
+from ..callbacks._plot import TITLES
+from ..callbacks._table import change
+from ._figures import curves, heat_maps, layer_colors
 from ._run import Run
+
+_NAMED = 6  # layers that the banner of a run that diverged names
 
 
 def write_report(run: str | Path, *, title: str | None = None) -> Path:
@@ -46,6 +51,8 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     page = environment.get_template("report.html.j2").render(
         title=title or path.resolve().name,
         about=loaded.about,
+        diverged=_diverged(loaded.history),
+        velocity="kernel_velocity" in loaded.history.metrics,
         facts=_facts(loaded),
         header=["Layer", *(TITLES.get(name, name) for name in loaded.history.metrics)],
         rows=_summary(loaded),
@@ -70,19 +77,20 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def _summary(run: Run) -> list[tuple[str, str, list[str]]]:
     """Name and colour of each layer, and what became of each metric from the first to the last snapshot."""
-    colors = layer_colors(run.layers)
-    values = {name: run.history.metric(name) for name in run.history.metrics}
-    relative = {"cka", "relative_change"}  # 1 and 0 at the first snapshot, which need not be said
-
-    def cell(name: str, i: int) -> str:
-        first, last = values[name][0, i], values[name][-1, i]
-        return _show(last) if name in relative else f"{_show(first)} → {_show(last)}"
-
-    return [(layer, colors[layer], [cell(name, i) for name in values]) for i, layer in enumerate(run.layers)]
+    colors, metrics = layer_colors(run.layers), run.history.metrics
+    return [(name, colors[name], [change(run.history, name, metric) for metric in metrics]) for name in run.layers]
 
 
-def _show(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".")
+def _diverged(history: History) -> tuple[int, str] | None:
+    """Where the run diverged, and which kernels were the first that are not finite."""
+    if (step := history.diverged) is None:
+        return None
+    layers = [layer for layer, first in history.diverged_layers.items() if first == step]
+    if len(layers) == 1:
+        return step, f"the kernel of {layers[0]} is not finite"
+    named, more = layers[:_NAMED], len(layers) - _NAMED
+    names = f"{', '.join(named)} and {more} more" if more > 0 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return step, f"the kernels of {names} are not finite"
 
 
 def _div(figure: Any, name: str) -> str:

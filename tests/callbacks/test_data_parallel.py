@@ -1,14 +1,26 @@
-"""A probe on a mesh with explicit axes, in a process with eight devices."""
+"""Training on eight devices, in a process that has them: parameters replicated or sharded, a probe sharded."""
 
 import os
 import subprocess
 import sys
 
-SCRIPT = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import pytest
+
+BEGIN = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import nngp_plugins as nngp
 
+assert jax.device_count() == 8
+
+def same(found, expected):
+    assert found.steps.tolist() == expected.steps.tolist()
+    assert found.layers == expected.layers == ["hidden", "square"]
+    for metric in expected.metrics:
+        tolerance = 1e-2 if metric == "power_law_exponent" else 1e-4  # a fit to few small eigenvalues
+        np.testing.assert_allclose(found.metric(metric), expected.metric(metric), rtol=tolerance, atol=1e-6)
+"""
+EXPLICIT = """
 def f(w, x):
     hidden = jnp.tanh(x @ w)
     return {"hidden": hidden, "square": hidden**2}
@@ -21,19 +33,77 @@ def history(x):
 
 x = jax.random.normal(jax.random.key(0), (16, 8))
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
-sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-for metric in nngp.metrics.DEFAULT:
-    np.testing.assert_allclose(history(sharded).metric(metric), history(x).metric(metric), rtol=1e-4, atol=1e-6)
+sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+same(history(sharded), history(x))
 kernels = [nngp.empirical_nngp_fn(f)(y, None, jnp.eye(8)) for y in (x, sharded)]
 alone, spread = (nngp.metrics.cka(k["hidden"], k["square"]) for k in kernels)
 np.testing.assert_allclose(alone, spread, rtol=1e-4)
 print("ok")
 """
+TRAINING = """
+def f(params, x):
+    hidden = jnp.tanh(x @ params["w"])
+    return {"hidden": hidden, "square": hidden @ params["v"]}
+
+data, weights = np.random.default_rng(0), np.random.default_rng(1)
+x, y = (data.normal(size=(64, d)).astype(np.float32) for d in (8, 16))
+probe = data.normal(size=(24, 8)).astype(np.float32)
+params = {"w": weights.normal(size=(8, 16)).astype(np.float32), "v": weights.normal(size=(16, 16)).astype(np.float32)}
+
+def train(place, place_params, where):
+    options = {"schedule": nngp.every(2) | nngp.at(1), "keep_kernels": True}
+    hook, inner = (
+        nngp.KernelTracker(f, place(probe), run=f"{where}/{name}", **options) for name in ("hook", "inner")
+    )
+    optimizer = optax.chain(optax.sgd(0.02), nngp.track_kernel(inner))
+    carry = jax.tree.map(place_params, params)
+    carry = carry, optimizer.init(carry)
+
+    @jax.jit
+    def step_fn(params, opt_state, x, y):
+        loss, grads = jax.value_and_grad(lambda params: jnp.mean((f(params, x)["square"] - y) ** 2))(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for step in range(6):
+        hook(step, carry[0])
+        carry = step_fn(*carry, place(x), place(y))
+    devices = len(carry[0]["w"].devices())
+    inner.flush()
+    hook.flush()
+    return hook.history, inner.history, devices
+
+import sys, tempfile
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+kinds = {
+    "replicated": lambda a: jax.device_put(a, NamedSharding(mesh, P())),
+    "sharded": lambda a: jax.device_put(a, NamedSharding(mesh, P(None, "data"))),
+}
+with tempfile.TemporaryDirectory() as folder:
+    expected, _, devices = train(jnp.asarray, jnp.asarray, folder + "/one")
+    assert devices == 1
+    assert expected.metric("relative_change")[-1].min() > 0.01
+    spread = lambda a: jax.device_put(a, NamedSharding(mesh, P("data")))
+    hook, inner, devices = train(spread, kinds[KIND], folder + "/eight")
+    assert devices == 8
+    same(hook, expected)
+    same(inner, expected)
+    for layer in expected.layers:
+        kernel = expected.kernel(layer, 4)
+        np.testing.assert_allclose(hook.kernel(layer, 4), kernel, atol=1e-5 * abs(kernel).max())
+        np.testing.assert_allclose(inner.kernel(layer, 4), kernel, atol=1e-5 * abs(kernel).max())
+print("ok")
+"""
 
 
-def test_a_probe_sharded_over_an_explicit_mesh():
+@pytest.mark.parametrize(
+    "script",
+    [EXPLICIT, f"KIND = 'replicated'\n{TRAINING}", f"KIND = 'sharded'\n{TRAINING}"],
+    ids=["a probe on an explicit mesh", "replicated", "sharded"],
+)
+def test_on_eight_devices(script):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", SCRIPT]
+    command = [sys.executable, "-W", "error", "-c", BEGIN + script]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.stdout == "ok\n", run.stderr

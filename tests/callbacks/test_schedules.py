@@ -1,11 +1,14 @@
 """When a tracker measures: exact lists of steps, skipped steps, and bad arguments."""
 
 import re
+import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import nngp_plugins as nngp
+from nngp_plugins.callbacks import Moment
 
 
 def steps(schedule, until, since=0):
@@ -74,3 +77,69 @@ def test_bad_arguments(make, said, value):
 def test_integers_of_numpy():
     assert steps(nngp.every(np.int64(4)), 9) == [4, 8]
     assert steps(nngp.log_spaced(np.int32(1)), 100) == [1, 10, 100]
+
+
+def test_at():
+    assert steps(nngp.at(3, [9, 4], range(11, 13), 3), 30) == [3, 4, 9, 11, 12]
+    assert nngp.at(5, 7).due(8, 4)
+    assert not nngp.at(5, 7).due(6, 5)
+
+
+def test_every_seconds():
+    schedule, clock = nngp.every_seconds(2.5), [0, 1, 2.4, 2.6, 3, 8, 9.9, 10, 12.4]
+    moments = [Moment(step, seconds) for step, seconds in enumerate(clock)]
+    due = [now.seconds for before, now in pairwise(moments) if schedule.due(now, before)]
+    assert due == [2.6, 8, 10]
+
+
+def test_every_seconds_of_a_tracker():
+    with nngp.KernelTracker(
+        lambda w, x: x * w, np.ones((5, 2)) + np.eye(5, 2), schedule=nngp.every_seconds(0.4)
+    ) as seen:
+        start, measured = time.monotonic(), []
+        while time.monotonic() - start < 2:
+            if seen(len(measured), 1.0):
+                measured.append(time.monotonic() - start)
+    # the first call, and once in each of four or five spans
+    assert 3 <= len(measured) <= 6
+    spans = np.floor(np.array([row["seconds"] for row in seen.history.rows]) / 0.4)
+    assert len(set(spans)) >= len(spans) - 1  # but for what close() adds
+
+
+def test_when():
+    schedule = nngp.when(lambda step, scalars: step > 2 and scalars["loss"] < 0.1)
+    losses = [0.0, 0.5, 0.05, 0.05, 0.2, 0.01]
+    moments = [Moment(step, scalars={"loss": loss}) for step, loss in enumerate(losses)]
+    assert [now.step for before, now in pairwise(moments) if schedule.due(now, before)] == [3, 5]
+
+
+def test_epochs():
+    schedule = nngp.every(2, of="epoch")
+    with nngp.KernelTracker(lambda w, x: x * w, np.ones((5, 2)) + np.eye(5, 2), schedule=schedule) as seen:
+        measured = [step for step in range(31) if seen(step, 1.0, epoch=step // 5)]
+        assert seen.due(50, epoch=10)
+        with pytest.raises(ValueError, match=r"of='epoch' is not among the scalars of step 31; pass tracker\(.*epoch="):
+            seen(31, 1.0)
+    assert measured == [0, 10, 20, 30]
+    assert seen.history.scalar("epoch").tolist() == [0, 2, 4, 6]
+
+
+def test_unions_of_all_kinds():
+    schedule = nngp.at(2) | nngp.every_seconds(60) | nngp.when(lambda step, scalars: step == 7) | nngp.every(9)
+    assert [s for s in range(1, 12) if schedule.due(Moment(s), Moment(s - 1))] == [2, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: nngp.at(), ValueError, r"at\(\) takes steps, integers ≥ 0"),
+        (lambda: nngp.at(3, -1), ValueError, r"at\(3, -1\) takes steps"),
+        (lambda: nngp.at(2.5), ValueError, r"at\(2.5\) takes steps"),
+        (lambda: nngp.every_seconds(0), ValueError, r"every_seconds\(0\) takes a positive number"),
+        (lambda: nngp.every_seconds("1m"), ValueError, r"every_seconds\('1m'\) takes a positive number"),
+        (lambda: nngp.when(3), TypeError, r"when\(3\) takes a function predicate\(step, scalars\)"),
+    ],
+)
+def test_more_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

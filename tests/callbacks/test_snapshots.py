@@ -1,0 +1,271 @@
+"""What a snapshot is: kept kernels, velocity, batches, checkpoints, several trackers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+import zarr
+
+import nngp_plugins as nngp
+
+X = jax.random.normal(jax.random.key(0), (30, 6))
+Y = jnp.arange(30) % 3
+PROBE = X[:10]
+NET = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(3)])
+F = nngp.from_linen(NET)
+PARAMS = F.init(jax.random.key(1), X)[0]
+
+
+def train(on_step, optimizer, steps):
+    """Plain gradient descent; ``on_step`` sees the parameters before each update."""
+    params, opt_state = PARAMS, optimizer.init(PARAMS)
+
+    def loss_fn(params):
+        return optax.softmax_cross_entropy_with_integer_labels(F(params, X), Y).mean()
+
+    @jax.jit
+    def update(params, opt_state):
+        updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for step in range(steps):
+        on_step(step, params)
+        params, opt_state = update(params, opt_state)
+
+
+def kernel(y):
+    y = np.asarray(y, np.float64).reshape(len(y), -1)
+    return y @ y.T / y.shape[1]
+
+
+def close(a, b, tolerance=1e-6):
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def test_kernels_after_the_fact_from_orbax_checkpoints(tmp_path):
+    """The hook and the transformation against kernels computed from what orbax saved."""
+    f, runs = F.layers(), {"hook": tmp_path / "hook", "transformation": tmp_path / "transformation"}
+    inner, outer = (
+        nngp.KernelTracker(f, PROBE, schedule=nngp.every(2), run=run, keep_kernels=True)
+        for run in (runs["transformation"], runs["hook"])
+    )
+    with ocp.StandardCheckpointer() as checkpointer, inner, outer:
+
+        def on_step(step, params):
+            if outer(step, params):
+                checkpointer.save(tmp_path / "checkpoints" / str(step), params)
+
+        train(on_step, optax.chain(optax.sgd(1.0), nngp.track_kernel(inner)), 7)
+        checkpointer.wait_until_finished()
+        restored = {s: checkpointer.restore(tmp_path / "checkpoints" / str(s), PARAMS) for s in (0, 2, 4, 6)}
+    layers = {step: f(params, PROBE) for step, params in restored.items()}
+    for run in runs.values():
+        history = nngp.History.load(run)
+        assert history.steps.tolist() == [0, 2, 4, 6]
+        for step, outputs in layers.items():
+            for layer, y in outputs.items():
+                close(history.kernel(layer, step), kernel(y))
+        for layer in history.layers:
+            k, k0 = kernel(layers[6][layer]), kernel(layers[0][layer])
+            expected = np.linalg.norm(k - k0) / np.linalg.norm(k0)
+            found = history.metric("relative_change")[-1, history.layers.index(layer)]
+            assert found == pytest.approx(expected, rel=1e-5)
+            assert expected > 0.05
+
+
+def test_velocity_is_the_distance_to_the_snapshot_before_over_the_steps_between():
+    seen = {}
+    with nngp.KernelTracker(F.layers("layers_0"), PROBE, schedule=nngp.at(1, 4, 9)) as tracker:
+
+        def on_step(step, params):
+            if tracker(step, params):
+                seen[step] = kernel(F.layers("layers_0")(params, PROBE)["layers_0"])
+
+        train(on_step, optax.sgd(1.0), 10)
+    (a, b, c, d), steps = seen.values(), [0, 1, 4, 9]
+    assert list(seen) == steps
+    pairs = (b, a), (c, b), (d, c)
+    cosines = [np.sum(k * other) / np.linalg.norm(k) / np.linalg.norm(other) for k, other in pairs]
+    expected = (1 - np.array(cosines)) / np.diff(steps)
+    found = tracker.history.metric("kernel_velocity")[:, 0]
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:], expected, rtol=1e-3)
+
+
+def test_a_velocity_of_ones_own():
+    metrics = {"turn": nngp.metrics.Velocity(lambda a, before: a.trace() - before.trace())}
+    with nngp.KernelTracker(lambda w, x: w * x, PROBE, schedule=nngp.every(2), metrics=metrics) as tracker:
+        for step in range(5):
+            tracker(step, jnp.float32(1 + step))
+    trace = float(jnp.sum(PROBE**2)) / 6
+    np.testing.assert_allclose(tracker.history.metric("turn")[1:, 0], [trace * 8 / 2, trace * 16 / 2], rtol=1e-5)
+
+
+class TestKeptKernels:
+    @pytest.fixture
+    def run(self, tmp_path):
+        run = tmp_path / "run"
+        f = {"a/b": 12, "a": 4, "a.b": 12, "step": 3}  # wider and narrower than the probe, names that meet
+        with nngp.KernelTracker(
+            lambda w, x: {name: jnp.tile(w * x, 2)[:, :d] for name, d in f.items()},
+            PROBE,
+            schedule=nngp.every(1),
+            metrics={"scale": nngp.metrics.DEFAULT["scale"]},
+            run=run,
+            keep_kernels=True,
+        ) as tracker:
+            for step in range(3):
+                tracker(5 * step, 1.0 + step)
+            tracker.flush()
+            close(tracker.history.kernel("a", 10), kernel(3 * PROBE[:, :4]))  # while it is open
+        return run
+
+    def test_all_are_there(self, run):
+        history = nngp.History.load(run)
+        for step in (0, 5, 10):
+            w = 1 + step / 5
+            wide, narrow = kernel(w * np.tile(PROBE, 2)), kernel(w * PROBE[:, :4])
+            close(history.kernel("a/b", step), wide)
+            close(history.kernel("a.b", step), wide)
+            close(history.kernel("a", step), narrow)
+            close(history.kernel("step", step), kernel(w * PROBE[:, :3]))
+
+    def test_zarr_reads_them(self, run):
+        group = zarr.open_group(run / "kernels", mode="r")
+        by_name = {array.attrs["name"]: array for _, array in group.arrays()}
+        assert by_name["a/b"].shape == (3, 10, 10)
+        assert by_name["a"].shape == (3, 10, 4)  # features
+        close(by_name["a/b"][1], kernel(2 * np.tile(PROBE, 2)))
+        assert group["step"][:].tolist() == [0, 5, 10]
+
+    @pytest.mark.parametrize(
+        ("layer", "step", "message"),
+        [
+            ("b", 0, "'b' is no layer of this history; there are a, a.b"),
+            ("a", 3, "step 3 has no snapshot; there are 0, 5"),
+        ],
+    )
+    def test_what_is_not_there(self, run, layer, step, message):
+        with pytest.raises(KeyError, match=message):
+            nngp.History.load(run).kernel(layer, step)
+
+    def test_not_kept(self, tmp_path):
+        with nngp.KernelTracker(lambda w, x: w * x, PROBE, run=tmp_path) as tracker:
+            tracker(0, 1.0)
+        with pytest.raises(FileNotFoundError, match=r"keeps no kernels; pass keep_kernels=True to KernelTracker"):
+            nngp.History.load(tmp_path).kernel("output", 0)
+
+    def test_without_a_run_folder(self):
+        with pytest.raises(ValueError, match=r"keep_kernels=True keeps them in the run folder; pass run="):
+            nngp.KernelTracker(lambda w, x: w * x, PROBE, keep_kernels=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 64])
+def test_batches_of_the_probe(batch_size):
+    histories = []
+    for size in (None, batch_size):
+        with nngp.KernelTracker(F.layers(), PROBE, batch_size=size, metrics={"cka": nngp.metrics.cka}) as seen:
+            train(seen, optax.sgd(1.0), 3)
+        histories.append(seen.history)
+    assert histories[0].steps.tolist() == histories[1].steps.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(histories[1].metric("cka"), histories[0].metric("cka"), rtol=1e-5)
+
+
+def test_a_layer_without_a_batch_in_batches():
+    with (
+        nngp.KernelTracker(lambda w, x: {"mean": x.mean(axis=0)}, PROBE, batch_size=4) as seen,
+        pytest.raises(ValueError, match=r"layer 'mean' has shape \(6,\), not the 10 examples"),
+    ):
+        seen(0, 1.0)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_bad_batches(size):
+    with pytest.raises(ValueError, match=f"batch_size={size} must be positive, or None"):
+        nngp.KernelTracker(lambda w, x: w * x, PROBE, batch_size=size)
+
+
+def test_diverged():
+    seen = nngp.KernelTracker(lambda w, x: {"head": w * x, "body": x}, PROBE, schedule=nngp.every(1))
+    for step, w in enumerate([1.0, 2.0, np.inf]):
+        seen(step, jnp.float32(w))
+    with pytest.warns(UserWarning, match="'head' is not finite at step 2"):
+        seen(3, jnp.float32(np.nan))
+    seen.close()
+    assert [row.get("diverged") for row in seen.history.rows] == [None, None, ["head"], ["head"]]
+    assert seen.history.diverged == 2
+    assert np.isfinite(seen.history.metric("cka")[:, 0]).all()  # of the body, which comes first
+
+
+def test_names_tell_trackers_apart():
+    class Written:
+        def __init__(self):
+            self.names = set()
+
+        def write_scalars(self, step, scalars):
+            self.names |= set(scalars)
+
+    written, metrics = Written(), {"cka": nngp.metrics.cka}
+    with (
+        nngp.KernelTracker(lambda w, x: x * w, PROBE, writers=[written], name="train", metrics=metrics) as one,
+        nngp.KernelTracker(lambda w, x: x * w, X[10:], writers=[written], name="test", metrics=metrics) as two,
+    ):
+        one(0, 1.0, loss=0.5)
+        two(0, 1.0)
+    assert written.names == {"train/kernel/output/cka", "test/kernel/output/cka", "loss", "seconds"}
+
+
+def test_x64_of_the_users_thread():
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 6)))
+        with nngp.KernelTracker(lambda w, x: x * w, x, metrics={"scale": lambda a, _: a.trace()}) as seen:
+            seen(0, jnp.float64(1))
+    expected = float(np.sum(np.asarray(x) ** 2) / 6)
+    assert seen.history.metric("scale")[0, 0] == pytest.approx(expected, rel=1e-14)
+
+
+def test_a_keras_model_trained_further_is_not_measured_as_the_step_seen():
+    import keras
+
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    x, y = np.asarray(X), np.zeros((30, 3))
+
+    def tracked(after):
+        seen = nngp.KernelTracker(nngp.from_keras(model).layers(), PROBE, schedule=nngp.every(100))
+        seen(0, model)
+        model.fit(x, y, verbose=0)
+        seen(1, model)
+        after()
+        return seen
+
+    seen = tracked(lambda: None)
+    seen.close()
+    assert seen.history.steps.tolist() == [0, 1]
+    assert seen.history.metric("relative_change")[1].min() > 1e-3
+    seen = tracked(lambda: model.fit(x, y, verbose=0))
+    with pytest.warns(UserWarning, match="cannot measure step 1: its parameters were trained further since"):
+        seen.close()
+    assert seen.history.steps.tolist() == [0]
+
+
+def test_a_step_is_measured_once():
+    schedule = nngp.every(4) | nngp.every(1, of="epoch")
+    with nngp.KernelTracker(lambda w, x: w * x, PROBE, schedule=schedule) as seen:
+        for step in range(9):
+            seen(step, 1.0 + step, epoch=0)
+        assert not seen(8, 9.0, epoch=1)
+    assert seen.history.steps.tolist() == [0, 4, 8]
+
+
+def test_spectra_are_those_of_jax():
+    """The tracker has LAPACK's eigenvalues from SciPy; the metrics by themselves those of XLA."""
+    with nngp.KernelTracker(F.layers(), PROBE) as seen:
+        seen(0, PARAMS)
+    grams = nngp.gram(F.layers(), PROBE, PARAMS)
+    for metric in ("effective_rank", "stable_rank", "participation_ratio"):
+        expected = [float(nngp.metrics.DEFAULT[metric](gram, gram)) for gram in grams.values()]
+        np.testing.assert_allclose(seen.history.metric(metric)[0], expected, rtol=1e-5)
