@@ -13,6 +13,7 @@ def run(name, **arguments):
 
 def test_every_example_is_tested_and_short():
     scripts = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert scripts.pop("lazy_and_rich") < 140  # an experiment, with its picture
     assert set(scripts) == {"any_function", "flax_training_callback", "haiku_experiment", "nnx_training_callback"}
     assert max(scripts.values()) < 60
 
@@ -41,3 +42,31 @@ def test_haiku_experiment(capsys):
     distance = [1 - history.metric("cka")[-1, 0] for history in histories.values()]
     assert (np.diff(distance) > 0).all()  # a larger learning rate moves the kernel further
     assert capsys.readouterr().out.count("learning rate") == len(histories)
+
+
+def test_lazy_and_rich(tmp_path, capsys):
+    path = tmp_path / "lazy_and_rich.html"
+    lazy, rich = run("lazy_and_rich", widths=(32, 512), rates=(0.002, 0.032), seeds=2, steps=60, out=path)
+
+    def distances(runs):
+        return np.array([[1 - history.metric("cka")[-1, 0] for history in histories] for histories in runs.values()])
+
+    def scalars(name, runs):
+        return np.array([[history.scalar(name) for history in histories] for histories in runs.values()])
+
+    # lazy: 16 times the width moves the kernel far less than 1/16, while one rate suits both widths
+    narrow, wide = distances(lazy)
+    assert (narrow > 16 * wide).all()
+    narrow, wide = scalars("loss", lazy)[..., -1]
+    assert (narrow < wide).all()
+    assert (wide < 2 * narrow).all()
+    assert (scalars("accuracy", lazy)[..., -1] > 0.5).all()
+
+    # rich: the larger rate first overshoots, and moves the kernel
+    slow, fast = distances(rich)
+    assert (fast > 10 * slow).all()
+    losses = scalars("loss", rich)
+    np.testing.assert_array_equal(losses.max(axis=-1) > 2 * losses[..., 0], [[False] * 2, [True] * 2])
+    assert (losses[..., -1] < losses[..., 0] / 3).all()
+    assert "peak loss" in capsys.readouterr().out
+    assert "learning rate" in path.read_text()
