@@ -135,6 +135,14 @@ class Recorder:
         self._messages.append(message)
 
     def _record(self, snapshot: Snapshot) -> None:
+        from scipy import linalg  # noqa: F401  # so that its BLAS is found, too
+        from threadpoolctl import threadpool_limits
+
+        # threads of BLAS that wait for work would take the cores from those that train
+        with threadpool_limits(1, user_api="blas"):
+            self._record_now(snapshot)
+
+    def _record_now(self, snapshot: Snapshot) -> None:
         step, grams = snapshot.step, self._with_spectrum(_on_cpu(snapshot.grams))
         snapshot = snapshot._replace(grams=grams)
         if self.reference is None:
