@@ -56,7 +56,9 @@ def track(
         dataset = get_dataset(data)
         f = get_model(model, dataset)
         probe_x, probe_y = dataset.probe(probe)
-        tracker = KernelTracker(f.layers(), probe_x, targets=probe_y, schedule=schedule, run=run, config=config)
+        tracker = KernelTracker(
+            f.layers(), probe_x, targets=probe_y, schedule=schedule, run=run, resume=False, config=config
+        )
     except (ValueError, FileExistsError) as error:
         raise typer.BadParameter(str(error)) from None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

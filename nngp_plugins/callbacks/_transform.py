@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.experimental import io_callback
 
 from ..metrics import DenseGram
 from ._tracker import KernelTracker
+
+if TYPE_CHECKING:
+    import optax
 
 
 class TrackKernelState(NamedTuple):
@@ -64,6 +66,8 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         >>> tracker.history.steps
         array([0, 4, 8])
     """
+    import optax  # here, for it takes long to import
+
     host = Host(tracker)
 
     def init(params: optax.Params) -> TrackKernelState:

@@ -178,6 +178,7 @@ def test_nnx_optimizer():
             values = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
             outer(i, values, loss=step(model, optimizer))
         inner.flush()
+        outer.flush()
         assert_same(inner.history, outer.history)
 
 

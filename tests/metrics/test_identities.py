@@ -178,6 +178,7 @@ def test_default_metrics_at_the_reference():
         "cka": 1,
         "relative_change": 0,
         "kernel_distance": 0,
+        "kernel_velocity": 0,
         "scale": scale(gram),
         "effective_rank": effective_rank(gram),
         "participation_ratio": participation_ratio(gram),

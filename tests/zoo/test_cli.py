@@ -76,12 +76,12 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments,
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_folder_in_use_is_refused_and_untouched(tracked):
+def test_a_run_folder_that_holds_a_run_is_refused_and_untouched(tracked):
     run, _ = tracked
     before = (run / "metrics.jsonl").read_bytes()
     command = nngp_zoo("track", "linen/mlp", "--run", run)
     assert command.returncode == 2
-    assert "is in use: it already holds a run" in command.stderr
+    assert "already holds a run; name another folder" in command.stderr
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
