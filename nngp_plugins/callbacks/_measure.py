@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ..adapters import is_model
 from ..metrics import DenseGram, Metric, Velocity, features
 from ..metrics._products import product
 
@@ -116,6 +118,34 @@ def with_eigenvalues(grams: DenseGram) -> DenseGram:
         if np.isfinite(matrix).all():
             values[i] = eigvalsh(matrix, check_finite=False, driver="evd")
     return DenseGram(grams.matrix, grams.centered, jnp.asarray(values))
+
+
+def on_one_device(array: Any) -> Any:
+    """An array on a single device, from as many as it is on."""
+    if not isinstance(array, Array) or len(array.devices()) == 1:
+        return array
+    if not array.is_fully_replicated:
+        if not isinstance(array.sharding, NamedSharding):
+            return jnp.asarray(np.asarray(array))
+        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    return array.addressable_shards[0].data  # device_put to one device leaves the mesh in its type
+
+
+def check_arguments(f: Any, batch_size: int | None, config: Any) -> None:
+    """Refuses arguments of a tracker that are something else.
+
+    Raises:
+        TypeError: ``f`` is no function, or ``config`` no mapping.
+        ValueError: ``batch_size`` is not positive.
+    """
+    if not callable(f) or is_model(f):
+        raise TypeError(
+            f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as nngp.as_model_fn(model).layers()."
+        )
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
 
 
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:

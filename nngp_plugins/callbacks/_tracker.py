@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
 
-from ..adapters import ModelFn, is_model
+from ..adapters import ModelFn
 from ..metrics import DEFAULT, DenseGram, Metric, features, of_targets
 from ._history import DIVERGED, PREFIX, History
 from ._measure import (
+    check_arguments,
     check_layers,
     check_metrics,
     check_scalars,
     check_targets,
     in_batches,
     layer_outputs,
+    on_one_device,
     probe_size,
     stacked_grams,
 )
@@ -112,18 +112,11 @@ class KernelTracker:
         resume: bool = True,
         config: Mapping[str, Any] | None = None,
     ):
-        if not callable(f) or is_model(f):
-            raise TypeError(
-                f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as nngp.as_model_fn(model).layers()."
-            )
+        check_arguments(f, batch_size, config)
         if schedule is not None and not isinstance(schedule, Schedule):
             raise TypeError(
                 f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced()."
             )
-        if config is not None and not isinstance(config, Mapping):
-            raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
         if keep_kernels and run is None:
             raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
         self._f, self._batch_size, self._keep = f, batch_size, keep_kernels
@@ -271,7 +264,7 @@ class KernelTracker:
     def _take(self, now: Moment, grams: DenseGram, narrow: Mapping[str, Any]) -> None:
         """Records what was measured."""
         # programs for several devices are all started by this thread: two would wait for each other
-        grams, narrow = jax.tree.map(_on_one_device, (grams, narrow))
+        grams, narrow = jax.tree.map(on_one_device, (grams, narrow))
         self._recorder.submit(Snapshot(now.step, now.seconds, now.scalars, self._shapes, grams, narrow))
         self._last = now.step
 
@@ -305,13 +298,3 @@ class KernelTracker:
         for name in scalars:
             if name in ("seconds", "layer", DIVERGED, *self._metrics) or name.startswith(PREFIX):
                 raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
-
-
-def _on_one_device(array: Any) -> Any:
-    if not isinstance(array, Array) or len(array.devices()) == 1:
-        return array
-    if not array.is_fully_replicated:
-        if not isinstance(array.sharding, NamedSharding):
-            return jnp.asarray(np.asarray(array))
-        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
-    return array.addressable_shards[0].data  # device_put to one device leaves the mesh in its type
