@@ -41,7 +41,7 @@ CASES = [
         "the spectrum and every default metric, N={n}, D={d}",
         {
             "dense": Contender(dense_eigenvalues, "`eigvalsh` of the kernel by its entries"),
-            "ours": Contender(every_metric, "`spectrum` and the twelve default metrics of a `FeatureGram`, jitted"),
+            "ours": Contender(every_metric, "`spectrum` and the thirteen default metrics of a `FeatureGram`, jitted"),
         },
         [ratio("dense", "ours", at_least=100)],
         sizes={"n": 4096, "d": 256},

@@ -121,13 +121,15 @@ class Recorder:
 
     def close(self) -> None:
         """Settles, and closes all."""
-        self.flush()
-        for writer in self._writers:
-            writer.close()
-        if self._folder is not None:
-            self._folder.close()
-        self._pool.shutdown()
-        self._previous = self.reference = None
+        try:
+            self.flush()
+        finally:
+            for writer in self._writers:
+                writer.close()
+            self._pool.shutdown()
+            if self._folder is not None:
+                self._folder.close()
+            self._previous = self.reference = None
         self.settle()
 
     def warn(self, message: str) -> None:

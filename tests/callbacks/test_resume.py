@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -270,7 +271,6 @@ def test_a_full_disk_is_told_once_and_loses_nothing(tmp_path):
 
 def test_live_arrays_stay_as_many(tmp_path):
     """1,000 snapshots hold no more than ten."""
-    import jax
 
     seen = tracker(tmp_path, schedule=nngp.every(1), keep_kernels=True)
     counts = []
@@ -282,3 +282,19 @@ def test_live_arrays_stay_as_many(tmp_path):
     seen.close()
     assert max(counts) <= counts[0] + 3  # arrays of the loop itself
     assert len(nngp.History.load(tmp_path)) == 1000
+
+
+def test_a_metric_that_fails_leaves_the_folder_free(tmp_path):
+    def fails(gram, reference):
+        def raises(trace):
+            raise ZeroDivisionError("of the metric")
+
+        return jax.pure_callback(raises, jax.ShapeDtypeStruct((), jnp.float32), gram.trace())
+
+    seen = tracker(tmp_path, metrics={"fails": fails})
+    seen(0, W)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="of the metric"):
+        seen.close()
+    with tracker(tmp_path) as seen:
+        train(seen, 0, 3)
+    assert nngp.History.load(tmp_path).steps.tolist() == [0, 2]
