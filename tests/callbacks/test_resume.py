@@ -272,7 +272,7 @@ def test_a_full_disk_is_told_once_and_loses_nothing(tmp_path):
 def test_live_arrays_stay_as_many(tmp_path):
     """1,000 snapshots hold no more than ten."""
 
-    seen = tracker(tmp_path, schedule=nngp.every(1), keep_kernels=True)
+    seen = tracker(tmp_path, schedule=nngp.every(1))
     counts = []
     for step in range(1000):
         seen(step, jnp.asarray(W) + 0.001 * step)
