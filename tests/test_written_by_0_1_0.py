@@ -1,0 +1,139 @@
+"""A run folder and kernel stores that version 0.1.0 wrote still open, resume, compare and report.
+
+The folders in ``written_by_0_1_0`` were made by ``write_all`` of this file with that version, and are never made anew.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+
+HERE = Path(__file__).parent / "written_by_0_1_0"
+PROBE = np.cos(np.arange(24.0).reshape(8, 3)).astype(np.float32)
+TARGETS = np.arange(8) % 2
+# Whole numbers, so that products are exact whatever the order of the sums.
+X = (np.arange(33).reshape(11, 3) % 7 - 3).astype(np.float32)
+WEIGHTS = (np.arange(12).reshape(3, 4) % 5 - 2).astype(np.float32)
+
+
+def net(params, x):
+    hidden = jnp.tanh(x @ params["hidden"])
+    return {"hidden": hidden, "head/0": hidden @ params["head"]}
+
+
+def weights(step):
+    return {
+        "hidden": jnp.sin(jnp.arange(15.0).reshape(3, 5) + 0.1 * step),
+        "head": jnp.cos(jnp.arange(50.0).reshape(5, 10) * (1 + 0.01 * step)),
+    }
+
+
+def track(run, steps, stop=None):
+    """Trains on to the end of ``steps``; an error ends it at step ``stop``, as a killed process would."""
+    schedule = nngp.every(2)
+    with nngp.KernelTracker(
+        net, PROBE, targets=TARGETS, schedule=schedule, run=run, keep_kernels=True, config={"lr": 0.1}
+    ) as tracker:
+        for step in range(steps):
+            if step == stop:
+                raise InterruptedError
+            tracker(step, weights(step), loss=1 / (1 + step))
+    return tracker.history
+
+
+def write_store(path, tile_size=4):
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: {"a": x @ params, "b": x}, trace_axes=nngp.all_but_batch)
+    return nngp.write_kernel(
+        kernel_fn, X, None, WEIGHTS, path, batch_size=4, tile_size=tile_size, progress=False, resume=True
+    )
+
+
+def write_all(folder):
+    try:
+        track(folder / "run", 9, stop=5)
+    except InterruptedError:
+        pass
+    write_store(folder / "finished.zarr")
+    write_store(folder / "unfinished.zarr")
+    ledger = folder / "unfinished.zarr" / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    for line in lines[5:]:
+        _, (array, *chunk), _ = json.loads(line)
+        folder.joinpath("unfinished.zarr", "ab"[array], "c", *map(str, chunk)).unlink()
+    ledger.write_bytes(b"".join(lines[:5]) + lines[5][:9])  # and a torn line
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy of the old folders, as if this very version of JAX had begun the stores."""
+    shutil.copytree(HERE, tmp_path / "old")
+    device = jax.devices()[0]
+    for job in tmp_path.glob("old/*.zarr/job.json"):
+        said = json.loads(job.read_text())
+        said["made_of"]["software"] = f"jax {jax.__version__} on {device.platform} {device.device_kind}"
+        job.write_text(json.dumps(said))
+    return tmp_path / "old"
+
+
+class TestRunFolder:
+    def test_it_goes_on_as_an_uninterrupted_run(self, old, tmp_path):
+        lines = (old / "run/metrics.jsonl").read_text()
+        resumed, whole = track(old / "run", 9), track(tmp_path / "whole", 9)
+        assert resumed.steps.tolist() == whole.steps.tolist() == [0, 2, 4, 6, 8]
+        assert (old / "run/metrics.jsonl").read_text().startswith(lines)
+        assert resumed.metrics == whole.metrics
+        for metric in whole.metrics:
+            np.testing.assert_allclose(resumed.metric(metric), whole.metric(metric), rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(resumed.kernel("hidden", 2), resumed.kernel("hidden", 2).T)
+        np.testing.assert_allclose(resumed.kernel("head/0", 8), whole.kernel("head/0", 8), rtol=1e-5)
+
+    def test_its_history_reads_as_it_was_written(self, old):
+        history = nngp.History.load(old / "run")
+        rows = [json.loads(line) for line in (HERE / "run/metrics.jsonl").read_text().splitlines()]
+        assert history.layers == ["head/0", "hidden"]
+        assert history.steps.tolist() == [row["step"] for row in rows]
+        np.testing.assert_equal(history.metric("cka")[:, 0], [row["kernel/head/0/cka"] for row in rows])
+        phi = np.tanh(PROBE @ np.asarray(weights(2)["hidden"])) / np.sqrt(5)
+        np.testing.assert_allclose(history.kernel("hidden", 2), phi @ phi.T, rtol=1e-5)
+
+    def test_it_compares_with_a_new_run(self, old, tmp_path):
+        track(tmp_path / "new", 5)
+        both = nngp.compare({"old": old / "run", "new": tmp_path / "new"})
+        table = both.to_pandas().unstack("run")
+        np.testing.assert_allclose(table["scale"]["old"], table["scale"]["new"], rtol=1e-5)
+
+    def test_its_report_is_written(self, old):
+        page = nngp.write_report(old / "run").read_text()
+        assert "head/0" in page
+        assert "hidden" in page
+
+    def test_another_probe_is_refused(self, old):
+        with pytest.raises(ValueError, match="is a run with other probe"):
+            nngp.KernelTracker(net, PROBE + 1, targets=TARGETS, run=old / "run", keep_kernels=True)
+
+
+class TestKernelStore:
+    def test_a_finished_one_is_read_and_verified(self, old):
+        store = nngp.open_kernel(old / "finished.zarr")
+        store.verify()
+        np.testing.assert_array_equal(store["a"][...], (X @ WEIGHTS) @ (X @ WEIGHTS).T / 4)
+        assert write_store(old / "finished.zarr").complete
+
+    def test_an_unfinished_one_goes_on_to_the_same_bytes(self, old):
+        assert nngp.open_kernel(old / "unfinished.zarr").fraction == 5 / 18
+        assert write_store(old / "unfinished.zarr").complete
+        for file in (HERE / "finished.zarr").glob("[ab]/**/*"):
+            if file.is_file():
+                assert (old / "unfinished.zarr" / file.relative_to(HERE / "finished.zarr")).read_bytes() == (
+                    file.read_bytes()
+                )
+
+    def test_other_tiles_are_refused(self, old):
+        with pytest.raises(ValueError, match="holds a kernel of other tile_size"):
+            write_store(old / "unfinished.zarr", tile_size=5)
