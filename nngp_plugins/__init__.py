@@ -3,16 +3,14 @@
 __version__ = "0.1.0"
 
 from . import metrics
-from ._gram import gram
+from ._durable import FolderInUseError
+from ._model_gram import gram
 from .adapters import ModelFn, as_model_fn, from_callable, from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from .callbacks import (
-    Comparison,
-    History,
     KernelTracker,
     Schedule,
     TrackKernelState,
     at,
-    compare,
     every,
     every_seconds,
     log_spaced,
@@ -22,25 +20,29 @@ from .callbacks import (
 )
 from .engine import (
     BatchedKernelFn,
-    Job,
     KernelFn,
-    KernelStore,
+    KernelPlan,
     Shared,
     all_but_batch,
     batch,
     empirical_nngp_fn,
-    open_kernel,
     plan,
-    write_kernel,
 )
+from .history import Comparison, History, compare
 from .report import write_report
+from .store import KernelStore, open_kernel, write_kernel
+
+Job = KernelPlan
+"""The name of :class:`KernelPlan` in version 0.1.0."""
 
 __all__ = [
     "BatchedKernelFn",
     "Comparison",
+    "FolderInUseError",
     "History",
     "Job",
     "KernelFn",
+    "KernelPlan",
     "KernelStore",
     "KernelTracker",
     "ModelFn",

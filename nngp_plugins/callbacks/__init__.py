@@ -1,9 +1,6 @@
 """Callbacks: watch the kernel while optax trains."""
 
 from . import writers as writers
-from ._compare import Comparison as Comparison
-from ._compare import compare as compare
-from ._history import History as History
 from ._schedules import Moment as Moment
 from ._schedules import Schedule as Schedule
 from ._schedules import at as at

@@ -1,229 +1,119 @@
-"""What a snapshot computes: the Gram of every layer, stacked, and every metric of every Gram."""
+"""What a snapshot measures: the Grams of all layers on the probe, as one compiled function."""
 
 from __future__ import annotations
 
-import reprlib
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
 
-from ..adapters import is_model
-from ..metrics import DenseGram, Metric, Velocity, features
-from ..metrics._products import product
+from ..adapters import ModelFn
+from ..engine import NamedOutputs, dependence, smaller_batch, traced_errors, traced_outputs
+from ..metrics import DenseGram, features, stacked_grams
+from ._checks import check_layers, probe_size
 
-
-def probe_size(probe: Any) -> int:
-    """Number of examples of a probe.
-
-    Raises:
-        ValueError: its arrays have no common batch in front, or an empty one.
-    """
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(probe)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(
-            f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
-        )
-    return sizes.pop()
+PROBE = "probe_x"
 
 
-def in_batches(f: Callable[[Any], Any], probe: Any, n: int, size: int | None) -> Any:
-    """``f(probe)`` by batches of one size; the last is filled up with examples of the first, which are cut off."""
-    if size is None or size >= n:
-        return f(probe)
-    count = -(-n // size)
+class LayerGrams(NamedTuple):
+    """What is measured at one step.
 
-    def cut(x: Array) -> Array:
-        return jnp.concatenate([x, x[: count * size - n]]).reshape(count, size, *x.shape[1:])
-
-    def joined(y: Array) -> Array:
-        if y.shape[1:2] != (size,):
-            return y[0]  # no batch in front, which is told with the name of the layer
-        return y.reshape(count * size, *y.shape[2:])[:n]
-
-    return jax.tree.map(joined, jax.lax.map(f, jax.tree.map(cut, probe)))
-
-
-def layer_outputs(outputs: Any, n: int) -> dict[str, Array]:
-    """The arrays of a PyTree by name, in order.
-
-    Raises:
-        ValueError: there is none, or one does not have the ``n`` examples of the probe in front.
-    """
-    layers = {
-        jax.tree_util.keystr(path, simple=True, separator="/") or "output": jnp.asarray(y)
-        for path, y in jax.tree_util.tree_leaves_with_path(outputs)
-    }
-    if not layers:
-        raise ValueError(f"f returned {outputs!r}, which holds no array to measure.")
-    for name, y in layers.items():
-        if y.ndim == 0 or y.shape[0] != n:
-            raise ValueError(f"layer {name!r} has shape {y.shape}, not the {n} examples of the probe in front.")
-    return layers
-
-
-def stacked_grams(layers: Mapping[str, Array]) -> DenseGram:
-    """The Grams of all layers, ``(L, N, N)``.
-
-    One product a layer, of the first example and what the others differ from it, gives both forms for all at once:
-    centring what is left of an offset loses no digits, and XLA has little to compile.
-    """
-    products = []
-    for y in layers.values():
-        phi = features(y)
-        others = jnp.arange(len(phi))[:, None] > 0
-        seen_from_first = phi - jnp.where(others, phi[0], 0)
-        products.append(product(seen_from_first, seen_from_first.T))
-    stacked = jnp.stack(products)
-    others = jnp.arange(stacked.shape[1]) > 0
-    seen = jnp.where(others[:, None] & others, stacked, 0)
-    shift = jnp.where(others, stacked[:, 0], 0)
-    columns = seen - seen.mean(axis=1, keepdims=True)
-    centered = columns - columns.mean(axis=2, keepdims=True)
-    return DenseGram(seen + shift[:, :, None] + shift[:, None, :] + stacked[:, :1, :1], centered)
-
-
-def layer_metrics(
-    metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram, previous: DenseGram, steps: float | Array
-) -> tuple[dict[str, Array], tuple[Array, Array]]:
-    """Every metric of every layer, each ``(L,)``, and traces, plain and centred, that tell a degenerate kernel.
-
-    The previous snapshot is so many ``steps`` away; nan where there is none.
+    Attributes:
+        grams: the Grams of all layers, ``(L, N, N)``.
+        features: the features ``(N, D)`` of each layer that keeps them in place of its kernel.
+        errors: how far the outputs depend on the other examples in the batch, by layer; empty if that is not checked.
     """
 
-    def of_layer(
-        gram: DenseGram, reference: DenseGram, before: DenseGram
-    ) -> tuple[dict[str, Array], tuple[Array, Array]]:
-        def value(metric: Metric) -> Array:
-            return metric(gram, before) / steps if isinstance(metric, Velocity) else metric(gram, reference)
-
-        traces = gram.trace(), gram.center().trace()
-        return {name: value(metric) for name, metric in metrics.items()}, traces
-
-    # not vmap: XLA on CPU (JAX 0.10) waits forever for batched eigenvalues beside a batched Cholesky decomposition
-    return jax.lax.map(lambda grams: of_layer(*grams), (grams, references, previous))
+    grams: DenseGram
+    features: dict[str, Array]
+    errors: dict[str, Array]
 
 
-def with_eigenvalues(grams: DenseGram) -> DenseGram:
-    """The same Grams with their eigenvalues, by SciPy: JAX (0.10) computes eigenvectors as well, which takes thrice."""
-    from scipy.linalg import eigvalsh  # here, for it takes long to import
+class Measurement:
+    """From parameters to the Grams of all layers.
 
-    matrices = np.asarray(grams.matrix)
-    values = np.full(matrices.shape[:2], np.nan, matrices.dtype)
-    for i, matrix in enumerate(matrices):
-        if np.isfinite(matrix).all():
-            values[i] = eigvalsh(matrix, check_finite=False, driver="evd")
-    return DenseGram(grams.matrix, grams.centered, jnp.asarray(values))
+    Args:
+        f: ``f(params, x)``, or ``f(params, x, state=state)`` for a model with a state.
+        probe_x: the examples to measure on, N of them along axis 0 of every array.
+        batch_size: examples of a forward pass; None for all of them at once.
+        keep_features: whether to return the features of layers that are narrower than their kernels.
 
-
-def on_one_device(array: Any) -> Any:
-    """An array on a single device, from as many as it is on."""
-    if not isinstance(array, Array) or len(array.devices()) == 1:
-        return array
-    if not array.is_fully_replicated:
-        if not isinstance(array.sharding, NamedSharding):
-            return jnp.asarray(np.asarray(array))
-        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
-    return array.addressable_shards[0].data  # device_put to one device leaves the mesh in its type
-
-
-def check_arguments(f: Any, batch_size: int | None, config: Any) -> None:
-    """Refuses arguments of a tracker that are something else.
-
-    Raises:
-        TypeError: ``f`` is no function, or ``config`` no mapping.
-        ValueError: ``batch_size`` is not positive.
+    Attributes:
+        n: the number of examples N.
+        shapes: the shape of each layer without the batch axis, in forward order; empty before the first measurement.
+        expected_shapes: the shapes that another process recorded in the run folder; None for a new run.
     """
-    if not callable(f) or is_model(f):
-        raise TypeError(
-            f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as nngp.as_model_fn(model).layers()."
-        )
-    if config is not None and not isinstance(config, Mapping):
-        raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
 
+    def __init__(self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, *, keep_features: bool):
+        self.f, self.probe_x, self._keep_features = f, jax.tree.map(jnp.asarray, probe_x), keep_features
+        self.n = probe_size(self.probe_x)
+        self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.expected_shapes: Mapping[str, Any] | None = None
+        self._compiled = jax.jit(self.traced)
+        self._is_checked = self._batch_size is None
 
-def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses to go on with a run of other layers.
+    def __call__(self, params: Any, state: Any, on_shapes: Callable[[DenseGram], object]) -> LayerGrams:
+        """Measures.
 
-    Raises:
-        ValueError: names the first that differs.
-    """
-    for name in [*known, *found]:
-        old, new = known.get(name), found.get(name)
-        if new is None or old is None or list(old) != list(new):
-            said = [f"of shape {tuple(shape)}" if shape is not None else "missing" for shape in (old, new)]
-            raise ValueError(
-                f"the run folder is of another model: layer {name!r} is {said[0]} there and {said[1]} now (without the "
-                "batch axis); go on with the same model, or name another folder."
-            )
+        Args:
+            params: parameters, or a live model that stands for them.
+            state: the model's state; None if it has none.
+            on_shapes: is told the shapes of the Grams before they are computed for the first time.
 
+        Raises:
+            ValueError: the outputs depend on the other examples in the batch, or have no row for each example.
+        """
+        if isinstance(self.f, ModelFn):
+            params, state = self.f.variables(params, state)
+        if not self.shapes:
+            on_shapes(self._compiled.eval_shape(params, state, self.probe_x).grams)
+        if not self._is_checked:
+            messages = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
+            if messages:
+                raise ValueError(messages[0])
+            self._is_checked = True
+        return self._compiled(params, state, self.probe_x)
 
-def check_scalars(scalars: Mapping[str, Any]) -> None:
-    """Refuses what is not a single number.
+    def traced(self, params: Any, state: Any, probe_x: Any, *, check: bool = False) -> LayerGrams:
+        """The Grams of all layers, for use within a compiled function.
 
-    Raises:
-        TypeError: names it.
-    """
-    for name, value in scalars.items():
-        if not isinstance(value, int | float | np.generic | np.ndarray | Array) or jnp.shape(value):
-            raise TypeError(
-                f"{name}={reprlib.repr(value)} is not a scalar; pass single numbers, and a model's state as state=."
-            )
+        Args:
+            params: parameters.
+            state: the model's state; None if it has none.
+            probe_x: the probe.
+            check: whether to return how far the outputs depend on the other examples in the batch.
+        """
+        layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
+        self.shapes = {name: y.shape[1:] for name, y in layers.items()}
+        if self.expected_shapes is not None:
+            check_layers(self.expected_shapes, self.shapes)
+        narrow = [name for name, shape in self.shapes.items() if self._keep_features and math.prod(shape) < self.n]
+        errors = self._traced_errors(params, state, probe_x) if check else {}
+        return LayerGrams(stacked_grams(layers), {name: features(layers[name]) for name in narrow}, errors)
 
+    def dependence(self, errors: Mapping[str, Any]) -> list[str]:
+        """What to say of each layer that depends on the other examples in the batch."""
+        size = self._batch_size or self.n
+        compared = f"between batches of {size} and {smaller_batch(size)}"
+        return [
+            dependence(f"output {name!r}", float(error), compared, "leave out batch_size")
+            for name, error in errors.items()
+            if error > 0
+        ]
 
-def check_targets(targets: Any, n: int) -> np.ndarray:
-    """Labels ``(N,)`` or one-hot ``(N, C)`` of the ``n`` examples of a probe; labels ``(N, 1)`` lose that axis.
+    def _apply(self, params: Any, state: Any) -> Callable[[Any], Any]:
+        return lambda x: self.f(params, x) if state is None else self.f(params, x, state=state)
 
-    Raises:
-        TypeError: they hold Python objects.
-        ValueError: they have another shape.
-    """
-    labels = np.asarray(targets)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or len(labels) != n:
-        raise ValueError(f"targets of shape {labels.shape} do not label the {n} examples of the probe.")
-    if labels.dtype == object:
-        raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
-    return labels
+    def _layers(self, outputs: NamedOutputs) -> dict[str, Array]:
+        if not outputs.leaves:
+            raise ValueError(f"f returned {outputs.structure.unflatten([])!r}, which holds no array to measure.")
+        return {path or "output": y for path, y in zip(outputs.paths, outputs.leaves, strict=True)}
 
-
-def check_metrics(metrics: Mapping[str, Metric], n: int) -> tuple[dict[str, Metric], bool]:
-    """Metrics that give a scalar for Grams of ``n`` examples; they are traced, nothing is computed.
-
-    Returns:
-        The metrics, and whether one needs eigenvalues.
-
-    Raises:
-        TypeError: not a mapping, or not a function of two Grams that returns a scalar.
-        ValueError: a name with a slash, or too few examples.
-    """
-    if not isinstance(metrics, Mapping):
-        raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
-    kernel, eigenvalues = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, n), (n,)))
-    spectral = False
-    for name, metric in metrics.items():
-        if "/" in name:
-            raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")
-
-        def traced(kernel: Array, eigenvalues: Array, metric: Metric = metric) -> Array:
-            gram = DenseGram(kernel, kernel, eigenvalues)
-            return metric(gram, gram)
-
-        try:
-            jaxpr, out = jax.make_jaxpr(traced, return_shape=True)(kernel, eigenvalues)
-            shape = out.shape
-        except ValueError as error:
-            raise ValueError(f"metrics[{name!r}] on a probe of {n} examples: {error}") from error
-        except (TypeError, AttributeError) as error:
-            raise TypeError(f"metrics[{name!r}] is no metric(gram, reference_gram) -> scalar: {error}") from error
-        if shape:
-            raise TypeError(f"metrics[{name!r}] returns an array of shape {shape}, not a scalar.")
-        spectral |= any(jaxpr.jaxpr.invars[1] is variable for step in jaxpr.jaxpr.eqns for variable in step.invars)
-    return dict(metrics), spectral
+    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, Array]:
+        if self._batch_size is None:
+            return {}
+        return traced_errors(self._apply(params, state), probe_x, self._batch_size, PROBE)

@@ -1,4 +1,4 @@
-"""From the kernels of a snapshot to its numbers and to where these go, off the training path."""
+"""Where a snapshot goes: to numbers, to the history, the run folder and the writers, off the training path."""
 
 from __future__ import annotations
 
@@ -13,134 +13,173 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..metrics import DenseGram, Metric
-from ._history import DIVERGED, PREFIX, History, Row
-from ._kept import KeptKernels
-from ._measure import layer_metrics, with_eigenvalues
-from ._run_folder import LAST, REFERENCE, RunFolder
-from ._writers import Guarded
-
-NEXT = "next.npz"
+from ..history import DIVERGED, LAST, NEXT, PREFIX, REFERENCE, History, KeptKernels, Row, RunFolder, key_of
+from ..metrics import DenseGram, Metric, evaluate, needs_spectrum, with_eigenvalues
+from .writers import Guarded, Writer
 
 
 class Snapshot(NamedTuple):
-    """What was measured at a step."""
+    """What was measured at a step.
+
+    Attributes:
+        step: the training step.
+        seconds: the seconds since the run began.
+        scalars: the scalars that were given to the tracker.
+        shapes: the shape of each layer without the batch axis, in forward order.
+        grams: the Grams of all layers, ``(L, N, N)``.
+        features: the features ``(N, D)`` of layers that keep them in place of their kernels.
+    """
 
     step: int
     seconds: float
     scalars: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    """Of each layer's features, in forward order."""
     grams: DenseGram
-    """Of all layers, ``(L, N, N)``."""
     features: Mapping[str, Any]
-    """Of layers to keep that are narrower than their kernel, ``(N, D)``."""
 
 
 class Recorder:
     """Takes snapshots in order, and works on them in a thread of its own.
 
+    Args:
+        metrics: what to compute of every layer.
+        history: takes a row for each snapshot.
+        folder: the run folder; None for a history in memory.
+        writers: what else takes the numbers.
+        targets: the targets of the probe, which the run folder keeps; empty if there are none.
+        name: the prefix of the names that writers get.
+        keep_kernels: whether the run folder keeps all kernels.
+
     Attributes:
-        reference: the Grams of the first snapshot.
+        metrics: what is computed of every layer.
+        reference: the Grams of the first snapshot; None before it, and after :meth:`close`.
     """
 
     def __init__(
         self,
         metrics: Mapping[str, Metric],
-        spectral: bool,
         history: History,
         folder: RunFolder | None,
-        writers: Sequence[Any],
+        writers: Sequence[Writer],
+        *,
         targets: np.ndarray,
         name: str,
-        keep: bool,
+        keep_kernels: bool,
     ):
-        self._metrics, self._history, self._folder, self._targets = metrics, history, folder, targets
-        self._spectral = spectral
+        self.metrics, self._history, self._folder, self._targets = metrics, history, folder, targets
+        self._spectral = needs_spectrum(metrics)
         self._writers = [Guarded(writer, self.warn) for writer in writers]
         self._prefix = f"{name}/" if name else ""
-        self._kept = KeptKernels(folder.path) if folder is not None and keep else None
-        self._values: Callable[..., Any] | None = None
-        self._pool = ThreadPoolExecutor(1, "kernel-tracker")
+        self._kept = KeptKernels(folder.path) if folder is not None and keep_kernels else None
+        self._evaluate: Callable[..., Any] | None = None
+        self._worker = ThreadPoolExecutor(1, "kernel-tracker")
         self._jobs: deque[Future[None]] = deque()
         self._messages: deque[str] = deque()
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
+        self._is_fed_from_jit = self._keeping_failed = False
         self.reference: DenseGram | None = None
+        self._previous: tuple[int, DenseGram] | None = None
         if folder is not None:
             folder.warn = self.warn
-        self._previous: tuple[int, DenseGram] | None = None
-        if history.rows and folder is not None:
-            self._resume(folder, history.rows[-1]["step"])
+            if history.rows:
+                self._resume(folder, history.rows[-1]["step"])
 
     def _resume(self, folder: RunFolder, step: int) -> None:
         self.reference = self._with_spectrum(_grams(folder.load(REFERENCE)))
-        for name in (NEXT, LAST):  # the former, if the line was written and the rename was not
+        # A process may have been killed after it wrote the line of a snapshot, before next.npz became last.npz.
+        for name in (NEXT, LAST):
             if self._previous is None and (folder.path / name).exists():
                 saved = folder.load(name)
                 if saved["step"] == step:
                     self._previous = step, self._with_spectrum(_grams(saved))
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Takes a snapshot; does not wait."""
+        """Takes a snapshot, and does not wait for its numbers."""
         self._start(self._record, snapshot)
 
     def prepare(self, grams: DenseGram) -> None:
-        """Begins to compile the metrics of Grams of such shapes, while the model is compiled."""
-        self._start(self._compile, grams)
+        """Begins to compile the metrics for Grams of these shapes, while the model is compiled."""
+        self._start(self._compiled, grams)
+
+    def refuse_other_training(self, step: int, grams: DenseGram) -> None:
+        """Refuses kernels that differ from the first snapshot of a run folder that goes on.
+
+        Raises:
+            ValueError: they differ by more than rounding.
+        """
+        first = self.reference
+        if first is not None and jnp.abs(grams.matrix - first.matrix).max() > 1e-3 * jnp.abs(first.matrix).max():
+            raise ValueError(
+                f"step={step} has other kernels than the first snapshot of this run folder: this is another "
+                "training; name another folder, or go on with the parameters of this one."
+            )
+
+    def expect_from_jit(self) -> None:
+        """Makes :meth:`wait_for_jit` wait: snapshots come from callbacks within a compiled training loop."""
+        self._is_fed_from_jit = True
+
+    def wait_for_jit(self) -> None:
+        """Waits until the callbacks of a compiled training loop have delivered their snapshots."""
+        if self._is_fed_from_jit:
+            jax.effects_barrier()
 
     def _start(self, work: Callable[[Any], object], argument: Any) -> None:
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # which may be this thread's own
+        # The caller may have switched 64 bits on for its thread alone.
+        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
         def run() -> None:
             with jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
                 work(argument)
 
-        self._jobs.append(self._pool.submit(run))
+        self._jobs.append(self._worker.submit(run))
 
-    def _compile(self, grams: DenseGram) -> Callable[..., Any]:
-        if self._values is None:
+    def _compiled(self, grams: DenseGram) -> Callable[..., Any]:
+        """The metrics of all layers as a compiled function of Grams of these shapes."""
+        if self._evaluate is None:
             shape, dtype = grams.matrix.shape, grams.matrix.dtype
-            matrix, steps = (jax.ShapeDtypeStruct(s, dtype) for s in (shape, ()))
-            like: Any = DenseGram(matrix, matrix, jax.ShapeDtypeStruct(shape[:2], dtype) if self._spectral else None)  # type: ignore[arg-type]
-            self._values = jax.jit(partial(layer_metrics, self._metrics)).lower(like, like, like, steps).compile()
-        return self._values
+            matrix: Any = jax.ShapeDtypeStruct(shape, dtype)
+            eigenvalues: Any = jax.ShapeDtypeStruct(shape[:2], dtype) if self._spectral else None
+            like, steps = DenseGram(matrix, matrix, eigenvalues), jax.ShapeDtypeStruct((), dtype)
+            self._evaluate = jax.jit(partial(evaluate, self.metrics)).lower(like, like, like, steps).compile()
+        return self._evaluate
 
     def settle(self) -> None:
-        """Waits until all snapshots are recorded, and tells what there is to tell."""
+        """Waits until all snapshots are recorded, and shows the warnings of the worker."""
         while self._jobs:
             self._jobs.popleft().result()
         while self._messages:
             warnings.warn(self._messages.popleft(), stacklevel=4)
 
     def flush(self) -> None:
-        """Settles, and flushes the writers."""
+        """Waits for all snapshots, and flushes the writers."""
         self.settle()
         for writer in self._writers:
             writer.flush()
         self.settle()
 
     def close(self) -> None:
-        """Settles, and closes all."""
+        """Waits for all snapshots, and closes the run folder and the writers."""
         try:
             self.flush()
         finally:
             for writer in self._writers:
                 writer.close()
-            self._pool.shutdown()
+            self._worker.shutdown()
             if self._folder is not None:
                 self._folder.close()
             self._previous = self.reference = None
         self.settle()
 
     def warn(self, message: str) -> None:
-        """Tells it as the user's thread comes by: a warning that is an error must not end this one."""
+        """Queues the warning for the caller's thread; raised here, ``-W error`` would kill the worker."""
         self._messages.append(message)
 
     def _record(self, snapshot: Snapshot) -> None:
-        from scipy import linalg  # noqa: F401  # so that its BLAS is found, too
+        # threadpoolctl limits only libraries that are loaded, and SciPy brings a BLAS of its own.
+        from scipy import linalg  # noqa: F401
         from threadpoolctl import threadpool_limits
 
-        # threads of BLAS that wait for work would take the cores from those that train
+        # Threads of BLAS that wait for work would take the cores from the threads that train.
         with threadpool_limits(1, user_api="blas"):
             self._record_now(snapshot)
 
@@ -155,20 +194,21 @@ class Recorder:
                 self._save(REFERENCE, snapshot)
         before, previous = self._previous or (np.nan, grams)
         steps = jnp.asarray(step - before, grams.matrix.dtype)
-        values, traces = self._compile(grams)(grams, self.reference, previous, steps)
+        values, traces = self._compiled(grams)(grams, self.reference, previous, steps)
         row = self._row(snapshot, *jax.device_get((values, traces, dict(snapshot.scalars))))
         self._previous = step, grams
         if self._folder is not None:
             self._keep(snapshot)
             self._save(NEXT, snapshot)
             self._folder.append(row)
-            with self._folder.told():
-                (self._folder.path / NEXT).replace(self._folder.path / LAST)
+            self._folder.next_becomes_last()
         self._history.rows.append(row)
-        scalars = {self._prefix + k if k.startswith(PREFIX) else k: v for k, v in row.items() if k != DIVERGED}
-        del scalars["step"]
+        numbers = {}
+        for key, value in row.items():
+            if key not in ("step", DIVERGED):
+                numbers[self._prefix + key if key.startswith(PREFIX) else key] = value
         for writer in self._writers:
-            writer.write_scalars(step, scalars)
+            writer.write_scalars(step, numbers)
 
     def _with_spectrum(self, grams: DenseGram) -> DenseGram:
         return with_eigenvalues(grams) if self._spectral else grams
@@ -178,24 +218,27 @@ class Recorder:
         row |= {name: float(scalars[name]) for name in snapshot.scalars}
         diverged = []
         for i, layer in enumerate(snapshot.shapes):
-            row |= {f"{PREFIX}{layer}/{metric}": float(values[metric][i]) for metric in self._metrics}
+            row |= {key_of(layer, metric): float(values[metric][i]) for metric in self.metrics}
             self._warn_if_degenerate(snapshot.step, layer, float(traces[0][i]), float(traces[1][i]))
             if not np.isfinite(traces[0][i]):
                 diverged.append(layer)
-        return row | ({DIVERGED: diverged} if diverged else {})
+        return {**row, DIVERGED: diverged} if diverged else row
 
     def _warn_if_degenerate(self, step: int, layer: str, trace: float, centered_trace: float) -> None:
-        if layer in self._told or (np.isfinite(trace) and centered_trace > 0):
+        if layer in self._warned_of or (np.isfinite(trace) and centered_trace > 0):
             return
-        self._told.add(layer)
-        what = "not finite" if not np.isfinite(trace) else "zero" if trace == 0 else "constant"
+        self._warned_of.add(layer)
+        what = "not finite"
+        if np.isfinite(trace):
+            what = "zero" if trace == 0 else "constant"
         message = f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan"
         first = not self._history.rows and np.isfinite(trace)
         self.warn(message + (", and those relative to this first snapshot will stay so." if first else "."))
 
     def _save(self, name: str, snapshot: Snapshot) -> None:
-        grams = {"kernels": snapshot.grams.matrix, "centered": snapshot.grams.centered, "targets": self._targets}
-        self._folder.save(name, step=snapshot.step, layers=list(snapshot.shapes), **grams)  # type: ignore[union-attr]
+        if self._folder is not None:
+            grams = {"kernels": snapshot.grams.matrix, "centered": snapshot.grams.centered, "targets": self._targets}
+            self._folder.save(name, step=snapshot.step, layers=list(snapshot.shapes), **grams)
 
     def _keep(self, snapshot: Snapshot) -> None:
         if self._kept is None:
@@ -207,10 +250,11 @@ class Recorder:
         }
         try:
             self._kept.append(len(self._history.rows), snapshot.step, kept)
-        except (ValueError, OSError) as error:  # TensorStore's errors of the disk are of either
-            if "kept" not in self._told:
+        except (ValueError, OSError) as error:
+            # TensorStore reports errors of the disk as either of these.
+            if not self._keeping_failed:
                 self.warn(f"the kernels of step {snapshot.step} are not kept: {error}; training goes on.")
-            self._told.add("kept")
+            self._keeping_failed = True
 
 
 def _grams(saved: Mapping[str, np.ndarray]) -> DenseGram:
@@ -218,7 +262,7 @@ def _grams(saved: Mapping[str, np.ndarray]) -> DenseGram:
 
 
 def _on_cpu(grams: DenseGram) -> DenseGram:
-    """On the first one: eigenvalues are slow on accelerators, where training would wait for them."""
+    """The same Grams on the first CPU: eigenvalues are slow on accelerators, and training would wait for them."""
     cpu = jax.local_devices(backend="cpu")[0]
     arrays = jax.tree.leaves(grams)
     if all(isinstance(array, jax.Array) and array.devices() == {cpu} for array in arrays):

@@ -17,8 +17,8 @@ class Moment(NamedTuple):
 
     Attributes:
         step: the training step.
-        seconds: since the run began; a resumed run goes on counting.
-        scalars: given to the call beside, such as ``loss`` or ``epoch``.
+        seconds: the seconds since the run began; a resumed run goes on counting.
+        scalars: the scalars that the call was given, such as ``loss`` or ``epoch``.
     """
 
     step: int
@@ -26,7 +26,7 @@ class Moment(NamedTuple):
     scalars: Mapping[str, Any] = MappingProxyType({})
 
     def counted(self, of: str) -> float:
-        """The step, or the scalar ``of``."""
+        """The step, or the scalar with the name ``of``."""
         if of == "step":
             return self.step
         if of not in self.scalars:
@@ -35,15 +35,15 @@ class Moment(NamedTuple):
 
 
 class Schedule(ABC):
-    """When to measure; ``a | b`` is the union of two."""
+    """When to measure; ``a | b`` is the union of two schedules."""
 
     def due(self, now: Moment | int, before: Moment | int) -> bool:
-        """Whether to measure at a call, given the one before: steps in between may have been skipped."""
+        """Whether to measure at a call, given the call before it; steps in between may have been skipped."""
         return self._due(*(moment if isinstance(moment, Moment) else Moment(moment) for moment in (now, before)))
 
     @abstractmethod
     def _due(self, now: Moment, before: Moment) -> bool:
-        """Whether what the schedule waits for came after ``before``, and not after ``now``."""
+        """Whether the moment that the schedule waits for came after ``before``, and not after ``now``."""
 
     def __or__(self, other: Schedule) -> Schedule:
         if not isinstance(other, Schedule):
@@ -64,14 +64,15 @@ class Either(Schedule):
 
 @dataclass(frozen=True)
 class Every(Schedule):
-    """The multiples of ``n``, of steps or of a scalar."""
+    """The multiples of ``n`` steps, or of ``n`` of a scalar."""
 
     n: int
     of: str = "step"
 
     def _due(self, now: Moment, before: Moment) -> bool:
         if self.of != "step" and self.of not in before.scalars:
-            return True  # the first call that tells
+            # The first call that has the scalar measures.
+            return True
         return now.counted(self.of) // self.n > before.counted(self.of) // self.n
 
     def __repr__(self) -> str:
@@ -80,12 +81,12 @@ class Every(Schedule):
 
 @dataclass(frozen=True)
 class LogSpaced(Schedule):
-    """Steps 1, ..., 10, ..., 100, ..., ``per_decade`` of them to a factor of ten."""
+    """Steps 1, ..., 10, ..., 100, ...: ``per_decade`` of them for each factor of ten."""
 
     per_decade: int
 
     def _due(self, now: Moment, before: Moment) -> bool:
-        # the steps are ceil(10^(k / per_decade))
+        # The schedule holds the steps ceil(10^(k / per_decade)) for k = 0, 1, 2, ...
         return self._count(now.step) > self._count(before.step)
 
     def _count(self, step: int) -> int:
@@ -104,7 +105,7 @@ class At(Schedule):
 
 @dataclass(frozen=True)
 class EverySeconds(Schedule):
-    """The multiples of so many seconds since the run began."""
+    """The multiples of a number of seconds since the run began."""
 
     seconds: float
 
@@ -114,7 +115,7 @@ class EverySeconds(Schedule):
 
 @dataclass(frozen=True)
 class When(Schedule):
-    """The calls that a predicate picks."""
+    """The calls for which a predicate is true."""
 
     predicate: Callable[[int, Mapping[str, Any]], bool]
 
@@ -126,12 +127,12 @@ def every(n: int, of: str = "step") -> Schedule:
     """Measures at every multiple of ``n`` steps, or of ``n`` epochs.
 
     Args:
-        n: how many.
-        of: what to count: ``"step"``, or a scalar that every call is given, such as ``"epoch"`` of
+        n: how many steps or epochs.
+        of: what is counted: ``"step"``, or the name of a scalar that every call has, such as ``"epoch"`` in
             ``tracker(step, params, epoch=epoch)``.
 
     Raises:
-        ValueError: ``n`` is not a positive integer; a call lacks the scalar.
+        ValueError: ``n`` is not a positive integer; a call does not have the scalar.
 
     Example:
         >>> import nngp_plugins as nngp
@@ -142,10 +143,10 @@ def every(n: int, of: str = "step") -> Schedule:
 
 
 def log_spaced(per_decade: int = 10) -> Schedule:
-    """Measures at steps evenly spaced on a log axis, where kernels move: dense early in training, sparse later.
+    """Measures at steps evenly spaced on a log axis: often early in training, when kernels move, and rarely later.
 
     Args:
-        per_decade: number of snapshots for each factor of ten in steps.
+        per_decade: the number of snapshots for each factor of ten in steps.
 
     Raises:
         ValueError: ``per_decade`` is not a positive integer.
@@ -162,10 +163,10 @@ def at(*steps: int | Iterable[int]) -> Schedule:
     """Measures at given steps.
 
     Args:
-        *steps: integers ≥ 0, or iterables of such.
+        *steps: integers ≥ 0, or iterables of integers.
 
     Raises:
-        ValueError: something else, or no step.
+        ValueError: there is no step, or something else than integers ≥ 0.
 
     Example:
         >>> import nngp_plugins as nngp
@@ -179,13 +180,13 @@ def at(*steps: int | Iterable[int]) -> Schedule:
 
 
 def every_seconds(seconds: float) -> Schedule:
-    """Measures at the first call after every so many seconds, whatever a step takes.
+    """Measures at the first call after every ``seconds`` seconds, however long a step takes.
 
     Args:
-        seconds: between snapshots, > 0.
+        seconds: the time between snapshots, > 0.
 
     Raises:
-        ValueError: they are not positive.
+        ValueError: ``seconds`` is not positive.
 
     Example:
         >>> import nngp_plugins as nngp
@@ -198,14 +199,14 @@ def every_seconds(seconds: float) -> Schedule:
 
 
 def when(predicate: Callable[[int, Mapping[str, Any]], bool]) -> Schedule:
-    """Measures where a function says so.
+    """Measures when a function says so.
 
     Args:
-        predicate: ``predicate(step, scalars) -> bool``, called at every step with the scalars given to the tracker; one
-            that looks at a loss on a device waits for it.
+        predicate: ``predicate(step, scalars) -> bool``, which is called at every step with the scalars given to the
+            tracker. A predicate that looks at a loss on a device waits until the loss is computed.
 
     Raises:
-        TypeError: it is not a function.
+        TypeError: ``predicate`` is not a function.
 
     Example:
         >>> import nngp_plugins as nngp

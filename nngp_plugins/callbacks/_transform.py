@@ -1,4 +1,4 @@
-"""Watching kernels from within a compiled training loop."""
+"""A tracker within a compiled training loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from jax import Array
 from jax.experimental import io_callback
 
-from ..metrics import DenseGram
+from ._checks import check_names
+from ._measure import LayerGrams
+from ._schedules import Moment
 from ._tracker import KernelTracker
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ class TrackKernelState(NamedTuple):
     """State of :func:`track_kernel`.
 
     Attributes:
-        step: number of updates so far.
+        step: the number of updates so far.
     """
 
     step: Array
@@ -31,19 +33,21 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
     """A tracker as an optax transformation, for training loops inside ``jit``, ``lax.scan`` or ``lax.fori_loop``.
 
     It leaves updates alone. At update ``t`` it measures the parameters before that update, as step ``t``: the numbers
-    are those of ``tracker(t, params)`` called by the loop just before. Where the loop runs in Python, call the tracker
-    itself, which costs nothing at other steps; this asks the host at every update whether to measure.
+    are those of ``tracker(t, params)`` just before the update. If the loop runs in Python, call the tracker itself,
+    which costs nothing at other steps; this transformation asks the host at every update whether to measure.
 
     Extra arguments of ``optimizer.update(grads, opt_state, params, loss=loss, model_state=state)`` that are single
-    numbers are logged beside; ``model_state`` is the model's state, such as running statistics.
+    numbers are logged; ``model_state`` is the model's state, such as running statistics.
+
+    If the tracker has a ``batch_size`` and the outputs depend on the other examples in the batch, it warns once.
 
     Call ``tracker(steps, params)`` with the last parameters before :meth:`KernelTracker.close` to have these as well.
 
     Args:
-        tracker: what to measure, and when. It is in use by one training at a time.
+        tracker: what to measure, and when. Only one training at a time may use it.
 
     Returns:
-        An :class:`optax.GradientTransformationExtraArgs`, to go into :func:`optax.chain` in any place.
+        An :class:`optax.GradientTransformationExtraArgs`, for any place in :func:`optax.chain`.
 
     Raises:
         ValueError: ``update`` without ``params``.
@@ -66,9 +70,10 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         >>> tracker.history.steps
         array([0, 4, 8])
     """
-    import optax  # here, for it takes long to import
+    import optax
 
-    host = Host(tracker)
+    host = HostSide(tracker)
+    measurement = tracker.measurement
 
     def init(params: optax.Params) -> TrackKernelState:
         return TrackKernelState(jnp.zeros((), jnp.int32))
@@ -84,13 +89,13 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         if params is None:
             raise ValueError("track_kernel measures params; pass them: optimizer.update(grads, opt_state, params).")
         scalars = {name: value for name, value in extra.items() if _is_number(value)}
-        tracker._check_names(scalars)
-        # results of the callbacks go on to the next step, so that calls come in order, on any number of devices
-        due = io_callback(host.ask, jax.ShapeDtypeStruct((), bool), state.step, scalars)
+        check_names(scalars, tracker.recorder.metrics)
+        # The results of the callbacks go into the next step, so that calls come in order on any number of devices.
+        due = io_callback(host.is_due, jax.ShapeDtypeStruct((), bool), state.step, scalars)
 
         def measure() -> Array:
-            grams, narrow = tracker._layer_grams(params, model_state, tracker._probe)
-            return io_callback(host.arrive, jax.ShapeDtypeStruct((), jnp.int32), state.step, scalars, grams, narrow)
+            measured = measurement.traced(params, model_state, measurement.probe_x, check=True)
+            return io_callback(host.take, jax.ShapeDtypeStruct((), jnp.int32), state.step, scalars, measured)
 
         nothing = jax.lax.cond(due, measure, lambda: jnp.zeros((), jnp.int32))
         return updates, TrackKernelState(state.step + 1 + nothing)
@@ -98,42 +103,49 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-class Host:
-    """The tracker as the compiled loop calls it. It never waits for JAX, which waits for it."""
+class HostSide:
+    """What the compiled loop calls on the host. It never waits for JAX, because JAX waits for it."""
 
     def __init__(self, tracker: KernelTracker):
-        self.tracker, self._warned = tracker, False
-        tracker._late = jax.effects_barrier
+        self._tracker, self._clock, self._recorder = tracker, tracker.clock, tracker.recorder
+        self._warned_of_step = self._warned_of_batch = False
+        self._recorder.expect_from_jit()
 
-    def ask(self, step: Array, scalars: dict[str, Array]) -> np.bool_:
+    def is_due(self, step: Array, scalars: dict[str, Array]) -> np.bool_:
         """Whether to measure."""
-        tracker = self.tracker
-        now = tracker._moment(int(step), {name: float(value) for name, value in scalars.items()})
-        if tracker._closed:
+        now = self._moment(step, scalars)
+        if self._tracker.closed:
             return np.bool_(False)
-        if now.step <= tracker._has:  # the first snapshot is looked at again
-            return np.bool_(now.step == tracker._first)
-        if tracker._before is not None and now.step < tracker._before.step:
-            if not self._warned:
-                tracker._recorder.warn(
-                    f"track_kernel: step {now.step} comes after step {tracker._before.step}, as with a new opt_state; "
-                    "nothing is measured until it is passed. Make a new tracker for a new training."
+        if self._clock.has(now):
+            return np.bool_(self._clock.is_first_again(now))
+        before = self._clock.last_counted
+        if before is not None and now.step < before.step:
+            if not self._warned_of_step:
+                self._recorder.warn(
+                    f"track_kernel: step {now.step} comes after step {before.step}, as with a new opt_state; nothing "
+                    "is measured until it is passed. Make a new tracker for a new training."
                 )
-            self._warned = True
+            self._warned_of_step = True
             return np.bool_(False)
-        due = tracker._due(now)
-        tracker._before = now
+        due = self._clock.due(now)
+        self._clock.saw(now)
         return np.bool_(due)
 
-    def arrive(self, step: Array, scalars: dict[str, Array], grams: DenseGram, narrow: dict[str, Array]) -> np.int32:
+    def take(self, step: Array, scalars: dict[str, Array], measured: LayerGrams) -> np.int32:
         """Takes what was measured."""
-        now = self.tracker._moment(int(step), {name: float(value) for name, value in scalars.items()})
-        grams, narrow = jax.tree.map(np.asarray, (grams, narrow))
-        if now.step <= self.tracker._has:
-            self.tracker._compare(now.step, grams)
+        now, measured = self._moment(step, scalars), jax.tree.map(np.asarray, measured)
+        messages = self._tracker.measurement.dependence(measured.errors)
+        if messages and not self._warned_of_batch:
+            self._recorder.warn(messages[0])
+            self._warned_of_batch = True
+        if self._clock.has(now):
+            self._recorder.refuse_other_training(now.step, measured.grams)
         else:
-            self.tracker._take(now, grams, narrow)
+            self._tracker.take(now, measured)
         return np.int32(0)
+
+    def _moment(self, step: Array, scalars: dict[str, Array]) -> Moment:
+        return self._clock.moment(int(step), {name: float(value) for name, value in scalars.items()})
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The static half of a contraction: which axes are averaged, kept or paired, decided once from shapes."""
+"""The contraction of one pair of output leaves, decided from shapes: which axes are averaged, kept or paired."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import jax
 import numpy as np
 
 Role = Literal["paired", "diagonal", "traced"]
+AxesOfBoth = tuple[tuple[int, ...], tuple[int, ...]]
+"""Axes of the first and of the second output."""
 Axes = int | Sequence[int] | Callable[[jax.ShapeDtypeStruct], int | Sequence[int]]
 
 
 def all_but_batch(output: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """Every axis of an output but the batch axis 0: as ``trace_axes``, it makes each kernel ``(N1, N2)``.
+    """Every axis of an output except batch axis 0: as ``trace_axes`` it makes each kernel ``(N1, N2)``.
 
     Args:
         output: shape and dtype of one output leaf, ``(N, ...)``.
@@ -35,7 +37,7 @@ def all_but_batch(output: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Leaf:
-    """An output leaf as the plan sees it: how the user calls it, and its shape."""
+    """What a contraction is decided from: the name of an output leaf in messages, and its shape."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,53 +47,58 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One contraction, ready for a single ``dot_general``.
+class Contraction:
+    """How one pair of leaves becomes a kernel, ready for a single ``dot_general``.
 
     Attributes:
-        traced: the axes to contract, of the first and of the second output.
-        diagonal: the axes to keep once, of the first and of the second output.
-        free: number of axes that are paired, of the first and of the second output.
-        order: transposition of ``dot_general``'s ``(diagonal..., free of 1..., free of 2...)`` into the promised order.
-        size: number of terms that the trace averages over.
+        traced: the axes that are summed over, of the first and of the second output.
+        diagonal: the axes that are kept once, of the first and of the second output.
+        free: how many axes are paired, of the first and of the second output.
+        order: the transposition of ``dot_general``'s ``(diagonal..., free of 1..., free of 2...)`` into the promised
+            order.
+        size: the number of terms that the trace averages over.
     """
 
-    traced: tuple[tuple[int, ...], tuple[int, ...]]
-    diagonal: tuple[tuple[int, ...], tuple[int, ...]]
+    traced: AxesOfBoth
+    diagonal: AxesOfBoth
     free: tuple[int, int]
     order: tuple[int, ...]
     size: int
 
     def batch_role(self) -> Role | None:
-        """What becomes of batch axis 0; None where it meets another axis of the other output."""
-        for role, axes in (("traced", self.traced), ("diagonal", self.diagonal)):
+        """What becomes of batch axis 0; None if it meets a different axis of the other output."""
+        roles: tuple[tuple[Role, AxesOfBoth], ...] = (("traced", self.traced), ("diagonal", self.diagonal))
+        for role, axes in roles:
             places = [axis.index(0) if 0 in axis else None for axis in axes]
             if places != [None, None]:
-                return role if places[0] == places[1] else None  # type: ignore[return-value]
+                return role if places[0] == places[1] else None
         return "paired"
 
-    def operands(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The transpositions of both outputs into ``(diagonal..., free..., traced...)``, which multiply fastest."""
-        return tuple(  # type: ignore[return-value]
-            (*diagonal, *sorted({*range(len(diagonal) + free + len(traced))} - {*diagonal, *traced}), *traced)
-            for traced, diagonal, free in zip(self.traced, self.diagonal, self.free, strict=True)
-        )
+    def operand_orders(self) -> AxesOfBoth:
+        """The transpositions of both outputs into ``(diagonal..., free..., traced...)``, which multiplies fastest."""
+        return self._operand_order(0), self._operand_order(1)
 
-    def of_operands(self) -> Plan:
-        """The same contraction of outputs transposed so."""
+    def _operand_order(self, side: int) -> tuple[int, ...]:
+        traced, diagonal = self.traced[side], self.diagonal[side]
+        every_axis = range(len(diagonal) + self.free[side] + len(traced))
+        free = [axis for axis in every_axis if axis not in diagonal and axis not in traced]
+        return (*diagonal, *free, *traced)
+
+    def of_operands(self) -> Contraction:
+        """The same contraction, of outputs that are transposed by :meth:`operand_orders`."""
         diagonal = tuple(range(len(self.diagonal[0])))
         traced = [tuple(range(start, start + len(self.traced[0]))) for start in (len(diagonal) + f for f in self.free)]
         return replace(self, traced=(traced[0], traced[1]), diagonal=(diagonal, diagonal))
 
     def shape(self, shape1: tuple[int, ...], shape2: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the kernel of outputs with these shapes."""
+        """The shape of the kernel of outputs with these shapes."""
         sizes = [shape1[axis] for axis in self.diagonal[0]]
         for shape, traced, diagonal in zip((shape1, shape2), self.traced, self.diagonal, strict=True):
             sizes += [size for axis, size in enumerate(shape) if axis not in traced and axis not in diagonal]
         return tuple(sizes[axis] for axis in self.order)
 
-    def mirrored(self, mirror: Plan) -> tuple[int, ...]:
-        """The transposition of this plan's kernel ``y1 y2ᵀ`` into ``y2 y1ᵀ`` as the plan ``mirror`` orders it."""
+    def mirrored(self, mirror: Contraction) -> tuple[int, ...]:
+        """The transposition of this kernel ``y1 y2ᵀ`` into ``y2 y1ᵀ``, whose axes ``mirror`` orders."""
         diagonal, (free1, free2) = len(self.diagonal[0]), self.free
 
         def here(axis: int) -> int:
@@ -102,13 +109,13 @@ class Plan:
         return tuple(self.order.index(here(axis)) for axis in mirror.order)
 
 
-def plan(
+def contraction_of(
     leaf1: Leaf, leaf2: Leaf, dtypes: tuple[jax.typing.DTypeLike, ...], trace_axes: Axes, diagonal_axes: Axes
-) -> Plan:
-    """Plans the contraction of two output leaves; every mistake in the axes is an error here.
+) -> Contraction:
+    """Decides the contraction of two output leaves; every mistake in the axes is an error here.
 
-    The result keeps the axis order of the first output: traced axes absent, diagonal axes once, every
-    other axis twice and adjacent. Further axes of a second output with more of them come last.
+    The kernel keeps the axis order of the first output: traced axes are absent, diagonal axes stand once, and every
+    other axis stands twice, adjacent. If the second output has more axes, the additional ones come last.
     """
     axes = []
     for leaf, dtype in zip((leaf1, leaf2), dtypes, strict=True):
@@ -125,7 +132,7 @@ def plan(
     _check_equal_sizes("diagonal_axes", diagonal_axes, leaf1, diagonal1, leaf2, diagonal2)
     ndims = len(leaf1.shape), len(leaf2.shape)
     free1, free2 = (ndim - len(traced1) - len(diagonal1) for ndim in ndims)
-    return Plan(
+    return Contraction(
         traced=(traced1, traced2),
         diagonal=(diagonal1, diagonal2),
         free=(free1, free2),
@@ -136,8 +143,11 @@ def plan(
 
 def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLike) -> tuple[int, ...]:
     """The axes as non-negative integers, in the order in which the user names them."""
-    named: Any = axes(jax.ShapeDtypeStruct(leaf.shape, dtype)) if callable(axes) else axes
-    said = f"{argument}={_show(axes)}" + (f", which gave {named!r}," if callable(axes) else "")
+    named: Any = axes
+    said = f"{argument}={_show(axes)}"
+    if callable(axes):
+        named = axes(jax.ShapeDtypeStruct(leaf.shape, dtype))
+        said += f", which gave {named!r},"
     several = as_sequence(named)
     try:
         wanted = [index(axis) for axis in ((named,) if several is None else several)]
@@ -156,7 +166,7 @@ def _normalise(argument: str, axes: Axes, leaf: Leaf, dtype: jax.typing.DTypeLik
 
 
 def as_sequence(axes: Any) -> tuple[Any, ...] | None:
-    """Several axes as a tuple; None for anything else."""
+    """A sequence of axes as a tuple; None for anything else."""
     if isinstance(axes, np.ndarray) and axes.ndim == 1:
         axes = axes.tolist()
     return tuple(axes) if isinstance(axes, Sequence) and not isinstance(axes, str | bytes) else None
@@ -179,7 +189,7 @@ def _check_equal_sizes(
 
 
 def _result_order(ndim1: int, traced1: tuple[int, ...], diagonal1: tuple[int, ...], free2: int) -> tuple[int, ...]:
-    """The ``order`` of a plan."""
+    """The ``order`` of a contraction."""
     free1 = [axis for axis in range(ndim1) if axis not in traced1 and axis not in diagonal1]
     firsts = {axis: len(diagonal1) + i for i, axis in enumerate(free1)}
     seconds = iter(range(len(diagonal1) + len(free1), len(diagonal1) + len(free1) + free2))
@@ -189,7 +199,8 @@ def _result_order(ndim1: int, traced1: tuple[int, ...], diagonal1: tuple[int, ..
             order.append(diagonal1.index(axis))
         elif axis in firsts:
             order.append(firsts[axis])
-            order.extend(second for second in [next(seconds, None)] if second is not None)
+            if (second := next(seconds, None)) is not None:
+                order.append(second)
     return (*order, *seconds)
 
 

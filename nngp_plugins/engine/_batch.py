@@ -1,8 +1,8 @@
-"""Kernels of inputs whose forward pass does not fit at once: every example through the network once."""
+"""``nngp.batch`` and ``nngp.plan``: kernels of inputs whose forward pass does not fit into memory at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from numbers import Integral, Real
@@ -10,15 +10,17 @@ from typing import Any
 
 import jax
 
-from ._empirical import KernelFn, Outputs
-from ._forward import KEYS, Forward, refuse_traced
+from .._typing import PyTree
+from ._arrays import ArrayBackend, OnDevice, OnHost
+from ._devices import network_devices, share
+from ._forward import NetworkOutputs, refuse_traced
 from ._inputs import batch_of, refuse_empty, unpacked
-from ._job import Job, make_job
+from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
-from ._memory import Memory, OnDevice, OnHost
-from ._run import InMemory, Ready, Side, run, ticks
-
-PyTree = Any
+from ._loop import AssembleArrays, progress, run
+from ._nngp import KernelFn
+from ._outputs import GivenOutputs, NamedOutputs, OutputSource
+from ._tiling import KernelPlan, make_plan
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class BatchedKernelFn:
     Attributes:
         kernel_fn: the unbatched kernel function.
         batch_size: examples in a forward pass on each device; 0 for all at once.
-        device_count: devices that run the network; -1 for all of this process.
+        device_count: devices that run the network; -1 for all devices of this process.
         store_on_device: whether outputs and kernels stay on the device.
         progress: whether to show a progress bar.
         check: whether to refuse an ``f`` whose outputs depend on the other examples in the batch.
         memory_budget: bytes that outputs may take; None for half of the memory.
+        tile_size: examples along the side of a tile; None chooses.
     """
 
     kernel_fn: KernelFn
@@ -42,6 +45,7 @@ class BatchedKernelFn:
     progress: bool = False
     check: bool = True
     memory_budget: int | None = None
+    tile_size: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel_fn, KernelFn):
@@ -56,6 +60,8 @@ class BatchedKernelFn:
         budget = self.memory_budget
         if budget is not None and (not isinstance(budget, Real) or not 1 <= budget < inf):
             raise ValueError(f"memory_budget={budget!r} must be a positive number of bytes, or None.")
+        if self.tile_size is not None and (not isinstance(self.tile_size, Integral) or self.tile_size < 1):
+            raise ValueError(f"tile_size={self.tile_size!r} must be a positive number of examples, or None.")
 
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The kernel ``f(x1) f(x2)ᵀ``, as :meth:`KernelFn.__call__` gives it.
@@ -66,47 +72,48 @@ class BatchedKernelFn:
             x2: inputs with N2 examples; None (or a PyTree of Nones) means ``x2 = x1``, one forward pass for each
                 example and an exactly symmetric kernel.
             params: what ``f`` takes as its parameters.
-            **apply_fn_kwargs: passed to ``f``, dealt out as without batches. An array with a row for each example
-                is cut like the inputs, but for ``state`` and what :class:`Shared` holds. With ``rng``, batch ``i`` gets
-                ``fold_in(rng, i)``.
+            **apply_fn_kwargs: passed to ``f``, divided between ``x1`` and ``x2`` as without batches. An array with a
+                row for each example is cut into batches like the inputs, except ``state`` and what :class:`Shared`
+                holds. With ``rng``, batch ``i`` gets ``fold_in(rng, i)``.
 
         Returns:
             The PyTree of ``f``'s outputs with a kernel in place of each: JAX arrays, or NumPy arrays with
             ``store_on_device=False``.
 
         Raises:
-            ValueError: as without batches; outputs that depend on the other examples in the batch, or have no row
-                for each; axes that pair the batch axis with another one.
+            ValueError: as without batches; outputs depend on the other examples in the batch, or do not have a row
+                for each example; the axes pair the batch axis with a different axis.
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
-        side1, side2 = self.sides(x1, x2, params, apply_fn_kwargs)
-        return self._assemble(side1, side2, self.job_of(side1, side2, side1.rows))
+        source1, source2 = self.sources(x1, x2, params, apply_fn_kwargs)
+        return self._assemble(source1, source2)
 
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
-        side, _ = self.sides(x, None, params, apply_fn_kwargs)
-        (leaves,) = side.tiles(0, side.n, side.n, self.memory(), lambda rows: None)
-        return side.outputs.structure.unflatten(leaves)
+        source, _ = self.sources(x, None, params, apply_fn_kwargs)
+        (leaves,) = source.tiles(0, source.n, source.n, self.backend(), lambda rows: None)
+        return source.outputs.structure.unflatten(leaves)
 
     def contract(self, y1: PyTree, y2: PyTree | None = None) -> PyTree:
-        """The kernel of outputs that are already there, in tiles: ``y2=None`` makes it exactly symmetric.
+        """The kernel of outputs that exist already, in tiles; it is exactly symmetric if ``y2`` is None.
 
         Raises:
-            ValueError: as a call; outputs with different numbers of rows.
+            ValueError: as a call; outputs have different numbers of rows.
         """
-        side1 = Ready("y1", Outputs.of(y1))
-        side2 = None if is_none(y2) else Ready("y2", Outputs.of(y2))
-        return self._assemble(side1, side2, self.job_of(side1, side2, side1.rows))
+        source1 = GivenOutputs("y1", NamedOutputs.of(y1))
+        source2 = None if is_none(y2) else GivenOutputs("y2", NamedOutputs.of(y2))
+        return self._assemble(source1, source2)
 
-    def job(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> Job:
+    def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
-        side1, side2 = self.sides(x1, x2, params, apply_fn_kwargs)
-        return self.job_of(side1, side2, side1.rows)
+        return self.plan_of(*self.sources(x1, x2, params, apply_fn_kwargs))
 
-    def sides(
+    job = plan  # its name in version 0.1.0
+
+    def sources(
         self, x1: PyTree, x2: PyTree | None, params: PyTree, kwargs: Mapping[str, Any]
-    ) -> tuple[Forward, Forward | None]:
-        """The forward passes of ``x1``, and of ``x2`` unless that is None."""
+    ) -> tuple[NetworkOutputs, NetworkOutputs | None]:
+        """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
         inputs = {"x1": x1} if is_none(x2) else {"x1": x1, "x2": x2}
@@ -114,15 +121,15 @@ class BatchedKernelFn:
         for name, x in inputs.items():
             refuse_empty(name, x)
             examples.append(batch_of(name, x))
-        devices = jax.local_devices()
-        devices = devices if self.device_count == -1 else devices[: self.device_count]
-        dealt = split_kwargs(kwargs, x1, x2)
+        devices = network_devices(self.device_count)
+        kwargs_of_both = split_kwargs(kwargs, x1, x2)
         shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
-        # one size for both sides, so that f is compiled once; noise must not depend on the number of devices
-        most = max(examples) if {*KEYS} & {*kwargs} else _share(max(examples), devices)
-        sizes = [min(int(self.batch_size), most) or _share(n, devices) for n in examples]
-        forwards = [
-            Forward(
+        # Both sides have one batch size, so that f is compiled once. With a key it is the same for any number of
+        # devices, so that the noise is, too.
+        most = max(examples) if {*KEYS} & {*kwargs} else share(max(examples), devices)
+        sizes = [min(int(self.batch_size), most) or share(n, devices) for n in examples]
+        sources = [
+            NetworkOutputs(
                 name,
                 self.kernel_fn.f,
                 params,
@@ -134,32 +141,35 @@ class BatchedKernelFn:
                 check=self.check,
                 shared=shared,
             )
-            for (name, x), size, side_kwargs in zip(inputs.items(), sizes, dealt, strict=False)
+            for (name, x), size, side_kwargs in zip(inputs.items(), sizes, kwargs_of_both, strict=False)
         ]
-        return forwards[0], forwards[1] if len(forwards) > 1 else None
+        return sources[0], sources[1] if len(sources) > 1 else None
 
-    def job_of(self, side1: Side, side2: Side | None, batch_rows: int, **tiles: int | None) -> Job:
-        """What is to be done with the outputs of both sides; ``tiles`` as :func:`make_job` takes them."""
-        return make_job(
+    def plan_of(
+        self, source1: OutputSource, source2: OutputSource | None, *, tile_bytes: int | None = None
+    ) -> KernelPlan:
+        """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
+        return make_plan(
             self.kernel_fn,
-            side1.outputs,
-            None if side2 is None else side2.outputs,
-            batch_rows=batch_rows,
-            budget=int(self.memory_budget or self.memory().budget()),
-            whole=self.store_on_device,
-            **tiles,
+            source1.outputs,
+            None if source2 is None else source2.outputs,
+            batch_rows=source1.batch_rows,
+            budget=int(self.memory_budget or self.backend().budget()),
+            one_tile=self.store_on_device,
+            tile_rows=None if self.tile_size is None else int(self.tile_size),
+            tile_bytes=tile_bytes,
         )
 
-    def memory(self) -> Memory:
+    def backend(self) -> ArrayBackend:
         """Where outputs and kernels are kept."""
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
-    def _assemble(self, side1: Side, side2: Side | None, job: Job) -> PyTree:
-        memory = self.memory()
-        kernels = InMemory(job, memory)
-        with ticks(job, self.progress) as on:
-            run(job, self.kernel_fn.precision, side1, side2, memory, kernels, on)
-        return self.kernel_fn.assemble(side1.outputs.structure, kernels.arrays)
+    def _assemble(self, source1: OutputSource, source2: OutputSource | None) -> PyTree:
+        plan, backend = self.plan_of(source1, source2), self.backend()
+        kernels = AssembleArrays(plan, backend)
+        with progress(plan, self.progress) as on_progress:
+            run(plan, self.kernel_fn.precision, source1, source2, backend, kernels, on_progress)
+        return self.kernel_fn.assemble(source1.outputs.structure, kernels.arrays)
 
 
 def batch(
@@ -171,33 +181,35 @@ def batch(
     progress: bool = False,
     check: bool = True,
     memory_budget: int | None = None,
+    tile_size: int | None = None,
 ) -> BatchedKernelFn:
     """Computes a kernel in batches: same arguments and same results, on inputs whose forward pass does not fit.
 
-    Every example goes through the network once: N + M rows for ``x1`` with N and ``x2`` with M examples, N where
-    ``x2`` is None. The outputs are kept and contracted in tiles of a size of their own, those on and above the diagonal
-    where ``x2`` is None; the others mirror them. Where the outputs do not fit ``memory_budget``, those of ``b`` blocks
-    of examples are computed in turn, and the others again for each: ``N (b + 1) / 2`` rows where ``x2`` is None,
-    ``N + b M`` otherwise. A last batch that is not full is filled up with copies of its last example, which are cut off
-    after, so ``f`` is compiled once.
+    Every example goes through the network once: N + M rows for ``x1`` with N and ``x2`` with M examples, N if ``x2``
+    is None. The outputs are kept and contracted in tiles, whose size does not depend on the batches. If ``x2`` is None,
+    only tiles on and above the diagonal are contracted, and the others mirror them. If the outputs do not fit
+    ``memory_budget``, those of ``b`` blocks of examples are held in turn, and the other examples run again for each
+    block: ``N (b + 1) / 2`` rows if ``x2`` is None, ``N + b M`` otherwise. A last batch that is not full is filled up
+    with copies of its last example, whose outputs are cut off, so ``f`` is compiled once.
 
     Args:
         kernel_fn: what :func:`empirical_nngp_fn` returns.
         batch_size: examples in a forward pass on each device; 0 for all at once.
-        device_count: devices that run the network, each a batch at a time; -1 for all of this process.
-        store_on_device: whether outputs and kernels stay on the (first) device. False moves both to host memory.
-        progress: show a progress bar (on stderr).
-        check: run a few examples in a batch of another size first, and refuse an ``f`` whose outputs depend on the
-            other examples in the batch, such as BatchNorm in training mode.
-        memory_budget: bytes that outputs may take, but for those of a batch; None for half of the memory of the device,
-            or of the host.
+        device_count: devices that run the network, each a batch at a time; -1 for all devices of this process.
+        store_on_device: whether outputs and kernels stay on the first device. False moves both to host memory.
+        progress: whether to show a progress bar on stderr.
+        check: whether to run a few examples in a batch of another size first, and to refuse an ``f`` whose outputs
+            depend on the other examples in the batch, such as BatchNorm in training mode.
+        memory_budget: bytes that outputs may take, apart from those of a batch; None for half of the memory of the
+            device, or of the host.
+        tile_size: examples along the side of a tile of the kernel; None for the size that contracts fastest.
 
     Returns:
         ``kernel_fn(x1, x2, params, **apply_fn_kwargs)``, see :meth:`BatchedKernelFn.__call__`.
 
     Raises:
-        TypeError: ``kernel_fn`` is no kernel function.
-        ValueError: a negative size; more devices than there are.
+        TypeError: ``kernel_fn`` is not a kernel function.
+        ValueError: a size is negative; there are fewer devices.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
@@ -207,11 +219,9 @@ def batch(
                [1., 1., 1.],
                [1., 1., 1.]], dtype=float32)
     """
-    return BatchedKernelFn(kernel_fn, batch_size, device_count, store_on_device, progress, check, memory_budget)
-
-
-def _share(examples: int, devices: Sequence[jax.Device]) -> int:
-    return -(-examples // len(devices))
+    return BatchedKernelFn(
+        kernel_fn, batch_size, device_count, store_on_device, progress, check, memory_budget, tile_size
+    )
 
 
 def plan(
@@ -222,7 +232,7 @@ def plan(
     *,
     batch_size: int | None = None,
     **apply_fn_kwargs: Any,
-) -> Job:
+) -> KernelPlan:
     """What a kernel in batches would cost, without computing it.
 
     Args:
@@ -230,25 +240,25 @@ def plan(
         x1: inputs, as for a call.
         x2: inputs, or None.
         params: what ``f`` takes as its parameters.
-        batch_size: examples in a forward pass on each device; None for that of ``kernel_fn``, or all at once.
+        batch_size: examples in a forward pass on each device; None for the size of ``kernel_fn``, or all at once.
         **apply_fn_kwargs: passed to ``f``.
 
     Returns:
-        A :class:`Job`: rows through the network, floating-point operations of the contraction, bytes held and made,
-        tiles. ``print`` shows it as a table.
+        A :class:`KernelPlan`: rows through the network, floating-point operations of the contraction, bytes that are
+        held and made, tiles. ``print`` shows it as a table.
 
     Raises:
-        ValueError: what the call itself would refuse before it starts.
+        ValueError: the call itself would be refused before it starts.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x @ params)
-        >>> job = nngp.plan(kernel_fn, jnp.ones((1000, 8)), None, jnp.ones((8, 64)), batch_size=100)
-        >>> job.forward_rows, job.kernel_bytes
+        >>> plan = nngp.plan(kernel_fn, jnp.ones((1000, 8)), None, jnp.ones((8, 64)), batch_size=100)
+        >>> plan.forward_rows, plan.kernel_bytes
         (1000, 4000000)
     """
     if not isinstance(kernel_fn, BatchedKernelFn):
         kernel_fn = batch(kernel_fn)
     if batch_size is not None:
         kernel_fn = replace(kernel_fn, batch_size=batch_size)
-    return kernel_fn.job(x1, x2, params, **apply_fn_kwargs)
+    return kernel_fn.plan(x1, x2, params, **apply_fn_kwargs)

@@ -1,98 +1,72 @@
-"""The moving half of a contraction: a plan carried out as one ``dot_general``."""
+"""The contraction of one pair of output leaves, carried out as one ``dot_general``."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ._axes import Plan
+from ._axes import Contraction
+
+if TYPE_CHECKING:
+    from jaxtyping import Shaped
 
 
 def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> Any:
-    """The dtype of a kernel: at least float32; float64 and complex outputs keep theirs, integers are promoted."""
+    """The dtype of a kernel: at least float32. float64 and complex outputs keep theirs; integers are promoted."""
     dtype = jnp.result_type(*dtypes)
     if not jnp.issubdtype(dtype, jnp.inexact):
         return jnp.result_type(float)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("plan", "precision"))
-def contract(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
-    """The kernel of two outputs: ``plan`` executed, the second output conjugated, the trace averaged."""
-    return _product(y1, y2, plan, precision) / float(plan.size)
+@partial(jax.jit, static_argnames=("contraction", "precision"))
+def contract(
+    y1: Shaped[Array, "N1 ..."], y2: Shaped[Array, "N2 ..."], contraction: Contraction, precision: Any
+) -> Array:
+    """The kernel of two outputs: the second one is conjugated, and the trace is averaged."""
+    return summed_product(y1, y2, contraction, precision) / float(contraction.size)
 
 
-def _product(y1: Array, y2: Array, plan: Plan, precision: Any) -> Array:
-    """The kernel but for the average."""
+def summed_product(
+    y1: Shaped[Array, "N1 ..."], y2: Shaped[Array, "N2 ..."], contraction: Contraction, precision: Any
+) -> Array:
+    """The kernel before it is divided by the number of terms of the trace."""
     dtype = accumulation_dtype(y1.dtype, y2.dtype)
     if y1.dtype != y2.dtype or not jnp.issubdtype(y1.dtype, jnp.inexact):
         y1, y2 = y1.astype(dtype), y2.astype(dtype)
-    y1, y2, out_sharding = _place(y1, y2, plan)
+    y1, y2, out_sharding = _on_explicit_mesh(y1, y2, contraction)
     dot = partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
     if out_sharding is not None:
-        kernel = dot(y1, y2.conj(), (plan.traced, plan.diagonal), out_sharding=out_sharding)
-    else:  # matrices multiply a tenth faster than what has several axes to contract
-        (a, free1), (b, free2) = _matrices(y1, 0, plan), _matrices(y2, 1, plan)
+        kernel = dot(y1, y2.conj(), (contraction.traced, contraction.diagonal), out_sharding=out_sharding)
+    else:
+        # Matrices multiply a tenth faster than arrays with several axes to contract.
+        (a, free1), (b, free2) = _as_matrices(y1, 0, contraction), _as_matrices(y2, 1, contraction)
         diagonal = a.shape[:-2]
         places = tuple(range(len(diagonal)))
         kernel = dot(a, b.conj(), (((a.ndim - 1,), (b.ndim - 1,)), (places, places)))
         kernel = kernel.reshape(*diagonal, *free1, *free2)
-    return kernel.transpose(plan.order)
+    return kernel.transpose(contraction.order)
 
 
-def _matrices(y: Array, side: int, plan: Plan) -> tuple[Array, tuple[int, ...]]:
-    """An output as matrices, paired by traced, one for each place on the diagonal; and the sizes of its paired axes."""
-    y = y.transpose(plan.operands()[side])
-    first, last = len(plan.diagonal[side]), y.ndim - len(plan.traced[side])
+def _as_matrices(y: Array, side: int, contraction: Contraction) -> tuple[Array, tuple[int, ...]]:
+    """One matrix ``(paired, traced)`` for each place on the diagonal, and the sizes of the paired axes."""
+    y = y.transpose(contraction.operand_orders()[side])
+    first, last = len(contraction.diagonal[side]), y.ndim - len(contraction.traced[side])
     shape = y.shape
     return y.reshape(*shape[:first], math.prod(shape[first:last]), math.prod(shape[last:])), shape[first:last]
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["y1", "y2"], meta_fields=["plan", "precision", "shape", "mirror"]
-)
-@dataclass(frozen=True)
-class Tile:
-    """A tile of a kernel, to be computed where it is needed: written in one go with its contraction.
+def _on_explicit_mesh(y1: Array, y2: Array, contraction: Contraction) -> tuple[Array, Array, NamedSharding | None]:
+    """Places both outputs on their mesh with explicit axes, and says where the kernel lives; None if there is no mesh.
 
-    Attributes:
-        y1: its rows, of the first output.
-        y2: its columns, of the second output.
-        plan: how to contract them.
-        precision: of the contraction.
-        shape: of the tile.
-        mirror: for a tile that is its own mirror image, the transposition that shows it; makes it exactly so.
-    """
-
-    y1: Array
-    y2: Array
-    plan: Plan
-    precision: Any
-    shape: tuple[int, ...]
-    mirror: tuple[int, ...] | None = None
-
-    @jax.jit
-    def __call__(self) -> Array:
-        """The tile itself."""
-        if self.mirror is None:
-            return contract(self.y1, self.y2, self.plan, self.precision)
-        product = _product(self.y1, self.y2, self.plan, self.precision)
-        # divided last: a fused multiply-add would round the two differently
-        return (product + product.transpose(self.mirror).conj()) / float(2 * self.plan.size)
-
-
-def _place(y1: Array, y2: Array, plan: Plan) -> tuple[Array, Array, NamedSharding | None]:
-    """Where outputs live on a mesh with explicit axes, places the factors and says where the kernel lives.
-
-    Such a mesh refuses ``y @ y.T``: both batch axes of the result would lie on one mesh axis. The first output
-    stays as it is, and the second gives up the mesh axes that the first already uses.
+    Such a mesh refuses ``y @ y.T``, because both batch axes of the result would lie on one mesh axis. The first output
+    stays as it is, and the second one gives up the mesh axes that the first one already uses.
     """
     mesh, specs = None, []
     for y in (y1, y2):
@@ -105,14 +79,14 @@ def _place(y1: Array, y2: Array, plan: Plan) -> tuple[Array, Array, NamedShardin
     spec1, spec2 = specs
     used = {name for entry in spec1 for name in _names(entry)}
     target = [None if used & _names(entry) else entry for entry in spec2]
-    # contracted axes that lie on one mesh axis are summed where they lie
-    for axes1, axes2 in (plan.traced, plan.diagonal):
+    # Both outputs hold a contracted axis in the same way, so that each device sums what it has.
+    for axes1, axes2 in (contraction.traced, contraction.diagonal):
         for axis1, axis2 in zip(axes1, axes2, strict=True):
             target[axis2] = spec1[axis1]
-    paired = [{*traced, *diagonal} for traced, diagonal in zip(plan.traced, plan.diagonal, strict=True)]
-    spec = [spec1[axis] for axis in plan.diagonal[0]]
-    spec += [entry for axis, entry in enumerate(spec1) if axis not in paired[0]]
-    spec += [entry for axis, entry in enumerate(target) if axis not in paired[1]]
+    spec = [spec1[axis] for axis in contraction.diagonal[0]]
+    for side, entries in enumerate((spec1, target)):
+        not_free = {*contraction.traced[side], *contraction.diagonal[side]}
+        spec += [entry for axis, entry in enumerate(entries) if axis not in not_free]
     y1 = jax.sharding.reshard(y1, NamedSharding(mesh, PartitionSpec(*spec1)))
     y2 = jax.sharding.reshard(y2, NamedSharding(mesh, PartitionSpec(*target)))
     return y1, y2, NamedSharding(mesh, PartitionSpec(*spec))

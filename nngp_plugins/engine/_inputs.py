@@ -1,22 +1,26 @@
-"""Inputs: PyTrees of anything with ``shape``, ``dtype`` and slicing, examples along axis 0."""
+"""Inputs: PyTrees of arrays or of anything with ``shape``, ``dtype`` and slicing, with examples along axis 0."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from numbers import Number
 from typing import Any
 
 import jax
-import numpy as np
 
-PyTree = Any
-# numbers in a part of an array: as many rows for every dtype
-PART = 2**22
+from .._typing import PyTree
+
+Range = tuple[int, int]
+"""The numbers of the first example of a range, and of the one after its last."""
+
+
+def ranges(start: int, stop: int, size: int) -> list[Range]:
+    """``start`` to ``stop`` in pieces of ``size``; the last piece may be smaller."""
+    return [(low, min(low + size, stop)) for low in range(start, stop, size)]
 
 
 def refuse_empty(name: str, x: PyTree) -> None:
-    """Refuses inputs without examples.
+    """Refuses inputs that hold no example.
 
     Raises:
         ValueError: a leaf has none.
@@ -28,8 +32,8 @@ def refuse_empty(name: str, x: PyTree) -> None:
             raise ValueError(f"{where} with shape {shape} is an empty batch; pass at least one example.")
 
 
-def batch_of(side: str, x: PyTree) -> int:
-    """Number of examples of an input.
+def batch_of(argument: str, x: PyTree) -> int:
+    """The number of examples of an input.
 
     Raises:
         TypeError: a leaf has no batch axis.
@@ -40,20 +44,20 @@ def batch_of(side: str, x: PyTree) -> int:
         shape = getattr(leaf, "shape", ())
         if not shape:
             raise TypeError(
-                f"{side}{jax.tree_util.keystr(path)} is {type(leaf).__name__} without a batch axis; inputs are cut "
+                f"{argument}{jax.tree_util.keystr(path)} is {type(leaf).__name__} without a batch axis; inputs are cut "
                 "along axis 0, so pass what all examples share as a keyword argument."
             )
-        sizes[f"{side}{jax.tree_util.keystr(path)}"] = int(shape[0])
+        sizes[f"{argument}{jax.tree_util.keystr(path)}"] = int(shape[0])
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"{side} must hold examples along axis 0 of every array, as many in each; got {sizes}.")
+        raise ValueError(f"{argument} must hold examples along axis 0 of every array, as many in each; got {sizes}.")
     return next(iter(sizes.values()))
 
 
 def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:
-    """The arrays of ``params`` and the keyword arguments: a live model is taken apart, where ``f`` knows how to.
+    """The arrays of ``params``, and the keyword arguments; a live model is taken apart if ``f`` knows how to.
 
     Raises:
-        TypeError: ``params`` holds something else than numbers.
+        TypeError: ``params`` holds something that is not a number.
     """
     kwargs = dict(kwargs)
     if hasattr(f, "variables"):
@@ -67,13 +71,3 @@ def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree,
                 "params, state = f.split(model) gives them."
             )
     return params, kwargs
-
-
-def parts(array: Any) -> Iterator[np.ndarray]:
-    """An array of any size, a part of it at a time."""
-    if not array.shape or not array.shape[0]:
-        yield np.asarray(array)
-        return
-    rows = max(1, PART // max(1, math.prod(array.shape[1:])))
-    for start in range(0, array.shape[0], rows):
-        yield np.asarray(array[start : start + rows])

@@ -1,3 +1,5 @@
-"""Pictures and the HTML report, from a run folder."""
+"""The report: one HTML page of a run folder."""
 
+from ._figures import curves as curves
+from ._figures import heat_maps as heat_maps
 from ._html import write_report as write_report

@@ -1,4 +1,4 @@
-"""Pictures of a run, as Plotly figures."""
+"""The figures of the report."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import Any
 import numpy as np
 
 from .._require import require
-from ..callbacks._plot import depth_colors, history_chart, plotly_figure, styled
-from ._run import Run
+from ..charts import plotly_figure, styled
+from ..history import StoredRun, history_chart
 
-_LEGEND = 8  # more layers than this are told by the colours of the table
+# The colours of the table name more layers than a legend can.
+_LAYERS_IN_LEGEND = 8
 
 
-def curves(run: Run) -> list[tuple[str, Any]]:
-    """A titled figure over steps for each metric, one line a layer, and for each scalar."""
+def curves(run: StoredRun) -> list[tuple[str, Any]]:
+    """A figure with its title for each metric, with a line for each layer, and for each scalar."""
     figures = []
     for name in (*run.history.metrics, *run.history.scalars):
-        chart = history_chart(run.history, name)
+        chart = history_chart(run.history.rows, name)
         legend = {"orientation": "h", "y": -0.24, "x": 0, "font": {"size": 11}}
         card = plotly_figure(chart).update_layout(height=300, title=None, legend=legend, margin_t=24)
-        figures.append((chart.title, card.update_layout(showlegend=1 < len(chart.lines) <= _LEGEND)))
+        figures.append((chart.title, card.update_layout(showlegend=1 < len(chart.lines) <= _LAYERS_IN_LEGEND)))
     return figures
 
 
-def heat_maps(run: Run, at_most: int = 8) -> list[tuple[str, Any]]:
-    """A titled figure for each layer: its kernel before and (once the tracker is closed) after training.
+def heat_maps(run: StoredRun, at_most: int = 8) -> list[tuple[str, Any]]:
+    """A figure with its title for each layer: its kernel at the first and at the last snapshot.
 
-    Examples are ordered by class. Shown is the centred kernel scaled to a unit diagonal, whose entries are the cosines
-    between centred features, so that both sides share one colour scale. Of many layers, evenly spaced ones are shown.
+    Examples are ordered by class. The figure shows the centred kernel scaled to a unit diagonal: its entries are the
+    cosines between centred features, so that both sides share one colour scale. Of more layers than ``at_most``, evenly
+    spaced ones are shown.
     """
     order = np.argsort(run.targets, kind="stable") if run.targets.size else np.arange(run.before.shape[1])
     labels = run.targets[order] if run.targets.size else None
@@ -36,18 +38,15 @@ def heat_maps(run: Run, at_most: int = 8) -> list[tuple[str, Any]]:
     first, last = run.history.steps[[0, -1]]
     figures = []
     for i in shown:
-        stacks = {f"step {first}": run.before} | ({} if run.after is None else {f"step {last}": run.after})
-        kernels = {
-            title + ("" if np.isfinite(stack[i]).all() else ": not finite"): _cosines(stack[i])[np.ix_(order, order)]
-            for title, stack in stacks.items()
-        }
+        stacks = {f"step {first}": run.before}
+        if run.after is not None:
+            stacks[f"step {last}"] = run.after
+        kernels = {}
+        for title, stack in stacks.items():
+            finite = np.isfinite(stack[i]).all()
+            kernels[title if finite else f"{title}: not finite"] = _cosines(stack[i])[np.ix_(order, order)]
         figures.append((run.layers[i], _heat_figure(kernels, labels)))
     return figures
-
-
-def layer_colors(layers: list[str]) -> dict[str, str]:
-    """A colour for each layer that tells its depth."""
-    return dict(zip(layers, depth_colors(len(layers)), strict=True))
 
 
 def _heat_figure(kernels: dict[str, np.ndarray], labels: np.ndarray | None) -> Any:
@@ -72,7 +71,7 @@ def _heat_figure(kernels: dict[str, np.ndarray], labels: np.ndarray | None) -> A
 
 
 def _cosines(kernel: np.ndarray) -> np.ndarray:
-    """``K_ij / sqrt(K_ii K_jj)``; zero where an example has no features, nan where one is not finite."""
+    """``K_ij / sqrt(K_ii K_jj)``; zero for an example whose features are zero, nan for numbers that are not finite."""
     kernel = np.where(np.isfinite(kernel), kernel, np.nan)
     norm = np.sqrt(np.maximum(np.diagonal(kernel), 0))
     scale = np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)

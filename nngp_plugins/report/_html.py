@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .._require import require
-from ..callbacks import History
-from ..callbacks._plot import TITLES
-from ..callbacks._table import change
-from ._figures import curves, heat_maps, layer_colors
-from ._run import Run
+from ..charts import depth_colors
+from ..history import History, StoredRun, first_and_last
+from ..metrics import entry_of
+from ._figures import curves, heat_maps
 
-_NAMED = 6  # layers that the banner of a run that diverged names
+_LAYERS_IN_BANNER = 6
 
 
 def write_report(run: str | Path, *, title: str | None = None) -> Path:
@@ -22,15 +21,15 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     kernel before and after training as heat maps ordered by class.
 
     Args:
-        run: the folder that a :class:`KernelTracker` writes; the kernels after training are there once it is closed.
-        title: heading of the page; by default the name of the folder.
+        run: the folder that a :class:`KernelTracker` writes.
+        title: the heading of the page; None for the name of the folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        FileNotFoundError: not a run folder, or one without a snapshot.
-        ModuleNotFoundError: Plotly or Jinja2 is missing; names the extra to install.
+        FileNotFoundError: ``run`` is not a run folder, or holds no snapshot.
+        ModuleNotFoundError: Plotly or Jinja2 is missing; the message names the extra to install.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -44,21 +43,21 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     jinja2 = require("jinja2", extra="report")
     plotly = require("plotly", extra="report")
     path = Path(run)
-    loaded = Run.load(path)
+    stored = StoredRun.load(path)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
         title=title or path.resolve().name,
-        about=loaded.about,
-        diverged=_diverged(loaded.history),
-        velocity="kernel_velocity" in loaded.history.metrics,
-        facts=_facts(loaded),
-        header=["Layer", *(TITLES.get(name, name) for name in loaded.history.metrics)],
-        rows=_summary(loaded),
-        curves=[(name, _div(figure, f"curve-{i}")) for i, (name, figure) in enumerate(curves(loaded))],
-        heat_maps=[(name, _div(figure, f"kernel-{i}")) for i, (name, figure) in enumerate(heat_maps(loaded))],
-        layers=len(loaded.layers),
+        about=stored.about,
+        diverged=_diverged(stored.history),
+        velocity="kernel_velocity" in stored.history.metrics,
+        facts=_facts(stored),
+        header=["Layer", *map(_heading, stored.history.metrics)],
+        rows=_summary(stored),
+        curves=[(name, _div(figure, f"curve-{i}")) for i, (name, figure) in enumerate(curves(stored))],
+        heat_maps=[(name, _div(figure, f"kernel-{i}")) for i, (name, figure) in enumerate(heat_maps(stored))],
+        layers=len(stored.layers),
         plotly_js=require("plotly.offline", extra="report").get_plotlyjs(),
         plotly_version=plotly.__version__,
     )
@@ -67,29 +66,40 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     return report
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
-    """What stands under the heading: the numbers that a reader looks for first."""
+def _heading(metric: str) -> str:
+    """The title of a metric, or its name if it has no catalogue entry."""
+    entry = entry_of(metric)
+    return metric if entry is None else entry.title
+
+
+def _facts(run: StoredRun) -> list[tuple[str, str]]:
+    """The numbers under the heading, which a reader looks for first."""
     last = run.history.rows[-1]
     facts = [(name.replace("_", " "), f"{last[name]:.4g}") for name in run.history.scalars if name in last]
     sizes = [("steps", f"{run.history.steps[-1]:,}"), ("snapshots", str(len(run.history)))]
     return [*facts, *sizes, ("layers", str(len(run.layers))), ("probe examples", str(run.about["probe"]["n"]))]
 
 
-def _summary(run: Run) -> list[tuple[str, str, list[str]]]:
-    """Name and colour of each layer, and what became of each metric from the first to the last snapshot."""
-    colors, metrics = layer_colors(run.layers), run.history.metrics
-    return [(name, colors[name], [change(run.history, name, metric) for metric in metrics]) for name in run.layers]
+def _summary(run: StoredRun) -> list[tuple[str, str, list[str]]]:
+    """The name and the colour of each layer, and each metric at the first and at the last snapshot."""
+    rows, metrics = run.history.rows, run.history.metrics
+    colors = depth_colors(len(run.layers))
+    return [
+        (name, color, [first_and_last(rows, name, metric) for metric in metrics])
+        for name, color in zip(run.layers, colors, strict=True)
+    ]
 
 
 def _diverged(history: History) -> tuple[int, str] | None:
-    """Where the run diverged, and which kernels were the first that are not finite."""
+    """The step at which the run diverged, and a sentence that names the first kernels that are not finite."""
     if (step := history.diverged) is None:
         return None
     layers = [layer for layer, first in history.diverged_layers.items() if first == step]
     if len(layers) == 1:
         return step, f"the kernel of {layers[0]} is not finite"
-    named, more = layers[:_NAMED], len(layers) - _NAMED
-    names = f"{', '.join(named)} and {more} more" if more > 0 else f"{', '.join(named[:-1])} and {named[-1]}"
+    named, more = layers[:_LAYERS_IN_BANNER], len(layers) - _LAYERS_IN_BANNER
+    *others, final = [*named, f"{more} more"] if more > 0 else named
+    names = f"{', '.join(others)} and {final}"
     return step, f"the kernels of {names} are not finite"
 
 

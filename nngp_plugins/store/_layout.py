@@ -1,4 +1,4 @@
-"""How kernels lie on the disk: a Zarr v3 group of one array a kernel, a chunk a tile."""
+"""How kernels lie on the disk: a Zarr v3 group with an array for each kernel and a chunk for each tile."""
 
 from __future__ import annotations
 
@@ -19,27 +19,17 @@ JOB, LEDGER, GROUP = "job.json", "ledger.jsonl", "zarr.json"
 COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
-def free_component(name: str, taken: set[str]) -> str:
-    """A folder named after a kernel, and added to those that are taken."""
-    component = re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".-") or "kernel"
-    component = component.replace(".__lock", ".lock")  # TensorStore has that name for itself
-    while component.lower() in taken:  # of two names that differ in other characters
-        component = f"{component}-{len(taken)}"
-    taken.add(component.lower())
-    return component
-
-
 @dataclass(frozen=True)
 class Layout:
     """One array of a store, as ``job.json`` lists it.
 
     Attributes:
-        name: of the kernel, as its output is called; ``kernel`` for an ``f`` with a single one.
-        component: its folder in the store.
-        shape: of the kernel.
-        dtype: of the kernel.
-        chunk: shape of a tile.
-        dimensions: names of the axes.
+        name: the name of the kernel's output; ``kernel`` if ``f`` has a single output.
+        component: the folder of the array in the store.
+        shape: the shape of the kernel.
+        dtype: the dtype of the kernel.
+        chunk: the shape of a tile.
+        dimensions: the names of the axes.
     """
 
     name: str
@@ -51,21 +41,21 @@ class Layout:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Number of tiles along each axis."""
+        """The number of tiles along each axis."""
         return tuple(-(-size // tile) for size, tile in zip(self.shape, self.chunk, strict=True))
 
     @property
     def tiles(self) -> int:
-        """Number of tiles."""
+        """The number of tiles."""
         return math.prod(self.grid)
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of the file of a tile: the last ones of an axis are as large as the others."""
+        """The bytes of a tile's file; the last tile of an axis takes as many as the others."""
         return math.prod(self.chunk) * np.dtype(self.dtype).itemsize + 4
 
     def zarr(self) -> dict[str, Any]:
-        """The Zarr v3 metadata: numbers as they are, then a CRC-32C."""
+        """The Zarr v3 metadata: a chunk holds the numbers as they are, then a CRC-32C."""
         return {
             "zarr_format": 3,
             "node_type": "array",
@@ -80,14 +70,14 @@ class Layout:
         }
 
     def file(self, root: Path, chunk: Sequence[int]) -> Path:
-        """Where a tile lies."""
+        """The file of a tile."""
         return root.joinpath(self.component, "c", *map(str, chunk))
 
     def open(self, root: Path, *, create: bool = False) -> Any:
-        """The array as TensorStore reads and writes it; a tile that is missing is an error, not a fill value.
+        """The array as TensorStore reads and writes it; a missing tile is an error, not a fill value.
 
         Raises:
-            ValueError: its description is damaged or missing.
+            ValueError: the metadata on the disk are damaged or missing.
             OSError: the disk fails.
         """
         spec = {
@@ -101,17 +91,18 @@ class Layout:
             return require("tensorstore", extra="store").open(spec, open=True, create=create).result()
         except ValueError as error:
             file, why = root / self.component / GROUP, reason(error)
-            if "os_error_code" in why or "[OS error" in why:  # by versions of TensorStore
+            # Versions of TensorStore report an error of the disk in one of two ways.
+            if "os_error_code" in why or "[OS error" in why:
                 raise OSError(f"{file} could not be opened: {why}") from error
             raise ValueError(f"{file} is damaged or missing: {why}; delete it and run write_kernel again") from error
 
 
 def load_job(path: Path) -> dict[str, Any]:
-    """What ``job.json`` says.
+    """The contents of ``job.json``.
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     if not (path / JOB).is_file():
         raise FileNotFoundError(f"{path} holds no kernel (no {JOB}); write one with nngp.write_kernel.")
@@ -125,11 +116,11 @@ def load_job(path: Path) -> dict[str, Any]:
 
 
 def load_layouts(path: Path) -> list[Layout]:
-    """The arrays of a store, checked.
+    """The arrays of a store, after their description is checked.
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: its description is damaged, or names a folder outside.
+        ValueError: the description is damaged, or names a folder outside the store.
     """
     job = load_job(path)
     try:
@@ -157,26 +148,27 @@ def part(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
 
 
 def reason(error: Exception) -> str:
-    """What TensorStore says, without the whole description of the array that it adds."""
+    """What TensorStore says of an error, without the description of the array that it adds."""
     return re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", str(error))
 
 
 def checksum_of(file: Path, size: int) -> str:
-    """The CRC-32C that a tile's file ends with, which is another text where its size is another one."""
+    """The CRC-32C at the end of a tile's file; a file of another size gives a different text."""
     with file.open("rb") as opened:
         opened.seek(size - 4)
         return opened.read().hex()
 
 
 def checked(path: Path) -> Path:
-    """A store's folder, without links that would lead out of it."""
+    """The folder of a store, after a check that no symbolic link leads out of it."""
     if path.is_symlink():
         raise ValueError(f"{path} is a symbolic link; pass the folder that it leads to, {path.resolve()}.")
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             if os.path.islink(os.path.join(folder, name)):
                 raise ValueError(f"{os.path.join(folder, name)} is a symbolic link, which a store has none of.")
-    return path.resolve()  # TensorStore takes no ".."
+    # TensorStore does not take a path with "..".
+    return path.resolve()
 
 
 def _tuple(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A live table of a tracker's numbers in the terminal."""
+"""A live table in the terminal."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ...charts import short, spaced, sparkline
+
 METRICS = ("cka", "relative_change", "effective_rank", "scale")
 ROWS = 20
 _NAME = re.compile(r"(.*?/)?kernel/(.+)/([^/]+)")
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 class Console:
     """Shows a table with a row for each layer: metrics, their change since the first snapshot, and a sparkline.
 
-    In a terminal it is live. Elsewhere, as in a log file, each snapshot is a line with the lowest and the highest value
-    of the layers, and the table comes once, at the end. Of more than 20 layers it shows 20, evenly spaced.
+    In a terminal the table is live. Elsewhere, such as in a log file, each snapshot is a line with the lowest and the
+    highest value of the layers, and the table is printed once, at the end. Of more than 20 layers it shows 20, evenly
+    spaced.
 
     Args:
         layers: patterns of the layers to show, such as ``["block*"]``; None shows all.
-        metrics: names of the metrics to show, those of them that are measured; the sparkline is of the first.
-        console: where to print, a ``rich.console.Console``; None is the one that rich prints to, and so do its progress
-            bars, unless they were given one: pass that, ``progress.console``. Beside a bar of tqdm, which knows nothing
-            of a live table, pass ``rich.console.Console(force_terminal=False)``, for lines.
+        metrics: the names of the metrics to show, as far as they are measured; the sparkline is that of the first one.
+        console: the ``rich.console.Console`` to print to; None for rich's global one, which its progress bars use too.
+            If a progress bar was given a console, pass that one, ``progress.console``. Beside a bar of tqdm, which does
+            not work with a live table, pass ``rich.console.Console(force_terminal=False)``, which prints lines.
 
     Raises:
-        TypeError: an argument is something else.
+        TypeError: an argument has another type.
 
     Example:
         >>> console = Console(metrics=["cka"])
@@ -68,13 +70,13 @@ class Console:
         self._first: int | None = None
         self._step, self._scalars = 0, dict[str, float]()
         self._seen: dict[str, dict[str, list[float]]] = {}
-        """For each layer and metric, the values so far."""
+        """The values so far, by layer and metric."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Shows the numbers of a step.
 
         Raises:
-            ValueError: none of them is of the layers to show.
+            ValueError: none of the numbers belongs to the layers to show.
         """
         self._step, self._scalars, kernels = step, {}, []
         self._first = step if self._first is None else self._first
@@ -95,7 +97,7 @@ class Console:
             console.print(self._line(), soft_wrap=True)
 
     def close(self) -> None:
-        """Leaves the last table."""
+        """Leaves the last table on the screen."""
         if self._live is not None:
             self._stop()
             self._live = None
@@ -108,9 +110,10 @@ class Console:
             live = Live(console=console, auto_refresh=False)
             try:
                 live.start()
-            except LiveError:  # rich before 14.1 has only one at a time, and that may be a progress bar
+            except LiveError:
+                # Versions of rich before 14.1 allow one live display at a time, which may be a progress bar.
                 return False
-            # it hid the cursor, also of a program that ends before close()
+            # The display hides the cursor, which must come back even if the program ends before close().
             self._live, self._stop = live, weakref.finalize(self, live.stop)
         self._live.update(self._view(), refresh=True)
         return True
@@ -126,7 +129,7 @@ class Console:
         return "  ".join(parts + ([] if seconds is None else [f"{seconds:.0f} s"]))
 
     def _line(self) -> Text:
-        """The snapshot in a line."""
+        """The snapshot as one line."""
         parts = [self._title()]
         for metric in self._shown_metrics():
             last = [values[metric][-1] for values in self._seen.values() if metric in values]
@@ -138,31 +141,33 @@ class Console:
         return line.append(f"  diverged: {', '.join(diverged)}", "bold red") if diverged else line
 
     def _diverged(self, values: Mapping[str, list[float]]) -> bool:
-        """Whether a number is not finite, and was before."""
+        """Whether a metric is not finite now, and was finite before."""
         series = [values[metric] for metric in self._shown_metrics() if metric in values]
         return any(not math.isfinite(s[-1]) and any(map(math.isfinite, s)) for s in series)
 
     def _view(self) -> Group:
-        """The title, the fullest table that the console has room for, and what is to be said of it."""
+        """The title, the fullest table that fits on the console, and notes below it."""
         console, metrics = self._console or rich.get_console(), self._shown_metrics()
         full = [(metrics, True, width) for width in (24, 16, 8)] + [(metrics, False, width) for width in (16, 8)]
         for choice in [*full, *((metrics[:n], False, 8) for n in range(len(metrics) - 1, 0, -1))]:
             table, notes = self._table(console, *choice)
             if console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width:
                 break
-        return Group(Text(self._title(), "bold"), table, *[Text(", ".join(notes), "dim italic")] * bool(notes))
+        below = [Text(", ".join(notes), "dim italic")] if notes else []
+        return Group(Text(self._title(), "bold"), table, *below)
 
     def _table(
         self, console: RichConsole, metrics: Sequence[str], changes: bool, width: int
     ) -> tuple[Table, list[str]]:
-        # a live table that is higher than the terminal would be cut
-        rows = spaced(list(self._seen), min(ROWS, max(console.height - 8, 3)) if console.is_terminal else ROWS)
+        # A live table that is higher than the terminal would be cut.
+        most = min(ROWS, max(console.height - 8, 3)) if console.is_terminal else ROWS
+        rows = spaced(list(self._seen), most)
         diverged = [layer for layer, values in self._seen.items() if self._diverged(values)]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         columns = [("layer", [Text(layer) for layer in rows])]
         for metric in metrics:
             cells, changed = _cells([self._seen[layer].get(metric, []) for layer in rows], changes)
-            columns.append((metric.replace("_", "\n") + " Δ" * changed, cells))
+            columns.append((metric.replace("_", "\n") + (" Δ" if changed else ""), cells))
         if metrics:
             bars = [Text(sparkline(self._seen[layer].get(metrics[0], []), width), "cyan") for layer in rows]
             columns.append((f"{metrics[0].replace('_', ' ')}\nso far", bars))
@@ -174,19 +179,22 @@ class Console:
         for row in zip(*(cells for _, cells in columns), strict=True):
             table.add_row(*row)
         hidden = len(set(diverged).difference(rows))
-        notes = [
-            f"{len(rows)} of {len(self._seen)} layers" * (len(rows) < len(self._seen)),
-            f"{hidden} more diverged" * (hidden > 0),
-            f"Δ since step {self._first}" * any(header.endswith("Δ") for header, _ in columns),
-        ]
-        return table, [note for note in notes if note]
+        notes = []
+        if len(rows) < len(self._seen):
+            notes.append(f"{len(rows)} of {len(self._seen)} layers")
+        if hidden:
+            notes.append(f"{hidden} more diverged")
+        if any(header.endswith("Δ") for header, _ in columns):
+            notes.append(f"Δ since step {self._first}")
+        return table, notes
 
 
 def _cells(histories: Sequence[Sequence[float]], changes: bool) -> tuple[list[Text], bool]:
     """The last value of each, its change since the first beside it, and whether there is any."""
     last = [short(values[-1]) if values else "" for values in histories]
     since = [""] * len(last)
-    if changes:  # from zero, it is the value
+    if changes:
+        # A change from zero is the value itself, and is not shown twice.
         differences = [values[-1] - values[0] if values and values[0] else math.nan for values in histories]
         since = [short(change, "+", 2) if math.isfinite(change) and change else "" for change in differences]
     left, right = max(map(len, last), default=0), max(map(len, since), default=0)
@@ -195,48 +203,6 @@ def _cells(histories: Sequence[Sequence[float]], changes: bool) -> tuple[list[Te
         text = Text(value.rjust(left), "" if value[-1:].isdigit() else "red")
         cells.append(text.append(" " + change.ljust(right), "dim") if right else text)
     return cells, right > 0
-
-
-def short(value: float, sign: str = "-", digits: int = 3) -> str:
-    """A number in few characters.
-
-    Example:
-        >>> short(0.5), short(123.0), short(1234.5), short(0.5, "+", 2), short(3.2e-7)
-        ('0.500', '123', '1234', '+0.50', '3.20e-7')
-    """
-    text = f"{value:{sign}.0f}" if 10**digits <= abs(value) < 1e5 else f"{value:{sign}#.{digits}g}".rstrip(".")
-    return re.sub(r"e([+-])0*", lambda match: "e" + match[1].strip("+"), text)
-
-
-def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """The values as bars from the lowest to the highest; a gap is one that is not finite.
-
-    Args:
-        values: the values, any number of them.
-        width: the most bars to draw; of more values, so many are drawn, evenly spaced, the first and the last included.
-
-    Example:
-        >>> sparkline([0, 1, 2, 3, float("nan"), 7])
-        '▁▂▃▄ █'
-    """
-    values = spaced(values, width)
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = min(finite, default=0.0), max(finite, default=0.0)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # rounding is no history
-        low, high = low - 1, low + 1
-    return "".join(_BARS[min(int(8 * (v - low) / (high - low)), 7)] if math.isfinite(v) else " " for v in values)
-
-
-def spaced(items: Sequence[Any], n: int) -> list[Any]:
-    """The items, or ``n`` of them from the first to the last, evenly spaced.
-
-    Example:
-        >>> spaced("abcdefg", 3)
-        ['a', 'd', 'g']
-    """
-    if len(items) <= n:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / max(n - 1, 1))] for i in range(n)]
 
 
 def _names(argument: str, value: Any) -> list[str]:

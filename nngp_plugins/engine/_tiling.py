@@ -1,4 +1,4 @@
-"""What a batched kernel will do, decided before it starts: passes of the network, tiles, bytes."""
+"""Every decision about sizes, made before a kernel starts: forward passes, blocks, tiles, bytes."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import jax
 import jax.numpy as jnp
 
 from .._tables import as_text, human
-from ._axes import Plan, Role
+from ._axes import Contraction, Role
 from ._contract import accumulation_dtype
-from ._empirical import KernelFn, Outputs
-from ._memory import nbytes
+from ._inputs import Range, ranges
+from ._nngp import KernelFn, LeafPair
+from ._outputs import NamedOutputs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Range = tuple[int, int]
-# rows of a tile by default, on accelerators and on a CPU: there no power of two, whose columns share cache lines
-TILE = 2048, 560
+_ACCELERATOR_TILE_ROWS = 2048
+# The columns of an array whose width is a power of two share lines of a CPU's cache, so this is no power of two.
+_CPU_TILE_ROWS = 560
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One kernel of a job.
+class PlannedKernel:
+    """One kernel of a plan.
 
     Attributes:
-        name: of the output, or of the two of them.
-        plan: how a tile of it is contracted, from outputs in the job's ``orders``.
+        name: the name of its output, or of its two outputs.
+        contraction: how a tile of it is contracted, from outputs in the plan's ``orders``.
         role: what becomes of the batch axis.
         mirror: with ``x2=None``, the transposition of a tile into its mirror image.
-        shape: of the kernel.
-        dtype: of the kernel.
-        flops: of the contraction, for each pair of examples that it takes.
+        shape: the shape of the kernel.
+        dtype: the dtype of the kernel.
+        flops: the floating-point operations for each pair of examples that is contracted.
     """
 
     name: str
-    plan: Plan
+    contraction: Contraction
     role: Role
     mirror: tuple[int, ...] | None
     shape: tuple[int, ...]
@@ -53,23 +54,23 @@ class Pair:
 
     @property
     def cell(self) -> int:
-        """Bytes of the kernel for each pair of examples."""
-        return nbytes(self.shape[self.batch_axes :], self.dtype)
+        """The bytes of the kernel for each pair of examples."""
+        return _nbytes(self.shape[self.batch_axes :], self.dtype)
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a batched kernel costs; ``print(job)`` shows it as a table.
+class KernelPlan:
+    """All decisions about a batched kernel, and what it costs; ``print(plan)`` shows it as a table.
 
     Attributes:
         n1: examples of ``x1``.
-        n2: examples of ``x2``; None where that is None.
+        n2: examples of ``x2``; None if ``x2`` is None.
         batch_rows: examples in a forward pass, over all devices.
-        block_rows: examples whose outputs are held at once on a side; where that is fewer than there are, the others
-            run again for each block.
+        block_rows: examples whose outputs are held at once on a side. If that is not all of them, the other examples
+            run through the network again for each block.
         tile_rows: rows and columns of a tile of the kernel.
-        row_bytes: bytes of the outputs of one example, of the side with more.
-        orders: of the axes in which each output is kept, as its contraction reads them; of ``x1`` and of ``x2``.
+        row_bytes: bytes of the outputs of one example, on the side where that is more.
+        orders: the transposition of each output into the axes that its contraction reads, for ``x1`` and for ``x2``.
         pairs: the kernels, by the places of their outputs.
     """
 
@@ -80,11 +81,11 @@ class Job:
     tile_rows: int
     row_bytes: int
     orders: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
-    pairs: dict[tuple[int, int], Pair]
+    pairs: dict[LeafPair, PlannedKernel]
 
     @property
     def symmetric(self) -> bool:
-        """Whether ``x2`` is None, so that half of the kernel mirrors the other."""
+        """Whether ``x2`` is None, so that one half of the kernel mirrors the other one."""
         return self.n2 is None
 
     def blocks(self) -> Iterator[tuple[Range, list[Range]]]:
@@ -98,8 +99,8 @@ class Job:
             else:
                 yield block, columns[i:] if self.symmetric else columns
 
-    def tiles(self, pair: tuple[int, int], rows: Range, columns: Range) -> Iterator[tuple[Range, Range]]:
-        """The tiles of a kernel to contract where two blocks meet, but for mirror images."""
+    def tiles(self, pair: LeafPair, rows: Range, columns: Range) -> Iterator[tuple[Range, Range]]:
+        """The tiles of a kernel that are contracted for two blocks; mirror images are left out."""
         for i in ranges(*rows, self.tile_rows):
             for j in ranges(*columns, self.tile_rows):
                 meet = i == j or self.pairs[pair].role == "paired"
@@ -109,7 +110,7 @@ class Job:
 
     @property
     def forward_rows(self) -> int:
-        """Examples that go through the network: N, or N + M, where the outputs fit."""
+        """Examples that go through the network: N, or N + M, if the outputs fit into memory."""
         total = 0
         for block, columns in self.blocks():
             total += self._run_for(block, self.n1)
@@ -117,25 +118,25 @@ class Job:
         return total
 
     def _run_for(self, block: Range, examples: int) -> int:
-        """Examples in the batches that a block takes, whole ones."""
+        """Examples in the whole batches that a block needs."""
         first, last = block[0] // self.batch_rows, -(-block[1] // self.batch_rows)
         return min(last * self.batch_rows, examples) - first * self.batch_rows
 
     @property
     def tile_count(self) -> int:
-        """Tiles to contract, over all kernels."""
+        """How many tiles are contracted, over all kernels."""
         return sum(1 for _ in self._all_tiles())
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the contraction."""
+        """Floating-point operations of all contractions."""
         total = 0
         for pair, (start1, stop1), (start2, stop2) in self._all_tiles():
             examples = (stop1 - start1) * (stop2 - start2 if self.pairs[pair].role == "paired" else 1)
             total += examples * self.pairs[pair].flops
         return total
 
-    def _all_tiles(self) -> Iterator[tuple[tuple[int, int], Range, Range]]:
+    def _all_tiles(self) -> Iterator[tuple[LeafPair, Range, Range]]:
         for rows, blocks in self.blocks():
             for columns in blocks:
                 for pair in self.pairs:
@@ -146,7 +147,7 @@ class Job:
     def output_bytes(self) -> int:
         """Bytes of the outputs that are held at once."""
         sides = [self.n1] if self.n2 is None else [self.n1, self.n2]
-        held = min(self.block_rows, sides[0]) + (min(self.block_rows, sides[1]) if len(sides) > 1 else 0)
+        held = sum(min(self.block_rows, examples) for examples in sides)
         if self.symmetric and self.block_rows < self.n1:
             held += self.block_rows
         return held * self.row_bytes
@@ -154,7 +155,7 @@ class Job:
     @property
     def kernel_bytes(self) -> int:
         """Bytes of the kernels."""
-        return sum(nbytes(pair.shape, pair.dtype) for pair in self.pairs.values())
+        return sum(_nbytes(pair.shape, pair.dtype) for pair in self.pairs.values())
 
     @property
     def tile_bytes(self) -> int:
@@ -163,12 +164,12 @@ class Job:
         return max(pair.cell * math.prod(rows[: pair.batch_axes]) for pair in self.pairs.values())
 
     def __rich__(self) -> Table:
-        from rich.table import Table  # here, for it takes as long to import as all of this package
+        from rich.table import Table
 
         table = Table(title="kernel job", title_justify="left", show_header=False)
         table.add_column()
         table.add_column(justify="right")
-        examples = f"{self.n1:,}" + (", x2 = x1" if self.symmetric else f" and {self.n2:,}")
+        examples = f"{self.n1:,}, x2 = x1" if self.symmetric else f"{self.n1:,} and {self.n2:,}"
         again = "" if self.forward_rows <= self.n1 + (self.n2 or 0) else " (outputs do not fit: some run again)"
         table.add_row("examples", examples)
         table.add_row("rows through the network", f"{self.forward_rows:,}{again}")
@@ -184,86 +185,100 @@ class Job:
         return as_text(self.__rich__())
 
 
-def ranges(start: int, stop: int, size: int) -> list[Range]:
-    """``start`` to ``stop`` in pieces of ``size``; the last may be smaller."""
-    return [(low, min(low + size, stop)) for low in range(start, stop, size)]
-
-
-def make_job(
+def make_plan(
     kernel_fn: KernelFn,
-    outputs1: Outputs,
-    outputs2: Outputs | None,
+    outputs1: NamedOutputs,
+    outputs2: NamedOutputs | None,
     *,
     batch_rows: int,
     budget: int,
     tile_rows: int | None = None,
     tile_bytes: int | None = None,
-    whole: bool = False,
-) -> Job:
-    """Decides how the outputs of ``x1`` and ``x2`` (None: of ``x1`` again) become kernels.
+    one_tile: bool = False,
+) -> KernelPlan:
+    """Decides how the outputs of ``x1`` and ``x2`` become kernels.
 
     Args:
-        kernel_fn: the axes.
+        kernel_fn: says which axes are traced and which are kept as diagonals.
         outputs1: shapes and dtypes of the outputs of ``x1``.
-        outputs2: the same of ``x2``.
+        outputs2: shapes and dtypes of the outputs of ``x2``; None if ``x2`` is None.
         batch_rows: examples in a forward pass.
         budget: bytes that outputs may take.
-        tile_rows: rows of a tile; None chooses.
-        tile_bytes: bytes of a tile of its choice; None for what contracts fastest.
-        whole: whether a kernel with another ``x2`` may be a single tile, which saves putting it together.
+        tile_rows: rows of a tile; None chooses them.
+        tile_bytes: bytes of a tile if its rows are chosen; None for the tile that contracts fastest.
+        one_tile: whether a kernel with another ``x2`` may be a single tile, which needs not be put together.
 
     Raises:
-        ValueError: the axes are wrong, or pair the batch axis with another one.
+        ValueError: the axes are wrong, or pair the batch axis with a different axis.
     """
     others = outputs1 if outputs2 is None else outputs2
-    plans = kernel_fn.plans(outputs1, others)
+    contractions = kernel_fn.contractions(outputs1, others)
     pairs = {
-        (a, b): _pair(outputs1, a, others, b, leaf_plan, plans[b, a] if outputs2 is None else None)
-        for (a, b), leaf_plan in plans.items()
+        (a, b): _planned(outputs1, a, others, b, contraction, contractions[b, a] if outputs2 is None else None)
+        for (a, b), contraction in contractions.items()
     }
-    row_bytes = max(sum(nbytes(leaf.shape[1:], leaf.dtype) for leaf in side.leaves) for side in (outputs1, others))
+    row_bytes = max(sum(_nbytes(leaf.shape[1:], leaf.dtype) for leaf in side.leaves) for side in (outputs1, others))
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
     block_rows = most = max(n1, n2 or 0)
     if (n1 + (n2 or 0)) * row_bytes > budget:
         block_rows = min(most, max(batch_rows, budget // (2 * row_bytes)))
-    aligned = tile_rows is not None or tile_bytes is not None
-    if tile_rows is None:
-        whole = whole and n2 is not None
-        if tile_bytes:
-            tile_rows = min(block_rows, *(max(1, math.isqrt(tile_bytes // pair.cell)) for pair in pairs.values()))
-        else:
-            tile_rows = min(_tile_rows(pair, block_rows, whole) for pair in pairs.values())
+    tiles_are_chunks = tile_rows is not None or tile_bytes is not None
+    if tile_rows is None and tile_bytes:
+        tile_rows = min(block_rows, *(max(1, math.isqrt(tile_bytes // pair.cell)) for pair in pairs.values()))
+    elif tile_rows is None:
+        tile_rows = min(_fastest_tile_rows(pair, block_rows, one_tile and n2 is not None) for pair in pairs.values())
     if block_rows < most:
-        # whole batches and whole tiles; where these do not fit, a tile that is a chunk must be whole, else a batch
-        unit = math.lcm(batch_rows, tile_rows)
-        unit = unit if unit <= block_rows else tile_rows if aligned else batch_rows
-        block_rows = max(block_rows // unit, 1) * unit
-    orders1, orders2 = zip(*(plans[a, a].operands() for a in range(len(outputs1.leaves))), strict=True)
-    return Job(n1, n2, batch_rows, block_rows, tile_rows, row_bytes, (orders1, orders2), pairs)
+        block_rows = _whole_units(block_rows, batch_rows, tile_rows, tiles_are_chunks)
+    orders1, orders2 = zip(*(contractions[a, a].operand_orders() for a in range(len(outputs1.leaves))), strict=True)
+    return KernelPlan(n1, n2, batch_rows, block_rows, tile_rows, row_bytes, (orders1, orders2), pairs)
 
 
-def _pair(outputs1: Outputs, a: int, outputs2: Outputs, b: int, leaf_plan: Plan, mirror: Plan | None) -> Pair:
+def _whole_units(block_rows: int, batch_rows: int, tile_rows: int, tiles_are_chunks: bool) -> int:
+    """Rows of a block that holds whole batches and whole tiles, if both fit.
+
+    If they do not fit, whole batches run fewer rows twice, but a tile that is a chunk of a file must be whole.
+    """
+    unit = math.lcm(batch_rows, tile_rows)
+    if unit > block_rows:
+        unit = tile_rows if tiles_are_chunks else batch_rows
+    return max(block_rows // unit, 1) * unit
+
+
+def _planned(
+    outputs1: NamedOutputs,
+    a: int,
+    outputs2: NamedOutputs,
+    b: int,
+    contraction: Contraction,
+    mirror: Contraction | None,
+) -> PlannedKernel:
     leaf1, leaf2 = outputs1.leaves[a], outputs2.leaves[b]
     name = outputs1.names[a] if a == b else f"{outputs1.names[a]} with {outputs2.names[b]}"
-    role = leaf_plan.batch_role()
+    role = contraction.batch_role()
     if role is None:
         raise ValueError(
             f"trace_axes and diagonal_axes pair batch axis 0 with another axis for {name}, with shapes {leaf1.shape} "
             f"and {leaf2.shape}; batches need axis 0 to meet axis 0."
         )
-    shape = leaf_plan.shape(leaf1.shape, leaf2.shape)
+    shape = contraction.shape(leaf1.shape, leaf2.shape)
     dtype = accumulation_dtype(leaf1.dtype, leaf2.dtype)
-    terms = leaf_plan.size // (leaf1.shape[0] if role == "traced" else 1)
-    transposition = None if mirror is None else leaf_plan.mirrored(mirror)
-    pair = Pair(name, leaf_plan.of_operands(), role, transposition, shape, dtype, 0)
-    return replace(pair, flops=2 * terms * math.prod(shape[pair.batch_axes :]))
+    terms = contraction.size // (leaf1.shape[0] if role == "traced" else 1)
+    transposition = None if mirror is None else contraction.mirrored(mirror)
+    kernel = PlannedKernel(name, contraction.of_operands(), role, transposition, shape, dtype, 0)
+    return replace(kernel, flops=2 * terms * math.prod(shape[kernel.batch_axes :]))
 
 
-def _tile_rows(pair: Pair, rows: int, whole: bool) -> int:
+def _fastest_tile_rows(kernel: PlannedKernel, rows: int, one_tile: bool) -> int:
     """Rows of a tile: enough to keep the processor busy, few enough to save half of a symmetric kernel."""
-    transposed = pair.plan.order != tuple(range(len(pair.plan.order)))
-    if whole and not transposed:
+    order = kernel.contraction.order
+    transposed = order != tuple(range(len(order)))
+    if one_tile and not transposed:
         return rows
-    numbers = TILE[jax.default_backend() == "cpu"] ** 2 * (3 if transposed else 1)
-    tile = max(1, math.isqrt(numbers * jnp.dtype(pair.dtype).itemsize // pair.cell))
+    side = _CPU_TILE_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_TILE_ROWS
+    numbers = side**2 * (3 if transposed else 1)
+    tile = max(1, math.isqrt(numbers * jnp.dtype(kernel.dtype).itemsize // kernel.cell))
     return tile if rows > 2 * tile else rows
+
+
+def _nbytes(shape: tuple[int, ...], dtype: Any) -> int:
+    return math.prod(shape) * jnp.dtype(dtype).itemsize

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from ._axes import Axes, Leaf, Plan, as_sequence, plan
+from .._typing import PyTree
+from ._axes import Axes, Contraction, Leaf, as_sequence, contraction_of
 from ._contract import contract
 from ._inputs import refuse_empty
 from ._kwargs import is_none, split_kwargs
+from ._outputs import NamedOutputs
 
-PyTree = Any
+LeafPair = tuple[int, int]
+"""The places of two leaves among the outputs, which one kernel is made of."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class KernelFn:
 
     Attributes:
         f: the apply function ``f(params, x, **kwargs)``.
-        trace_axes: output axes averaged over.
-        diagonal_axes: output axes of which only the diagonal is kept.
+        trace_axes: the output axes that are averaged over.
+        diagonal_axes: the output axes of which only the diagonal is kept.
         cross_terms: whether there is a kernel for every pair of outputs.
-        precision: precision of the contraction.
+        precision: the precision of the contraction.
     """
 
     f: Callable[..., PyTree]
@@ -50,13 +50,12 @@ class KernelFn:
         """The kernel ``f(x1) f(x2)ᵀ``.
 
         Args:
-            x1: inputs, a PyTree of arrays with the batch of N1 examples in front.
-            x2: inputs with a batch of N2 examples; None (or a PyTree of Nones) means ``x2 = x1`` and one
-                forward pass.
+            x1: inputs, a PyTree of arrays with N1 examples along axis 0.
+            x2: inputs with N2 examples; None (or a PyTree of Nones) means ``x2 = x1`` and one forward pass.
             params: what ``f`` takes as its parameters.
-            **apply_fn_kwargs: passed to ``f``. A 2-tuple, of whatever name, gives its first to ``x1`` and its second
-                to ``x2`` (wrap it in :class:`Shared` to pass it whole); ``rng`` is folded for ``x2`` unless the inputs
-                are equal; all else goes to both.
+            **apply_fn_kwargs: passed to ``f``. A 2-tuple of any name gives its first element to ``x1`` and its second
+                one to ``x2`` (wrap it in :class:`Shared` to pass it whole); ``rng`` is folded for ``x2`` unless the
+                inputs are equal; everything else goes to both.
 
         Returns:
             The PyTree of ``f``'s outputs with a kernel in place of each.
@@ -74,15 +73,15 @@ class KernelFn:
         return self.contract(y1, y2)
 
     def contract(self, y1: PyTree, y2: PyTree) -> PyTree:
-        """The kernel of outputs that are already there: ``y1`` of ``x1`` and ``y2`` of ``x2``."""
-        outputs1, outputs2 = Outputs.of(y1), Outputs.of(y2)
+        """The kernel of outputs that exist already: ``y1`` of ``x1`` and ``y2`` of ``x2``."""
+        outputs1, outputs2 = NamedOutputs.of(y1), NamedOutputs.of(y2)
         kernels = {
-            (a, b): contract(outputs1.leaves[a], outputs2.leaves[b], leaf_plan, self.precision)
-            for (a, b), leaf_plan in self.plans(outputs1, outputs2).items()
+            (a, b): contract(outputs1.leaves[a], outputs2.leaves[b], contraction, self.precision)
+            for (a, b), contraction in self.contractions(outputs1, outputs2).items()
         }
         return self.assemble(outputs1.structure, kernels)
 
-    def plans(self, outputs1: Outputs, outputs2: Outputs) -> dict[tuple[int, int], Plan]:
+    def contractions(self, outputs1: NamedOutputs, outputs2: NamedOutputs) -> dict[LeafPair, Contraction]:
         """How each kernel is contracted, by the places of its two leaves among the outputs."""
         if outputs1.structure != outputs2.structure:
             raise ValueError(
@@ -91,58 +90,19 @@ class KernelFn:
             )
         places = range(len(outputs1.leaves))
         pairs = product(places, places) if self.cross_terms else zip(places, places, strict=True)
-        return {(a, b): self._plan_leaves(outputs1, a, outputs2, b) for a, b in pairs}
+        return {(a, b): self._contraction(outputs1, a, outputs2, b) for a, b in pairs}
 
-    def assemble(self, structure: Any, kernels: Mapping[tuple[int, int], Any]) -> PyTree:
-        """Kernels by the places of their two leaves as the PyTree that the user gets."""
+    def assemble(self, structure: Any, kernels: Mapping[LeafPair, Any]) -> PyTree:
+        """Puts the kernels together as the PyTree that the user gets."""
         places = range(structure.num_leaves)
         if not self.cross_terms:
             return structure.unflatten(kernels[a, a] for a in places)
         return structure.unflatten(structure.unflatten(kernels[a, b] for b in places) for a in places)
 
-    def _plan_leaves(self, outputs1: Outputs, a: int, outputs2: Outputs, b: int) -> Plan:
+    def _contraction(self, outputs1: NamedOutputs, a: int, outputs2: NamedOutputs, b: int) -> Contraction:
         y1, y2 = outputs1.leaves[a], outputs2.leaves[b]
         leaves = Leaf(outputs1.names[a], y1.shape), Leaf(outputs2.names[b], y2.shape)
-        return plan(*leaves, (y1.dtype, y2.dtype), self.trace_axes, self.diagonal_axes)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What ``f`` returned, taken apart.
-
-    Attributes:
-        structure: the PyTree without its leaves.
-        paths: of each leaf in it, such as ``block/conv``; empty for a single array.
-        leaves: arrays, or their shapes and dtypes.
-    """
-
-    structure: Any
-    paths: tuple[str, ...]
-    leaves: tuple[Any, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The leaves as messages call them."""
-        return tuple(f"output {path!r}" if path else "the output" for path in self.paths)
-
-    @classmethod
-    def of(cls, y: PyTree) -> Outputs:
-        """Takes outputs apart.
-
-        Raises:
-            TypeError: a leaf is not numeric.
-            ValueError: a leaf is empty.
-        """
-        named = cls.named(y)
-        leaves = tuple(_as_array(name, leaf) for name, leaf in zip(named.names, named.leaves, strict=True))
-        return replace(named, leaves=leaves)
-
-    @classmethod
-    def named(cls, y: PyTree) -> Outputs:
-        """Takes outputs apart, whatever the leaves are."""
-        leaves, structure = jax.tree_util.tree_flatten_with_path(y)
-        paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
-        return cls(structure, paths, tuple(leaf for _, leaf in leaves))
+        return contraction_of(*leaves, (y1.dtype, y2.dtype), self.trace_axes, self.diagonal_axes)
 
 
 def empirical_nngp_fn(
@@ -156,8 +116,8 @@ def empirical_nngp_fn(
     """The empirical NNGP kernel of a network, a drop-in for ``neural_tangents.empirical_nngp_fn``.
 
     For every output ``y`` of ``f`` the kernel is the outer product ``y(x1) y(x2)ᵀ``, averaged over
-    ``trace_axes`` and kept on the diagonal over ``diagonal_axes``. The axes keep the output's own order: traced
-    axes are absent, diagonal axes stand once, every other axis twice and adjacent. With the defaults, outputs
+    ``trace_axes``; of ``diagonal_axes`` it keeps only the diagonal. The axes keep the output's own order: traced
+    axes are absent, diagonal axes stand once, every other axis stands twice, adjacent. With the defaults, outputs
     ``(N, H, W, C)`` give ``K[n1, n2, h1, h2, w1, w2] = (1/C) Σ_c y1[n1, h1, w1, c] y2[n2, h2, w2, c]``.
 
     float16 and bfloat16 outputs are accumulated and returned in float32, integers are promoted, and complex
@@ -166,13 +126,13 @@ def empirical_nngp_fn(
     Args:
         f: apply function ``f(params, x, **kwargs)`` that returns a PyTree of arrays with batch axis 0, such as a
             :class:`ModelFn`.
-        trace_axes: axes to average over: an int, a sequence, or a function of an output's
+        trace_axes: the axes to average over: an int, a sequence, or a function of an output's
             ``jax.ShapeDtypeStruct``. :func:`all_but_batch` makes every kernel ``(N1, N2)``.
-        diagonal_axes: axes of which to keep only the diagonal, in the same forms.
-        cross_terms: with several outputs, also the kernels between them: ``{a, b}`` gives
+        diagonal_axes: the axes of which to keep only the diagonal, in the same forms.
+        cross_terms: whether to compute the kernels between different outputs too: ``{a, b}`` gives
             ``{a: {a: K, b: K}, b: {a: K, b: K}}``.
-        precision: of the contraction, as ``jax.lax.dot_general`` takes it. The default keeps accelerators from
-            rounding to TF32 or bfloat16, which makes kernels indefinite.
+        precision: the precision of the contraction, as ``jax.lax.dot_general`` takes it. The default keeps
+            accelerators from rounding to TF32 or bfloat16, which makes kernels indefinite.
 
     Returns:
         ``kernel_fn(x1, x2, params, **apply_fn_kwargs)``, see :meth:`KernelFn.__call__`.
@@ -189,17 +149,3 @@ def empirical_nngp_fn(
                [1., 1., 1.]], dtype=float32)
     """
     return KernelFn(f, trace_axes, diagonal_axes, cross_terms, precision)
-
-
-def _as_array(name: str, y: Any) -> jax.Array:
-    try:
-        array = jnp.asarray(y)
-        numeric = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
-    except TypeError:
-        numeric = False
-    if not numeric:
-        found = getattr(y, "dtype", None) or type(y).__name__
-        raise TypeError(f"{name} of f is {found}, not numeric; return arrays of numbers (None is left out).")
-    if array.size == 0:
-        raise ValueError(f"{name} of f is empty, with shape {array.shape}; a kernel needs at least one number.")
-    return array

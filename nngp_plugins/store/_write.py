@@ -1,4 +1,4 @@
-"""Writes kernels larger than memory: tile by tile, durably, and on from where it was when it is killed."""
+"""Writes kernels larger than memory, tile by tile; a job that is killed goes on where it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._durable import NEW, free_component
 from .._require import require
-from ._batch import BatchedKernelFn, batch
-from ._contract import Tile
-from ._empirical import KernelFn, Outputs
-from ._inputs import unpacked
-from ._job import Job, Range
-from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, free_component, part, reason
+from .._typing import PyTree
+from ..engine import (
+    ArrayBackend,
+    BatchedKernelFn,
+    KernelFn,
+    KernelPlan,
+    LeafPair,
+    NamedOutputs,
+    OutputSource,
+    Range,
+    Tile,
+    batch,
+    run,
+    unpacked,
+)
+from ..engine import progress as show_progress
+from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
 from ._ledger import Chunk, Ledger
-from ._memory import Memory
-from ._resume import fingerprints, locked, prepare
-from ._run import Place, Side, run, ticks
-from ._store import KernelStore
+from ._read import KernelStore
+from ._resume import ingredients, locked, prepare
 
-PyTree = Any
-# of a tile by default
-TILE_BYTES = 16_000_000
-# tiles on their way to the disk
-PENDING = 4
+DEFAULT_TILE_BYTES = 16_000_000
+TILES_IN_FLIGHT = 4
 
 
 def write_kernel(
@@ -51,30 +57,31 @@ def write_kernel(
 ) -> KernelStore:
     """Computes a kernel larger than memory, as a Zarr v3 group on the disk.
 
-    Each tile is a chunk of its own, safe on the disk before the ledger lists it. Killed at any moment, the same call
-    computes what is missing, to the same bytes.
+    Each tile is a chunk of its own, and is safe on the disk before the ledger lists it. After a kill at any moment, the
+    same call computes what is missing, to the same bytes.
 
     Args:
         kernel_fn: what :func:`empirical_nngp_fn` returns, or :func:`batch` for its other options.
         x1: inputs with N1 examples: arrays, or anything with ``shape``, ``dtype`` and slicing, such as a memmap.
         x2: inputs with N2 examples, or None for ``x1``.
         params: what ``f`` takes as its parameters.
-        path: folder to write.
+        path: the folder to write.
         batch_size: examples in a forward pass on each device.
-        tile_size: examples along the side of a tile; None for tiles of about 16 MB.
-        resume: whether to go on with what is there; False refuses a folder that exists.
-        progress: show a progress bar (on stderr).
-        **apply_fn_kwargs: passed to ``f``, as :func:`batch` deals them out.
+        tile_size: examples along the side of a tile; None for that of ``kernel_fn``, or tiles of about 16 MB.
+        resume: whether to go on with a store that is there; False refuses a folder that exists.
+        progress: whether to show a progress bar on stderr.
+        **apply_fn_kwargs: passed to ``f``, divided between ``x1`` and ``x2`` as by :func:`batch`.
 
     Returns:
         The finished :class:`KernelStore`, read by slicing.
 
     Raises:
         FileExistsError: ``path`` holds something else, or exists with ``resume=False``.
-        ValueError: the kernel there is of other params, state, data, axes, dtype or tiles: says which; an output is
-            NaN or infinite: says where; the batch axis is traced, so the kernel is no larger than an output.
-        OSError: the disk is too small, found before the start, or fails. What is written stays.
-        BlockingIOError: another process writes there.
+        ValueError: the kernel in ``path`` has other params, state, data, axes, dtype or tiles, and the message says
+            which; an output is NaN or infinite, and the message says where; the batch axis is traced, so that the
+            kernel is no larger than an output.
+        OSError: the disk is too small, which is found before the start, or fails. What is written stays.
+        FolderInUseError: another process writes to ``path``; it is a ``BlockingIOError`` too.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, nngp_plugins as nngp
@@ -85,32 +92,31 @@ def write_kernel(
         array([1., 1.], dtype=float32)
     """
     require("tensorstore", extra="store")
-    if tile_size is not None and (not isinstance(tile_size, Integral) or tile_size < 1):
-        raise ValueError(f"tile_size={tile_size!r} must be a positive number of examples, or None.")
     kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
-    kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True)
+    tile_size = kernel_fn.tile_size if tile_size is None else tile_size
+    kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True, tile_size=tile_size)
     params, apply_fn_kwargs = unpacked(kernel_fn.kernel_fn.f, params, apply_fn_kwargs)
-    side1, side2 = kernel_fn.sides(x1, x2, params, apply_fn_kwargs)
-    job = kernel_fn.job_of(side1, side2, side1.rows, tile_rows=tile_size and int(tile_size), tile_bytes=TILE_BYTES)
-    layouts = _layouts(kernel_fn.kernel_fn, job, side1.outputs)
+    source1, source2 = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
+    plan = kernel_fn.plan_of(source1, source2, tile_bytes=DEFAULT_TILE_BYTES)
+    layouts = _layouts(kernel_fn.kernel_fn, plan, source1.outputs)
     inputs = {"x1": x1, "x2": x2, "params": params}
     inputs.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
-    made_of = fingerprints(job, inputs, _settings(kernel_fn.kernel_fn, job, side1.outputs))
+    made_of = ingredients(plan, inputs, _settings(kernel_fn.kernel_fn, plan, source1.outputs))
     with locked(Path(path), resume=resume) as root:
         ledger = prepare(root, made_of, layouts)
         if len(ledger.tiles) < sum(layout.tiles for layout in layouts):
-            with StoreWriter(root, job, layouts, ledger) as writer, ticks(job, progress) as on:
-                first = Finite("x1", side1)
-                second = None if side2 is None else Finite("x2", side2)
-                run(job, kernel_fn.kernel_fn.precision, first, second, kernel_fn.memory(), writer, on)
+            with StoreWriter(root, plan, layouts, ledger) as writer, show_progress(plan, progress) as on_progress:
+                first = RefuseNonFinite("x1", source1)
+                second = None if source2 is None else RefuseNonFinite("x2", source2)
+                run(plan, kernel_fn.kernel_fn.precision, first, second, kernel_fn.backend(), writer, on_progress)
     return KernelStore(root)
 
 
-def _layouts(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> list[Layout]:
-    """The arrays to write, one a kernel."""
+def _layouts(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> list[Layout]:
+    """The arrays to write, one for each kernel."""
     layouts: list[Layout] = []
-    taken = {JOB, LEDGER, GROUP, f"{JOB}.new", f"{GROUP}.new"}
-    for (a, b), pair in job.pairs.items():
+    taken = {JOB, LEDGER, GROUP, f"{JOB}{NEW}", f"{GROUP}{NEW}"}
+    for (a, b), pair in plan.pairs.items():
         if pair.role == "traced":
             raise ValueError(
                 f"trace_axes average {pair.name} over batch axis 0, so its kernel is no larger than an output; "
@@ -122,55 +128,56 @@ def _layouts(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> list[Layout]:
         component = free_component(name, taken)
         batch_axes = ("x1", "x2")[: pair.batch_axes]
         others = pair.shape[pair.batch_axes :]
-        rows = [min(job.tile_rows, size) for size in pair.shape[: pair.batch_axes]]
+        rows = [min(plan.tile_rows, size) for size in pair.shape[: pair.batch_axes]]
         dimensions = (*batch_axes, *(f"{component}_{axis}" for axis in range(len(others))))
         dtype = str(jnp.dtype(pair.dtype))
         layouts.append(Layout(name, component, pair.shape, dtype, (*rows, *others), dimensions))
     return layouts
 
 
-def _settings(kernel_fn: KernelFn, job: Job, outputs: Outputs) -> dict[str, Any]:
-    """What else decides the numbers, by the names that users know."""
+def _settings(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> dict[str, Any]:
+    """The settings that decide the numbers, by the names that users know."""
     shapes = {path or "kernel": leaf.shape[1:] for path, leaf in zip(outputs.paths, outputs.leaves, strict=True)}
     traced, diagonal = {}, {}
-    for (a, b), pair in job.pairs.items():
+    for (a, b), pair in plan.pairs.items():
         if a == b:
-            count = len(job.orders[0][a]) - len(pair.plan.traced[0])
-            name = outputs.paths[a] or "kernel"
-            traced[name], diagonal[name] = job.orders[0][a][count:], job.orders[0][a][: len(pair.plan.diagonal[0])]
+            # An output is kept with its diagonal axes first and its traced axes last.
+            name, order = outputs.paths[a] or "kernel", plan.orders[0][a]
+            traced[name] = order[len(order) - len(pair.contraction.traced[0]) :]
+            diagonal[name] = order[: len(pair.contraction.diagonal[0])]
     return {
         "outputs": shapes,
         "trace_axes": traced,
         "diagonal_axes": diagonal,
         "cross_terms": kernel_fn.cross_terms,
-        "dtype": [str(jnp.dtype(pair.dtype)) for pair in job.pairs.values()],
+        "dtype": [str(jnp.dtype(pair.dtype)) for pair in plan.pairs.values()],
         "precision": kernel_fn.precision,
     }
 
 
-class Finite:
-    """One side of a kernel whose outputs must be finite."""
+class RefuseNonFinite:
+    """The outputs of ``x1`` or of ``x2``, which must be finite."""
 
-    def __init__(self, name: str, side: Side):
-        self._name, self._side = name, side
-        self.outputs = side.outputs
+    def __init__(self, argument: str, source: OutputSource):
+        self._argument, self._source = argument, source
+        self.outputs, self.batch_rows = source.outputs, source.batch_rows
 
     def tiles(
-        self, start: int, stop: int, size: int, memory: Memory, on_rows: Callable[[int], None]
+        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
     ) -> list[list[Any]]:
-        """The outputs; see :meth:`Side.tiles`.
+        """The outputs; see :meth:`OutputSource.tiles`.
 
         Raises:
-            ValueError: some are NaN or infinite; names the layer and the examples.
+            ValueError: an output is NaN or infinite; the message names the output and the examples.
         """
-        tiles = self._side.tiles(start, stop, size, memory, on_rows)
+        tiles = self._source.tiles(start, stop, size, arrays, on_rows)
         for low, leaves in zip(range(start, stop, size), tiles, strict=True):
             for name, finite in zip(self.outputs.names, _finite(leaves), strict=True):
                 if not np.all(finite):
                     bad = [int(i) for i in low + np.flatnonzero(~np.asarray(finite))]
                     more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-                    said = f"{', '.join(map(str, bad[:10]))}{more}"
-                    raise ValueError(f"{name} of f is NaN or infinite for {self._name} examples {said}.")
+                    examples = f"{', '.join(map(str, bad[:10]))}{more}"
+                    raise ValueError(f"{name} of f is NaN or infinite for {self._argument} examples {examples}.")
         return tiles
 
 
@@ -180,18 +187,18 @@ def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 class StoreWriter:
-    """Where tiles become files: each is safe on the disk before the ledger lists it."""
+    """Writes tiles as files; each one is safe on the disk before the ledger lists it."""
 
-    def __init__(self, root: Path, job: Job, layouts: list[Layout], ledger: Ledger):
-        self._root, self._job, self._layouts, self._ledger = root, job, layouts, ledger
-        self._index = {place: index for index, place in enumerate(job.pairs)}
+    def __init__(self, root: Path, plan: KernelPlan, layouts: list[Layout], ledger: Ledger):
+        self._root, self._plan, self._layouts, self._ledger = root, plan, layouts, ledger
+        self._index = {pair: index for index, pair in enumerate(plan.pairs)}
         try:
             self._arrays = [layout.open(root, create=True) for layout in layouts]
         except OSError as error:
             raise self._failed(error) from error
         self._pending: deque[tuple[Chunk, Any]] = deque()
-        # a tile of an earlier run that is computed again, to see that f still gives the same
-        self._known = next(reversed(ledger.tiles), None)
+        # One tile of an earlier run is computed again, to see that f still gives the same numbers.
+        self._tile_to_compare = next(reversed(ledger.tiles), None)
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -200,46 +207,48 @@ class StoreWriter:
         try:
             self._record(0)
         except OSError:
+            # If the block failed already, its error says more.
             if error is None:
-                raise  # else the first error says more
+                raise
         finally:
             self._ledger.close()
 
-    def wants(self, place: Place, rows: Range, columns: Range) -> bool:
+    def wants(self, pair: LeafPair, rows: Range, columns: Range) -> bool:
         """Whether a tile or its mirror image is missing."""
-        chunks = [chunk for chunk, _ in self._images(place, rows, columns)]
-        return self._known in chunks or any(chunk not in self._ledger.tiles for chunk in chunks)
+        chunks = [chunk for chunk, _ in self._images(pair, rows, columns)]
+        return self._tile_to_compare in chunks or any(chunk not in self._ledger.tiles for chunk in chunks)
 
     def start(self, tile: Tile) -> jax.Array:
-        """Computes a tile while those before are written."""
+        """Computes a tile while tiles before it are written."""
         return tile()
 
-    def write(self, place: Place, rows: Range, columns: Range, tile: jax.Array) -> None:
-        """Begins to write a tile and its mirror image, and lists those that are safe by now."""
-        for chunk, order in self._images(place, rows, columns):
+    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: jax.Array) -> None:
+        """Begins to write a tile and its mirror image, and lists the tiles that are safe by now."""
+        for chunk, order in self._images(pair, rows, columns):
             image = np.asarray(tile if order is None else _mirrored(tile, order))
             layout = self._layouts[chunk[0]]
             array = self._arrays[chunk[0]][part(layout, chunk[1:])]
-            if chunk == self._known:
-                self._check_known(array, image)
+            if chunk == self._tile_to_compare:
+                self._compare(array, image)
             if chunk not in self._ledger.tiles:
-                with suppress(OSError):  # TensorStore would read a file that is there, and it may be damaged
+                # TensorStore would read a file that is there already, and that may be damaged.
+                with suppress(OSError):
                     layout.file(self._root, chunk[1:]).unlink()
                 self._pending.append((chunk, array.write(image)))
-        self._record(PENDING)
+        self._record(TILES_IN_FLIGHT)
 
-    def _images(self, place: Place, rows: Range, columns: Range) -> list[tuple[Chunk, tuple[int, ...] | None]]:
-        """The chunk of a tile and that of its mirror image, with the transposition into it."""
-        pair = self._job.pairs[place]
-        first = (rows[0] // self._job.tile_rows, columns[0] // self._job.tile_rows)
-        free = (0,) * (len(pair.shape) - pair.batch_axes)
+    def _images(self, pair: LeafPair, rows: Range, columns: Range) -> list[tuple[Chunk, tuple[int, ...] | None]]:
+        """The chunk of a tile and the chunk of its mirror image, with the transposition into it."""
+        kernel = self._plan.pairs[pair]
+        first = (rows[0] // self._plan.tile_rows, columns[0] // self._plan.tile_rows)
+        free = (0,) * (len(kernel.shape) - kernel.batch_axes)
         images: list[tuple[Chunk, tuple[int, ...] | None]] = []
-        images.append(((self._index[place], *first[: pair.batch_axes], *free), None))
-        if pair.mirror is not None and (rows != columns or place[0] != place[1]):
-            images.append(((self._index[place[::-1]], *first[::-1][: pair.batch_axes], *free), pair.mirror))
+        images.append(((self._index[pair], *first[: kernel.batch_axes], *free), None))
+        if kernel.mirror is not None and (rows != columns or pair[0] != pair[1]):
+            images.append(((self._index[pair[::-1]], *first[::-1][: kernel.batch_axes], *free), kernel.mirror))
         return images
 
-    def _check_known(self, array: Any, image: np.ndarray) -> None:
+    def _compare(self, array: Any, image: np.ndarray) -> None:
         try:
             stored = array.read().result()
         except ValueError as error:
@@ -252,10 +261,10 @@ class StoreWriter:
                 f"path={str(self._root)!r} holds tiles of another f: one of them, computed again, has other numbers. "
                 "Pass the f it was begun with, or another path."
             )
-        self._known = None
+        self._tile_to_compare = None
 
     def _record(self, keep: int) -> None:
-        """Waits until at most ``keep`` tiles are on their way, and lists the others."""
+        """Waits until at most ``keep`` tiles are on their way, and lists the others in the ledger."""
         safe: list[tuple[Chunk, str]] = []
         failed: Exception | None = None
         while len(self._pending) > keep:

@@ -1,4 +1,4 @@
-"""Reads kernels that are stored on the disk."""
+"""Reads kernels from the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class KernelStore:
     ``store[:100, :100]`` reads; where ``f`` has several outputs, ``store["name"][:100, :100]``.
 
     Attributes:
-        path: its folder.
+        path: the folder of the store.
         arrays: the kernels by name.
     """
 
@@ -33,7 +33,7 @@ class KernelStore:
 
     @property
     def fraction(self) -> float:
-        """How much of it is written, 0 to 1."""
+        """The share of the tiles that are written, 0 to 1."""
         return len(self._tiles) / sum(layout.tiles for layout in self._layouts)
 
     @property
@@ -51,12 +51,12 @@ class KernelStore:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the only kernel."""
+        """The shape of the only kernel."""
         return self._only.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """Dtype of the only kernel."""
+        """The dtype of the only kernel."""
         return self._only.dtype
 
     def __getitem__(self, key: Any) -> Any:
@@ -75,10 +75,10 @@ class KernelStore:
         return f"KernelStore({str(self.path)!r}, {self.fraction:.0%} written, {kernels})"
 
     def verify(self) -> None:
-        """Reads every tile that is written and compares it with its checksums.
+        """Reads every tile that is written, and compares it with its checksums.
 
         Raises:
-            ValueError: tiles are damaged or missing; names their files.
+            ValueError: tiles are damaged or missing; the message names their files.
         """
         damaged = [str(file) for file in self._damaged()]
         if damaged:
@@ -106,8 +106,8 @@ class StoredKernel:
     """One kernel of a store, read as NumPy reads: integers, slices, ``...`` and index arrays.
 
     Attributes:
-        shape: of the kernel.
-        dtype: of the kernel.
+        shape: the shape of the kernel.
+        dtype: the dtype of the kernel.
     """
 
     def __init__(self, store: KernelStore, layout: Layout):
@@ -115,11 +115,11 @@ class StoredKernel:
         self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Reads a part.
+        """Reads a part of the kernel.
 
         Raises:
-            ValueError: the kernel is unfinished, or what is read is damaged.
-            IndexError: out of range.
+            ValueError: the kernel is unfinished, or a tile is damaged.
+            IndexError: an index is out of range.
         """
         if not self._store.complete:
             raise ValueError(
@@ -148,21 +148,22 @@ def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
     """Opens a kernel that :func:`write_kernel` wrote, finished or not.
 
     Args:
-        path: its folder.
+        path: the folder of the store.
 
     Returns:
         A :class:`KernelStore`, read by slicing. Nothing is unpickled.
 
     Raises:
         FileNotFoundError: there is no kernel.
-        ValueError: what is there is damaged, or reaches outside its folder.
+        ValueError: the store is damaged, or reaches outside its folder.
     """
     return KernelStore(path)
 
 
 def _bad(file: Path, checksum: str, size: int, read: Any) -> Iterator[Path]:
     try:
-        read.result()  # checks the numbers against the file's own checksum
+        # TensorStore checks the numbers against the checksum at the end of the file.
+        read.result()
         if checksum_of(file, size) == checksum:
             return
     except (ValueError, OSError):
@@ -171,7 +172,7 @@ def _bad(file: Path, checksum: str, size: int, read: Any) -> Iterator[Path]:
 
 
 def _positive(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """A NumPy index as TensorStore takes it, which counts nothing from the end."""
+    """A NumPy index as TensorStore takes it: TensorStore does not count from the end."""
     keys = list(key) if isinstance(key, tuple) else [key]
     missing = len(shape) - sum(item is not Ellipsis for item in keys)
     if missing < 0 or any(item is None for item in keys) or sum(item is Ellipsis for item in keys) > 1:

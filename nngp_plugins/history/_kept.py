@@ -1,4 +1,4 @@
-"""Kernels of every snapshot, kept in the run folder."""
+"""Kernels of every snapshot, which a run folder keeps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .._durable import free_component
 from .._require import require
-from ..engine import free_component
 
 KERNELS = "kernels"
 
@@ -18,8 +18,8 @@ KERNELS = "kernels"
 class KeptKernels:
     """A Zarr v3 group ``kernels`` with an array for each layer, ``(snapshots, N, N)``.
 
-    Of a layer with D < N features, these are kept, ``(snapshots, N, D)``, in place of the kernel, which is their
-    product with themselves. Row i belongs to line i of ``metrics.jsonl``; ``step`` has its step.
+    A layer with D < N features keeps its features, ``(snapshots, N, D)``, in place of the kernel, which is their
+    product with themselves. Row i belongs to line i of ``metrics.jsonl``; the array ``step`` holds its step.
     """
 
     def __init__(self, run: Path):
@@ -28,7 +28,7 @@ class KeptKernels:
         self._arrays: list[Any] = []
 
     def append(self, i: int, step: int, kept: Mapping[str, np.ndarray]) -> None:
-        """Writes row ``i``: of each layer its kernel or its features."""
+        """Writes row ``i``: the kernel or the features of each layer."""
         values = [np.asarray(step), *kept.values()]
         if not self._arrays:
             self._root.mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ class KeptKernels:
             folders = ["step", *(free_component(name, taken) for name in kept)]
             given = zip(folders, ["", *kept], values, strict=True)
             self._arrays = [_open(self._root / folder, name, value) for folder, name, value in given]
-        # rows of a process that was killed before their line was whole are cut off
+        # Rows of a process that was killed before their line was whole are cut off.
         sizes = ([i + 1, *value.shape] for value in values)
         self._arrays = [
             array.resize(exclusive_max=size).result() for array, size in zip(self._arrays, sizes, strict=True)
@@ -66,10 +66,10 @@ def _open(path: Path, name: str, value: np.ndarray) -> Any:
 
 
 def kept_kernel(run: Path | None, layer: str, i: int) -> np.ndarray:
-    """The kernel ``(N, N)`` of a layer in row ``i``, from whichever form it is kept in.
+    """The kernel ``(N, N)`` of a layer in row ``i``, made from its features if these are kept.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the run keeps no kernel of this layer.
     """
     for file in (run / KERNELS).glob("*/zarr.json") if run is not None else ():
         if json.loads(file.read_text())["attributes"]["name"] == layer and file.parent.name != "step":

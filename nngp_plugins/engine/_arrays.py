@@ -1,8 +1,7 @@
-"""Where outputs and kernels are put together: on a device, or in host memory."""
+"""Where outputs and kernels are put together from parts: on a device, or in host memory."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,50 +15,50 @@ from jax import Array, lax
 
 
 @dataclass(frozen=True)
-class At:
+class Placement:
     """Where a part of an array belongs.
 
     Attributes:
-        start: the place of its first number.
-        order: its axes as the array has them; None as they are.
+        start: the index of its first number.
+        order: the transposition of the part into the axes of the array; None if the axes are the same.
     """
 
     start: tuple[int, ...]
     order: tuple[int, ...] | None = None
 
 
-class Memory(Protocol):
-    """Holds arrays that arrive in parts."""
+class ArrayBackend(Protocol):
+    """Puts arrays together that arrive in parts."""
 
     def start(self, part: Callable[[], Array]) -> Any:
-        """A part that is still to be computed, as ``put`` takes it best."""
+        """Begins with a part that is still to be computed; :meth:`put` takes what this returns."""
 
-    def put(self, array: Any, like: Any, part: Any, *places: At) -> Any:
+    def put(self, array: Any, like: Any, part: Any, *places: Placement) -> Any:
         """The array with ``part`` written into it.
 
         Args:
-            array: what there is so far, gone after; None makes a new one.
-            like: shape and dtype of the whole.
-            part: a part of it, or all; what :meth:`start` returned, or an array.
-            *places: where it belongs; a transposed place takes the complex conjugate.
+            array: the array so far, which must not be used afterwards; None makes a new one.
+            like: the shape and the dtype of the whole array.
+            part: a part of the array, or all of it: what :meth:`start` returned, or an array.
+            *places: where the part belongs; a transposed place takes its complex conjugate.
         """
 
     def budget(self) -> int:
-        """Bytes that outputs may take where nobody said how many: half of what there is."""
+        """The bytes that outputs may take by default: half of the memory."""
 
 
 class OnDevice:
-    """Memory of one device. Parts are written in place, so nothing is held twice."""
+    """Arrays on one device. Parts are written in place, so nothing is held twice."""
 
     def __init__(self, device: jax.Device):
         self.device = device
 
     def start(self, part: Callable[[], Array]) -> Any:
-        """Leaves it to ``put``: compiled together, the part goes right to its place."""
+        """Leaves the part to :meth:`put`: one program computes it and writes it to its place."""
         return part
 
-    def put(self, array: Array | None, like: Any, part: Any, *places: At) -> Array:
-        """Writes without waiting for it."""
+    def put(self, array: Array | None, like: Any, part: Any, *places: Placement) -> Array:
+        """Writes the part, and does not wait until it is computed."""
         if part.shape == like.shape and places[0].order is None:
             return jax.device_put(part() if callable(part) else part, self.device)
         if array is None:
@@ -68,20 +67,20 @@ class OnDevice:
         return _write(array, part, starts, tuple(place.order for place in places))
 
     def budget(self) -> int:
-        """Half of the device's memory; a CPU reports none and has the host's."""
+        """Half of the device's memory; a CPU reports none, and has that of the host."""
         limit = (self.device.memory_stats() or {}).get("bytes_limit")
         return limit // 2 if limit else OnHost().budget()
 
 
 class OnHost:
-    """Host memory, as NumPy arrays."""
+    """NumPy arrays in host memory."""
 
     def start(self, part: Callable[[], Array]) -> Array:
-        """Computes it while others are fetched."""
+        """Begins to compute the part, while parts before it are fetched."""
         return part()
 
-    def put(self, array: np.ndarray | None, like: Any, part: Any, *places: At) -> np.ndarray:
-        """Fetches the part and copies it."""
+    def put(self, array: np.ndarray | None, like: Any, part: Any, *places: Placement) -> np.ndarray:
+        """Fetches the part and copies it to its place."""
         if array is None:
             array = np.empty(like.shape, like.dtype)
         part = np.asarray(part)
@@ -102,8 +101,3 @@ def _write(array: Array, part: Any, starts: tuple[Array, ...], orders: tuple[Any
         image = part if order is None else part.transpose(order).conj()
         array = lax.dynamic_update_slice(array, image, tuple(start))
     return array
-
-
-def nbytes(shape: tuple[int, ...], dtype: Any) -> int:
-    """Bytes of an array."""
-    return math.prod(shape) * jnp.dtype(dtype).itemsize

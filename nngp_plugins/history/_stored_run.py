@@ -1,4 +1,4 @@
-"""A run folder read back, for the report."""
+"""A run folder, read back for the report."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from ..callbacks import History
+from ._history import History
 
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
     """What a :class:`KernelTracker` wrote.
 
     Attributes:
         about: the contents of ``run.json``.
         history: the snapshots.
-        layers: names of the layers, in forward order.
-        before: centred kernels at the first snapshot, ``(L, N, N)``.
-        after: the same at the last one; None while the tracker is not closed.
-        targets: labels of the probe, ``(N,)``; empty where none were given.
+        layers: the names of the layers, in forward order.
+        before: the centred kernels at the first snapshot, ``(L, N, N)``.
+        after: the centred kernels at the last snapshot; None if there is none yet.
+        targets: the labels of the probe, ``(N,)``; empty if there are none.
     """
 
     about: dict[str, Any]
@@ -33,8 +33,8 @@ class Run:
     targets: np.ndarray
 
     @classmethod
-    def load(cls, path: str | Path) -> Run:
-        """Reads a run folder, also of a run that goes on or was killed.
+    def load(cls, path: str | Path) -> StoredRun:
+        """Reads a run folder, also that of a run that goes on or was killed.
 
         Raises:
             FileNotFoundError: the folder is not a run folder, or holds no snapshot yet.

@@ -8,24 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._require import require
-from ._history import DIVERGED, PREFIX, History
+from ..charts import Chart, distinct_colors, draw, plotly_figure, stacked_table
+from ._curves import check_known, is_log, last, line, title
+from ._history import History
+from ._rows import DIVERGED, key_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Run = str | Path | History
+RunLike = str | Path | History
+"""A run: its folder, or its history."""
 
 
-def compare(runs: Mapping[Any, Run] | Iterable[Run]) -> Comparison:
+def compare(runs: Mapping[Any, RunLike] | Iterable[RunLike]) -> Comparison:
     """Several runs side by side: as curves, as a table, or as numbers.
 
     Args:
-        runs: run folders or histories. Keys of a mapping name them; else folders do, with as many of the folders that
-            they are in as tell them apart, and a history in memory is ``run i``.
+        runs: run folders or histories. The keys of a mapping name them. Otherwise the folders do, together with as many
+            of their parent folders as it takes to tell them apart, and a history in memory is called ``run i``.
 
     Raises:
         TypeError: ``runs`` is a single run, or one of them is something else.
-        ValueError: there is no run, or a run is there twice.
+        ValueError: there is no run, or one of them is given twice.
         FileNotFoundError: a folder is not a run folder.
 
     Example:
@@ -41,11 +45,13 @@ def compare(runs: Mapping[Any, Run] | Iterable[Run]) -> Comparison:
         (3, 2)
         >>> figure = runs.plot("effective_rank")
     """
-    if isinstance(runs, Run) or not isinstance(runs, Iterable):
+    if isinstance(runs, RunLike) or not isinstance(runs, Iterable):
         raise TypeError(f"runs={runs!r} is not several runs; pass a list of run folders, or a mapping with names.")
-    named = isinstance(runs, Mapping)
-    histories = [_history(run) for run in (runs.values() if isinstance(runs, Mapping) else runs)]
-    names = [str(name) for name in runs] if named else _names(histories)
+    if isinstance(runs, Mapping):
+        histories, names = [_history(run) for run in runs.values()], [str(name) for name in runs]
+    else:
+        histories = [_history(run) for run in runs]
+        names = _names(histories)
     if not histories:
         raise ValueError("runs is empty; pass at least one run folder or history.")
     if len(set(names)) < len(names):
@@ -65,17 +71,17 @@ class Comparison:
 
     @property
     def layers(self) -> list[str]:
-        """Names of the layers of any run."""
+        """The names of the layers that any run has."""
         return list(dict.fromkeys(layer for history in self.runs.values() for layer in history.layers))
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics of any run."""
+        """The names of the metrics that any run has."""
         return list(dict.fromkeys(name for history in self.runs.values() for name in history.metrics))
 
     @property
     def scalars(self) -> list[str]:
-        """Names of the scalars of any run."""
+        """The names of the scalars that any run has."""
         return list(dict.fromkeys(name for history in self.runs.values() for name in history.scalars))
 
     def to_pandas(self) -> Any:
@@ -84,10 +90,10 @@ class Comparison:
         return pd.concat({name: history.to_pandas() for name, history in self.runs.items()}, names=["run"])
 
     def to_xarray(self) -> Any:
-        """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan where a run has no such snapshot."""
+        """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan if a run has no such snapshot."""
         xr, pd = require("xarray", extra="report"), require("pandas", extra="report")
         steps = sorted({int(step) for history in self.runs.values() for step in history.steps})
-        # a join would put the layers in the order of the alphabet
+        # All are reindexed first, because a join would sort the layers by the alphabet.
         each = [history.to_xarray().reindex(step=steps, layer=self.layers) for history in self.runs.values()]
         names = pd.Index(list(self.runs), name="run")
         return xr.concat(each, names, data_vars="all", coords="minimal", compat="override", join="exact")
@@ -96,8 +102,8 @@ class Comparison:
         """A metric over training, with a line for each run.
 
         Args:
-            metric: name of a metric, or of a scalar such as ``loss``.
-            layer: whose metric; the last layer of each run unless given.
+            metric: the name of a metric, or of a scalar such as ``loss``.
+            layer: the layer whose metric is drawn; None for the last layer of each run.
             x: what to draw it over: ``step``, ``seconds``, or a scalar such as ``epoch``.
             ax: matplotlib axes to draw on, in place of a Plotly figure.
 
@@ -108,54 +114,56 @@ class Comparison:
             KeyError: no run measured ``metric`` or ``x``.
             ValueError: no run has ``layer``, or it is given for a scalar.
         """
-        from ._plot import Chart, check_known, distinct_colors, draw, line, log_scale, plotly_figure, title
-
         check_known(self.metrics, self.scalars, metric, x)
         of_layers = metric in self.metrics
         if layer is not None and not of_layers:
             raise ValueError(f"layer={layer!r} is given, but {metric!r} is a scalar of the whole run; leave it out.")
         layers = self._layer_of_each(layer)
         colors = distinct_colors(len(self.runs))
-        lines = [
-            line(history, _label(name, history), f"{PREFIX}{layers[name]}/{metric}" if of_layers else metric, x, color)
-            for (name, history), color in zip(self.runs.items(), colors, strict=True)
-        ]
-        lines = [drawn for drawn in lines if drawn.x.size]
-        heading = f"{title(metric)}: {_said(layers)}" if of_layers else title(metric)
-        chart = Chart(heading, x, lines, log_scale(metric, lines))
+        lines = []
+        for (name, history), color in zip(self.runs.items(), colors, strict=True):
+            key = key_of(layers[name], metric) if of_layers else metric
+            drawn = line(history.rows, _label(name, history), key, x, color)
+            if drawn.x.size:
+                lines.append(drawn)
+        heading = f"{title(metric)}: {_which(layers)}" if of_layers else title(metric)
+        chart = Chart(heading, x, lines, is_log(metric, lines))
         return plotly_figure(chart) if ax is None else draw(chart, ax)
 
     def table(self, layer: str | None = None) -> Table:
-        """A row for each run with its last step, scalars and metrics, as a ``rich`` table; one that diverged is red.
+        """A row for each run with its last step, scalars and metrics, as a ``rich`` table; a run that diverged is red.
 
         Args:
-            layer: whose metrics; the last layer of each run unless given.
+            layer: the layer whose metrics are shown; None for the last layer of each run.
 
         Raises:
             ValueError: no run has ``layer``.
         """
-        from ._table import last, stacked
-
         layers = self._layer_of_each(layer)
-        some = any(history.diverged is not None for history in self.runs.values())
-        heads = ["run", *([DIVERGED] if some else []), "step", *self.scalars, *self.metrics]
+        some_diverged = any(history.diverged is not None for history in self.runs.values())
+        heads = ["run", *([DIVERGED] if some_diverged else []), "step", *self.scalars, *self.metrics]
         rows = []
         for name, history in self.runs.items():
-            diverged = [f"step {history.diverged:,}" if history.diverged is not None else ""] if some else []
-            keys = [*self.scalars, *(f"{PREFIX}{layers[name]}/{metric}" for metric in self.metrics)]
-            step = f"{history.steps[-1]:,}" if history.rows else "–"
-            rows.append([name, *diverged, step, *(last(history, key) for key in keys)])
-        return stacked(f"At the last snapshot: {_said(layers)}", [head.replace("_", " ") for head in heads], rows)
+            row = [name]
+            if some_diverged:
+                row.append("" if history.diverged is None else f"step {history.diverged:,}")
+            row.append(f"{history.steps[-1]:,}" if history.rows else "–")
+            keys = [*self.scalars, *(key_of(layers[name], metric) for metric in self.metrics)]
+            rows.append([*row, *(last(history.rows, key) for key in keys)])
+        heads = [head.replace("_", " ") for head in heads]
+        return stacked_table(f"At the last snapshot: {_which(layers)}", heads, rows, alarm=DIVERGED)
 
-    def _layer_of_each(self, layer: str | None) -> dict[str, str | None]:
+    def _layer_of_each(self, layer: str | None) -> dict[str, str]:
+        """The layer to show of each run; empty for a run without snapshots."""
         if layer is not None and layer not in self.layers:
             raise ValueError(f"layer={layer!r} is in no run; there is {', '.join(self.layers)}.")
-        last = {name: history.layers[-1] if history.layers else None for name, history in self.runs.items()}
-        return last if layer is None else dict.fromkeys(self.runs, layer)
+        if layer is not None:
+            return dict.fromkeys(self.runs, layer)
+        return {name: history.layers[-1] if history.layers else "" for name, history in self.runs.items()}
 
 
-def _said(layers: Mapping[str, str | None]) -> str:
-    known = set(layers.values()) - {None}
+def _which(layers: Mapping[str, str]) -> str:
+    known = {*layers.values()} - {""}
     return f"layer {known.pop()}" if len(known) == 1 else "the last layer of each run"
 
 
@@ -163,14 +171,14 @@ def _label(name: str, history: History) -> str:
     return name if history.diverged is None else f"{name} (diverged at step {history.diverged:,})"
 
 
-def _history(run: Run) -> History:
-    if not isinstance(run, Run):
+def _history(run: RunLike) -> History:
+    if not isinstance(run, RunLike):
         raise TypeError(f"runs holds {run!r}, which is neither a run folder nor a History.")
     return run if isinstance(run, History) else History.load(run)
 
 
 def _names(histories: list[History]) -> list[str]:
-    """The folder of each run, with those that it is in where two have one name; ``run i`` of one in memory."""
+    """The name of each run: its folder, with parent folders if two have one name; ``run i`` for one in memory."""
     paths = [Path(f"run {i}") if history.run is None else history.run.resolve() for i, history in enumerate(histories)]
     for i, history in enumerate(histories):
         if history in histories[:i] or paths[i] in paths[:i]:

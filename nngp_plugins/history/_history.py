@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._require import require
+from ..charts import draw, plotly_figure, stacked_table
+from ._curves import first_and_last, history_chart, last, title
+from ._kept import kept_kernel
+from ._rows import DIVERGED, Row, diverged_layers_of, key_of, layers_of, metrics_of, scalars_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Row = dict[str, Any]
-"""One snapshot: ``step``, ``seconds``, the user's scalars, and ``kernel/<layer>/<metric>``, each a number.
-
-Where kernels are not finite, ``diverged`` is the list of their layers; other rows lack it.
-"""
-
-PREFIX = "kernel/"
-DIVERGED = "diverged"  # in a row, the names of layers whose kernels are not finite
-_OWN = ("step", "seconds", DIVERGED)
-
 
 class History:
-    """Snapshots in the order of steps; every number under the name that writers use.
+    """Snapshots in the order of steps; every number has the name that writers use.
 
     Args:
         rows: the snapshots.
         run: the run folder that they were read from.
 
     Attributes:
-        rows: one dict for each snapshot with ``step``, ``seconds`` since the start, the scalars given to the tracker
-            (such as ``loss``), and a number for each ``kernel/<layer>/<metric>``.
-        run: the run folder that they were read from; None for those in memory.
+        rows: a dictionary for each snapshot with ``step``, ``seconds`` since the start, the scalars given to the
+            tracker (such as ``loss``), and a number for each ``kernel/<layer>/<metric>``.
+        run: the run folder that they were read from; None for a history in memory.
 
     Example:
         >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -69,7 +62,8 @@ class History:
             raise FileNotFoundError(
                 f"run={str(run)!r} holds no metrics.jsonl; pass the folder that a KernelTracker wrote."
             )
-        complete, _, _ = path.read_text().rpartition("\n")  # the last line may still be on its way
+        # A tracker may be writing the last line at this moment.
+        complete, _, _ = path.read_text().rpartition("\n")
         return cls((json.loads(line) for line in complete.splitlines()), run=Path(run))
 
     @property
@@ -80,45 +74,41 @@ class History:
     @property
     def layers(self) -> list[str]:
         """Names of the layers, in forward order."""
-        return list(dict.fromkeys(name.removeprefix(PREFIX).rpartition("/")[0] for name in self._kernel_names()))
+        return layers_of(self.rows)
 
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics."""
-        return list(dict.fromkeys(name.rpartition("/")[2] for name in self._kernel_names()))
+        return metrics_of(self.rows)
 
     @property
     def scalars(self) -> list[str]:
         """Names of the scalars given to the tracker, such as ``loss``."""
-        return [name for name in self._names() if not name.startswith(PREFIX) and name not in _OWN]
+        return scalars_of(self.rows)
 
     @property
     def diverged(self) -> int | None:
-        """First step with a kernel that is not finite; None where there is none."""
+        """The first step with a kernel that is not finite; None if there is none."""
         return next(iter(self.diverged_layers.values()), None)
 
     @property
     def diverged_layers(self) -> dict[str, int]:
         """The layers whose kernel was not finite, each with the first such step."""
-        first: dict[str, int] = {}
-        for row in self.rows:
-            for layer in row.get(DIVERGED, ()):
-                first.setdefault(layer, int(row["step"]))
-        return first
+        return diverged_layers_of(self.rows)
 
     def metric(self, name: str) -> np.ndarray:
-        """One metric of all layers, ``(S, L)``: rows are snapshots, columns :attr:`layers`; nan where not measured.
+        """One metric of all layers, ``(S, L)``: rows are snapshots, columns :attr:`layers`; nan if not measured.
 
         Raises:
             KeyError: the metric was not measured.
         """
         if name not in self.metrics:
             raise KeyError(f"{name!r} was not measured; there is {', '.join(self.metrics)}")
-        keys = [f"{PREFIX}{layer}/{name}" for layer in self.layers]
+        keys = [key_of(layer, name) for layer in self.layers]
         return np.array([[row.get(key, np.nan) for key in keys] for row in self.rows], dtype=float)
 
     def scalar(self, name: str) -> np.ndarray:
-        """One scalar given to the tracker, such as ``loss``, or ``seconds``, ``(S,)``; nan at snapshots that lack it.
+        """A scalar that was given to the tracker, or ``seconds``, ``(S,)``; nan at snapshots without it.
 
         Raises:
             KeyError: no snapshot has it.
@@ -138,11 +128,10 @@ class History:
     def to_xarray(self) -> Any:
         """An ``xarray.Dataset``: metrics over ``(step, layer)``, scalars and ``seconds`` over ``(step,)``."""
         xr = require("xarray", extra="report")
-        from ._plot import title
-
         variables: dict[str, Any] = {name: ("step", self.scalar(name)) for name in ("seconds", *self.scalars)}
-        # xarray's plots show the long name
-        variables |= {name: (("step", "layer"), self.metric(name), {"long_name": title(name)}) for name in self.metrics}
+        for name in self.metrics:
+            # The plots of xarray show the long name.
+            variables[name] = (("step", "layer"), self.metric(name), {"long_name": title(name)})
         return xr.Dataset(variables, {"step": self.steps, "layer": np.array(self.layers, dtype=str)})
 
     def plot(
@@ -150,11 +139,11 @@ class History:
     ) -> Any:
         """A metric over training, with a line for each layer; deeper layers are lighter.
 
-        Steps are on a log axis. A dotted line says where the run diverged.
+        Steps are on a log axis. A dotted line shows where the run diverged.
 
         Args:
-            metric: name of a metric, or of a scalar such as ``loss``.
-            layers: patterns of the layers to draw, such as ``"block*"``; all of them unless given.
+            metric: the name of a metric, or of a scalar such as ``loss``.
+            layers: patterns of the layers to draw, such as ``"block*"``; None for all of them.
             x: what to draw it over: ``step``, ``seconds``, or a scalar such as ``epoch``.
             ax: matplotlib axes to draw on, in place of a Plotly figure.
 
@@ -165,29 +154,28 @@ class History:
             KeyError: ``metric`` or ``x`` was not measured.
             ValueError: a pattern of ``layers`` matches none, or is given for a scalar.
         """
-        from ._plot import draw, history_chart, plotly_figure
-
-        chart = history_chart(self, metric, layers, x)
+        chart = history_chart(self.rows, metric, layers, x)
         return plotly_figure(chart) if ax is None else draw(chart, ax)
 
     def table(self) -> Table:
         """Each metric of each layer at the first snapshot and the last, as a ``rich`` table.
 
-        Of metrics that compare with an earlier snapshot, the last value alone. Layers that diverged are red.
+        A metric that compares with an earlier snapshot shows its last value alone. Layers that diverged are red.
         """
-        from ._table import change, last, stacked
-
-        layers, metrics, diverged = self.layers, self.metrics, self.diverged_layers
-        heads = ["layer", *([DIVERGED] if diverged else []), *metrics]
-        rows = [
-            [layer, *([f"step {diverged[layer]:,}" if layer in diverged else ""] if diverged else [])]
-            + [change(self, layer, metric) for metric in metrics]
-            for layer in layers
-        ]
-        count = f"{len(self)} snapshot{'s' * (len(self) != 1)}"
-        title = [f"step {self.steps[-1]:,}", count] if self.rows else ["no snapshots"]
-        title += [f"{name} {last(self, name)}" for name in self.scalars]
-        return stacked(" · ".join(title), [head.replace("_", " ") for head in heads], rows)
+        metrics, diverged = self.metrics, self.diverged_layers
+        heads, rows = ["layer"], [[layer] for layer in self.layers]
+        if diverged:
+            heads.append(DIVERGED)
+            for row in rows:
+                row.append(f"step {diverged[row[0]]:,}" if row[0] in diverged else "")
+        for row in rows:
+            row += [first_and_last(self.rows, row[0], metric) for metric in metrics]
+        said = ["no snapshots"]
+        if self.rows:
+            said = [f"step {self.steps[-1]:,}", "1 snapshot" if len(self) == 1 else f"{len(self)} snapshots"]
+        said += [f"{name} {last(self.rows, name)}" for name in self.scalars]
+        heads += [metric.replace("_", " ") for metric in metrics]
+        return stacked_table(" · ".join(said), heads, rows, alarm=DIVERGED)
 
     def kernel(self, layer: str, step: int) -> np.ndarray:
         """The kernel of a layer at a snapshot, ``(N, N)``, of a run with ``keep_kernels=True``.
@@ -201,8 +189,6 @@ class History:
         snapshots = self.steps.tolist()
         if step not in snapshots:
             raise KeyError(f"step {step} has no snapshot; there are {', '.join(map(str, snapshots))}")
-        from ._kept import kept_kernel  # which loads the engine
-
         return kept_kernel(self.run, layer, snapshots.index(step))
 
     def __len__(self) -> int:
@@ -211,9 +197,3 @@ class History:
     def __repr__(self) -> str:
         end = "" if self.diverged is None else f"; diverged at step {self.diverged}"
         return f"History({len(self)} snapshots of {len(self.layers)} layers: {', '.join(self.metrics)}{end})"
-
-    def _names(self) -> dict[str, None]:
-        return dict.fromkeys(chain.from_iterable(self.rows))
-
-    def _kernel_names(self) -> list[str]:
-        return [name for name in self._names() if name.startswith(PREFIX)]

@@ -1,0 +1,76 @@
+"""From a model to the Grams of its outputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._typing import PyTree
+from .engine import NamedOutputs, batch, empirical_nngp_fn
+from .metrics import gram_of
+
+
+def gram(
+    f: Callable[..., PyTree],
+    x: PyTree,
+    params: PyTree,
+    *,
+    batch_size: int = 0,
+    store_on_device: bool = True,
+    check: bool = True,
+    **apply_fn_kwargs: Any,
+) -> PyTree:
+    """The Grams of a model's outputs on N examples, each in its cheaper form, for :mod:`nngp_plugins.metrics`.
+
+    An output with D < N features becomes a :class:`FeatureGram`, for which no ``(N, N)`` matrix is ever formed. A wider
+    output becomes a :class:`DenseGram` with its centred form.
+
+    Args:
+        f: ``f(params, x, **kwargs)``, such as a :class:`ModelFn`; ``f.layers()`` for a Gram of every layer.
+        x: inputs with N examples along axis 0 of every array.
+        params: what ``f`` takes as its parameters.
+        batch_size: examples in a forward pass; 0 for all of them at once.
+        store_on_device: as in :func:`batch`; False also keeps narrow features in host memory, as NumPy arrays.
+        check: as in :func:`batch`.
+        **apply_fn_kwargs: passed to ``f``, as by :func:`batch`.
+
+    Returns:
+        The PyTree of ``f``'s outputs with a Gram in place of each; the kernel is averaged over all axes but the batch.
+
+    Raises:
+        ValueError: outputs do not have a row for each example, or depend on the other examples in the batch.
+        TypeError: outputs are complex; the call is inside ``jit``.
+
+    Warns:
+        RuntimeWarning: an output holds NaN or infinity; its metrics are nan.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> gram = nngp.gram(lambda params, x: x @ params, jnp.eye(9), jnp.ones((9, 2)), batch_size=4)
+        >>> round(float(nngp.metrics.effective_rank(gram)), 3)
+        1.0
+    """
+    kernel_fn = batch(empirical_nngp_fn(f), batch_size, store_on_device=store_on_device, check=check)
+    outputs = kernel_fn.outputs(x, params, **apply_fn_kwargs)
+    named = NamedOutputs.unchecked(outputs)
+    found = [_non_finite(path or "the output", y) for path, y in zip(named.paths, named.leaves, strict=True)]
+    if named_examples := "; ".join(filter(None, found)):
+        warnings.warn(f"NaN or infinity in {named_examples}: metrics of it are nan.", RuntimeWarning, stacklevel=2)
+    return jax.tree.map(gram_of, outputs)
+
+
+def _non_finite(name: str, y: Any) -> str:
+    """The name of an output with the first examples that are not finite; empty if all are finite."""
+    if np.isfinite(jnp.sum(jnp.abs(y))):
+        return ""
+    examples = np.flatnonzero(~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(axis=1))
+    if not examples.size:
+        # The sum of large finite numbers may overflow.
+        return ""
+    more = ", ..." if len(examples) > 3 else ""
+    return f"{name} (examples {', '.join(map(str, examples[:3]))}{more})"

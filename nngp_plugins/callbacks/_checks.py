@@ -1,0 +1,135 @@
+"""What a tracker refuses, before it measures anything."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ..adapters import is_model
+from ..history import is_own_name
+from ..metrics import DenseGram, Metric
+from ._schedules import Schedule
+
+
+def probe_size(probe: Any) -> int:
+    """The number of examples of a probe.
+
+    Raises:
+        ValueError: its arrays do not have one batch in front, or the batch is empty.
+    """
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(probe)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
+        )
+    return sizes.pop()
+
+
+def check_arguments(f: Any, schedule: Any, batch_size: int | None, keep_kernels: bool, run: Any, config: Any) -> None:
+    """Refuses arguments of a tracker that have another type or value.
+
+    Raises:
+        TypeError: ``f`` is not a function, ``schedule`` is not a schedule, or ``config`` is not a mapping.
+        ValueError: ``batch_size`` is not positive, or kernels are kept without a run folder.
+    """
+    if not callable(f) or is_model(f):
+        raise TypeError(
+            f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as nngp.as_model_fn(model).layers()."
+        )
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced().")
+    if keep_kernels and run is None:
+        raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
+
+
+def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses to go on with a run that has other layers.
+
+    Raises:
+        ValueError: names the first layer that differs.
+    """
+    for name in [*known, *found]:
+        old, new = known.get(name), found.get(name)
+        if new is None or old is None or list(old) != list(new):
+            said = [f"of shape {tuple(shape)}" if shape is not None else "missing" for shape in (old, new)]
+            raise ValueError(
+                f"the run folder is of another model: layer {name!r} is {said[0]} there and {said[1]} now (without the "
+                "batch axis); go on with the same model, or name another folder."
+            )
+
+
+def check_scalars(scalars: Mapping[str, Any]) -> None:
+    """Refuses scalars that are not single numbers.
+
+    Raises:
+        TypeError: names the first such scalar.
+    """
+    for name, value in scalars.items():
+        if not isinstance(value, int | float | np.generic | np.ndarray | Array) or jnp.shape(value):
+            raise TypeError(
+                f"{name}={reprlib.repr(value)} is not a scalar; pass single numbers, and a model's state as state=."
+            )
+
+
+def check_names(scalars: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    """Refuses scalars whose names belong to the tracker's own numbers.
+
+    Raises:
+        ValueError: names the first such scalar.
+    """
+    for name in scalars:
+        if is_own_name(name, metrics):
+            raise ValueError(f"the scalar {name!r} has a name of the tracker's own; choose another.")
+
+
+def check_targets(targets: Any, n: int) -> np.ndarray:
+    """The targets of the ``n`` examples of a probe as an array; targets ``(N, 1)`` lose that axis, None becomes empty.
+
+    Raises:
+        TypeError: the targets hold Python objects.
+        ValueError: the targets have another shape than ``(N,)`` or ``(N, C)``.
+    """
+    if targets is None:
+        return np.zeros((0,))
+    labels = np.asarray(targets)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim not in (1, 2) or len(labels) != n:
+        raise ValueError(f"targets of shape {labels.shape} do not label the {n} examples of the probe.")
+    if labels.dtype == object:
+        raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
+    return labels
+
+
+def check_metrics(metrics: Mapping[str, Metric], n: int) -> None:
+    """Refuses metrics that do not give a scalar for Grams of ``n`` examples; they are traced, nothing is computed.
+
+    Raises:
+        TypeError: ``metrics`` is not a mapping, or a metric is not a function of two Grams that returns a scalar.
+        ValueError: a name has a slash, or there are too few examples.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
+    kernel, eigenvalues = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, n), (n,)))
+    like: Any = DenseGram(kernel, kernel, eigenvalues)
+    for name, metric in metrics.items():
+        if "/" in name:
+            raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")
+        try:
+            shape = jax.eval_shape(metric, like, like).shape
+        except ValueError as error:
+            raise ValueError(f"metrics[{name!r}] on a probe of {n} examples: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise TypeError(f"metrics[{name!r}] is no metric(gram, reference_gram) -> scalar: {error}") from error
+        if shape:
+            raise TypeError(f"metrics[{name!r}] returns an array of shape {shape}, not a scalar.")

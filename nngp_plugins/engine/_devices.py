@@ -1,0 +1,34 @@
+"""Which devices run the network, and how arrays come from several devices to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def network_devices(count: int) -> list[jax.Device]:
+    """The first ``count`` devices of this process; all of them for -1."""
+    devices = jax.local_devices()
+    return devices if count == -1 else devices[:count]
+
+
+def share(examples: int, devices: Sequence[jax.Device]) -> int:
+    """How many examples each device gets if they are shared evenly, rounded up."""
+    return -(-examples // len(devices))
+
+
+def on_one_device(array: Any) -> Any:
+    """The same array on a single device; arrays that are there already pass through."""
+    if not isinstance(array, jax.Array) or len(array.devices()) == 1:
+        return array
+    if not array.is_fully_replicated:
+        if not isinstance(array.sharding, NamedSharding):
+            return jnp.asarray(np.asarray(array))
+        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    # jax.device_put to one device would leave the mesh in the array's type.
+    return array.addressable_shards[0].data

@@ -1,0 +1,182 @@
+"""Named outputs of ``f``, in batches, eager and traced: the one path that all callers take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .._typing import PyTree
+from ._arrays import ArrayBackend
+from ._inputs import batch_of, ranges
+
+
+@dataclass(frozen=True)
+class NamedOutputs:
+    """The outputs of ``f``, taken apart.
+
+    Attributes:
+        structure: the PyTree without its leaves.
+        paths: the path of each leaf, such as ``block/conv``; the empty string for a single array.
+        leaves: arrays, or their shapes and dtypes.
+    """
+
+    structure: Any
+    paths: tuple[str, ...]
+    leaves: tuple[Any, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The leaves as messages call them."""
+        return tuple(f"output {path!r}" if path else "the output" for path in self.paths)
+
+    @classmethod
+    def of(cls, y: PyTree) -> NamedOutputs:
+        """Takes outputs apart, and makes every leaf an array.
+
+        Raises:
+            TypeError: a leaf is not numeric.
+            ValueError: a leaf is empty.
+        """
+        named = cls.unchecked(y)
+        leaves = tuple(_as_array(name, leaf) for name, leaf in zip(named.names, named.leaves, strict=True))
+        return replace(named, leaves=leaves)
+
+    @classmethod
+    def unchecked(cls, y: PyTree) -> NamedOutputs:
+        """Takes outputs apart and leaves their leaves as they are."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(y)
+        paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
+        return cls(structure, paths, tuple(leaf for _, leaf in leaves))
+
+
+def _as_array(name: str, y: Any) -> Array:
+    try:
+        array = jnp.asarray(y)
+        numeric = jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool
+    except TypeError:
+        numeric = False
+    if not numeric:
+        found = getattr(y, "dtype", None) or type(y).__name__
+        raise TypeError(f"{name} of f is {found}, not numeric; return arrays of numbers (None is left out).")
+    if array.size == 0:
+        raise ValueError(f"{name} of f is empty, with shape {array.shape}; a kernel needs at least one number.")
+    return array
+
+
+def traced_outputs(f: Callable[[PyTree], PyTree], x: PyTree, argument: str, batch_size: int | None) -> NamedOutputs:
+    """The outputs of ``f(x)`` by batches of one size, for use within a compiled function.
+
+    The last batch is filled up with the first examples, whose outputs are cut off.
+
+    Args:
+        f: a function of the inputs alone.
+        x: inputs with N examples along axis 0.
+        argument: the argument that they were passed as, for messages.
+        batch_size: examples of a forward pass; None for all of them at once.
+
+    Raises:
+        TypeError: an output is not numeric.
+        ValueError: an output is empty, or does not have a row for each example.
+    """
+    n = batch_of(argument, x)
+    size = n if batch_size is None else min(batch_size, n)
+    count = -(-n // size)
+
+    def run(x: PyTree) -> PyTree:
+        y = NamedOutputs.of(f(x))
+        refuse_other_rows(y, size, argument)
+        return y.structure.unflatten(y.leaves)
+
+    def cut(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, leaf[: count * size - n]]).reshape(count, size, *leaf.shape[1:])
+
+    def joined(y: Array) -> Array:
+        return y.reshape(count * size, *y.shape[2:])[:n]
+
+    if count == 1:
+        return NamedOutputs.unchecked(run(x))
+    return NamedOutputs.unchecked(jax.tree.map(joined, jax.lax.map(run, jax.tree.map(cut, x))))
+
+
+def refuse_other_rows(y: NamedOutputs, rows: int, argument: str, devices: int = 1) -> None:
+    """Refuses outputs that do not have a row for each of ``rows`` examples on each device.
+
+    Raises:
+        ValueError: names the first such output.
+    """
+    for name, leaf in zip(y.names, y.leaves, strict=True):
+        if leaf.shape[:1] != (rows * devices,):
+            shape = (leaf.shape[0] // devices, *leaf.shape[1:]) if leaf.shape else ()
+            raise ValueError(
+                f"{name} of f has shape {shape} for a batch of {rows} examples of {argument}; batches can only be "
+                "put together along a batch axis 0 with a row for each example."
+            )
+
+
+class OutputSource(Protocol):
+    """Where the outputs of ``x1`` or of ``x2`` come from."""
+
+    @property
+    def outputs(self) -> NamedOutputs:
+        """Names, shapes and dtypes of the outputs of all examples."""
+
+    @property
+    def batch_rows(self) -> int:
+        """How many examples are computed at a time."""
+
+    def tiles(
+        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
+    ) -> list[list[Any]]:
+        """The outputs of the examples from ``start`` to ``stop``, in tiles of ``size`` rows: a list of leaves each.
+
+        Args:
+            start: the number of the first example.
+            stop: the number of the example after the last one.
+            size: rows of a tile; the last tile may have fewer.
+            arrays: where the tiles are put together.
+            on_rows: is told how many examples are done, each time some are.
+        """
+
+
+@dataclass
+class GivenOutputs:
+    """Outputs that exist already.
+
+    Attributes:
+        argument: the argument that they were passed as, for messages.
+        outputs: the outputs.
+    """
+
+    argument: str
+    outputs: NamedOutputs
+
+    @property
+    def batch_rows(self) -> int:
+        """The number of examples.
+
+        Raises:
+            ValueError: an output has no batch axis, or has another number of examples than the first output.
+        """
+        rows = self.outputs.leaves[0].shape[:1]
+        for name, leaf in zip(self.outputs.names, self.outputs.leaves, strict=True):
+            if not rows or leaf.shape[:1] != rows:
+                raise ValueError(
+                    f"{name} in {self.argument} has shape {leaf.shape}; every output needs a row for each example "
+                    f"along axis 0, as {self.outputs.names[0]} has with shape {self.outputs.leaves[0].shape}."
+                )
+        return rows[0]
+
+    def tiles(
+        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
+    ) -> list[list[Any]]:
+        """Cuts the outputs; see :meth:`OutputSource.tiles`."""
+        on_rows(stop - start)
+        leaves = self.outputs.leaves
+        if size >= stop - start == leaves[0].shape[0]:
+            return [list(leaves)]
+        return [[leaf[low:high] for leaf in leaves] for low, high in ranges(start, stop, size)]

@@ -1,0 +1,57 @@
+"""The ledger: which tiles of a stored kernel exist, a line for each, written after the tile is safe on the disk."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from .._durable import AppendedLines
+
+Chunk = tuple[int, ...]
+"""A tile of a store: the number of its array, and its place along each axis."""
+
+
+class Ledger:
+    """The finished tiles of a store, each with the checksum that its file ends with.
+
+    A line is ``[sum, [array, *chunk], checksum]``; ``sum`` is the CRC-32 of the rest. A last line without its end was
+    torn when the process died, and its tile counts as not written.
+
+    Attributes:
+        tiles: the checksum of each tile.
+    """
+
+    def __init__(self, path: Path):
+        self._lines = AppendedLines(path)
+        self.tiles: dict[Chunk, str] = {}
+        for number, line in enumerate(self._lines.lines, 1):
+            self.tiles.update([self._parse(line, number)])
+
+    def _parse(self, line: bytes, number: int) -> tuple[Chunk, str]:
+        try:
+            said, chunk, checksum = json.loads(line)
+            tile = tuple(int(place) for place in chunk), str(checksum)
+        except (ValueError, TypeError):
+            said = tile = None
+        if tile is None or said != _sum(*tile):
+            raise ValueError(
+                f"{self._lines.path} is damaged in line {number}, so what it lists can't be trusted; delete it, and "
+                "run write_kernel again to compute all tiles anew."
+            )
+        return tile
+
+    def append(self, tiles: Iterable[tuple[Chunk, str]]) -> None:
+        """Adds tiles that are safe on the disk; the ledger itself is safe there when this returns."""
+        tiles = list(tiles)
+        self._lines.append("".join(json.dumps([_sum(*tile), *tile]) + "\n" for tile in tiles))
+        self.tiles.update(tiles)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
+
+
+def _sum(chunk: Chunk, checksum: str) -> int:
+    return zlib.crc32(json.dumps([chunk, checksum]).encode())
