@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from ``nngp.metrics.catalogue()``, and its picture where there is a Chromium.
+"""Writes docs/metrics.md from ``nngp.metrics.catalogue()``, and its picture if Chromium is installed.
 
 python docs/make_metrics.py
 """
@@ -23,22 +23,25 @@ Y = np.arange(N) % 4
 UNRELATED = "cka of unrelated features, over D / N"
 INTRO = f"""# Metrics
 
-Numbers from kernels, each the published quantity ([the code](../nngp_plugins/metrics)). `nngp.metrics.catalogue()`
-holds this page as data. A tracker logs `metrics.DEFAULT`: {", ".join(f"`{name}`" for name in metrics.DEFAULT)};
-with targets also {", ".join(f"`{name}`" for name in metrics.of_targets(Y))}.
+Metrics are numbers from kernels. Each one is the published quantity ([the code](../nngp_plugins/metrics)).
+`nngp.metrics.catalogue()` holds this page as data. A tracker logs `metrics.DEFAULT`:
+{", ".join(f"`{name}`" for name in metrics.DEFAULT)}.
+If it has targets, it also logs {", ".join(f"`{name}`" for name in metrics.of_targets(Y))}.
 
-All take Grams: `DenseGram(K)`, `FeatureGram(phi)` with `K = phi phiᵀ` never formed where D < N, what
-`nngp.gram(f, x, params)` makes of a model, or an array `(N, N)`. They run under `jit` and `grad`; over layers use
-`jax.lax.map` (on a CPU, JAX 0.10 waits forever for a `vmap` of eigenvalues beside one of a Cholesky decomposition).
+All metrics take Grams: a `DenseGram(K)`, a `FeatureGram(phi)`, which does not form `K = phi phiᵀ` if D < N, what
+`nngp.gram(f, x, params)` makes of a model, or an array `(N, N)`. They run under `jit` and `grad`. Over layers, use
+`jax.lax.map`: on a CPU, JAX 0.10 never finishes a `vmap` of eigenvalues beside a `vmap` of a Cholesky decomposition.
 NaN or infinity in features gives nan. `bootstrap` gives a standard error over examples.
 
-Grams go to other libraries as `np.asarray(gram)`, `gram.as_scipy()` (a `LinearOperator`) and `gram.as_lineax()`.
+`nngp.metrics.entry` registers a metric of your own: one function and one entry. With `tracked=True`, trackers log it.
+
+Other libraries take Grams as `np.asarray(gram)`, `gram.as_scipy()` (a `LinearOperator`) and `gram.as_lineax()`.
 
 ![Each metric as features turn from noise to four classes](metrics.png)
 
-Each panel: {N} examples of four classes with {D} features, noise on the left, class means alone on the right; mean
-and range of {len(SEEDS)} draws. What compares two kernels compares with that on the right. The last panel is CKA of
-features that have nothing to do with each other, over D / N, debiased and biased (dashed).
+Each panel shows {N} examples of four classes with {D} features. On the left they are noise, on the right only class
+means. Lines are means of {len(SEEDS)} draws, and shades their range. Metrics of two kernels compare with the kernel on
+the right. The last panel shows CKA of unrelated features over D / N, debiased (solid) and biased (dashed).
 """
 
 
@@ -49,7 +52,11 @@ def page() -> str:
 
 def section(entry: metrics.Entry) -> str:
     """How to read a metric."""
+    needs = {"classes" if entry.needs_classes else "targets": entry.needs_targets, "eigenvalues": entry.needs_spectrum}
     lines = {
+        "Title in charts": entry.title + (", on a logarithmic axis" if entry.log_axis else ""),
+        "Tracked by default": tracked(entry),
+        "Needs": " and ".join(need for need, needed in needs.items() if needed) or "only kernels",
         "Tells": entry.tells,
         "Range": entry.range,
         "Invariant to": ", ".join(entry.invariant),
@@ -60,8 +67,16 @@ def section(entry: metrics.Entry) -> str:
     return f"## {entry.name}\n\n`{entry.formula}`\n\n" + "".join(f"- **{k}**: {v}.\n" for k, v in lines.items())
 
 
+def tracked(entry: metrics.Entry) -> str:
+    """Whether a tracker logs the metric by default."""
+    if not entry.tracked:
+        return "no"
+    against = ", compared with an earlier snapshot" if entry.relative_to_reference else ""
+    return ("yes, if there are targets" if entry.needs_targets else "yes") + against
+
+
 def features(signal: float, seed: int) -> metrics.FeatureGram:
-    """Noise and class means, mixed."""
+    """A mixture of noise and class means."""
     rng = np.random.default_rng(seed)
     noise, means = rng.standard_normal((N, D)), rng.standard_normal((4, D))
     phi = (signal * means[Y] + (1 - signal) * noise * np.arange(1, D + 1) ** -0.5) / np.sqrt(D)
@@ -75,7 +90,7 @@ def unrelated(d: int, seed: int) -> list[metrics.FeatureGram]:
 
 
 def panels() -> dict[str, Callable[..., Any]]:
-    """What each panel draws: functions of a Gram and of that on the right."""
+    """The function that each panel draws, of a Gram and of the Gram on the right."""
     pairs = ("cka", "alignment", "kernel_distance", "relative_change", "bures_distance")
     singles = ("scale", "effective_rank", "von_neumann_entropy", "participation_ratio", "stable_rank")
     targets = ("target_alignment", "class_separation", "regression_accuracy", "log_marginal_likelihood")
@@ -94,12 +109,12 @@ def panels() -> dict[str, Callable[..., Any]]:
 
 
 def alone(metric: Callable[[metrics.Gram], Any]) -> Callable[[metrics.Gram, metrics.Gram], Any]:
-    """A metric that does not look at the other Gram."""
+    """A metric of one Gram as a function of two; it ignores the other Gram."""
     return lambda a, b: metric(a)
 
 
 def same_less_other(a: metrics.Gram) -> Any:
-    """Mean of the kernel within classes less that between them."""
+    """Mean of the kernel within classes minus its mean between classes."""
     means = metrics.class_block_means(a, Y)
     return means.trace() / 4 - (means.sum() - means.trace()) / 12
 
@@ -136,7 +151,7 @@ def picture() -> str:
 
 
 def main() -> None:
-    """Writes both."""
+    """Writes the page, and the picture if Chromium is installed."""
     (HERE / "metrics.md").write_text(page())
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:

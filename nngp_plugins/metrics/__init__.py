@@ -1,37 +1,51 @@
 """Metrics: numbers from kernels, each as its published formula."""
 
 from ._catalogue import Entry as Entry
+from ._catalogue import Metric as Metric
 from ._catalogue import catalogue as catalogue
-from ._change import centered_kernel_velocity as centered_kernel_velocity
+from ._catalogue import entry as entry
+from ._catalogue import entry_of as entry_of
+from ._catalogue import unregister as unregister
+from ._dense import DenseGram as DenseGram
+from ._features import FeatureGram as FeatureGram
+from ._gram import Gram as Gram
+from ._to_grams import features as features
+from ._to_grams import gram_of as gram_of
+from ._to_grams import stacked_grams as stacked_grams
+from ._to_grams import with_eigenvalues as with_eigenvalues
+
+# isort: off
+# Each import registers its metrics. The catalogue and the logs of a tracker keep this order, which run folders store.
+from ._similarity import alignment as alignment
+from ._similarity import bures_distance as bures_distance
+from ._similarity import cka as cka
 from ._change import kernel_distance as kernel_distance
 from ._change import relative_change as relative_change
+from ._velocity import Velocity as Velocity
+from ._velocity import centered_kernel_velocity as centered_kernel_velocity
+from ._spread import effective_rank as effective_rank
+from ._spread import participation_ratio as participation_ratio
+from ._spread import scale as scale
+from ._spread import stable_rank as stable_rank
+from ._spread import von_neumann_entropy as von_neumann_entropy
+from ._spectrum import condition_number as condition_number
+from ._spectrum import eigenvector_overlap as eigenvector_overlap
+from ._spectrum import power_law_exponent as power_law_exponent
+from ._spectrum import spectrum as spectrum
 from ._classes import class_block_means as class_block_means
 from ._classes import class_separation as class_separation
 from ._classes import neural_collapse as neural_collapse
 from ._classes import target_alignment as target_alignment
-from ._default import DEFAULT as DEFAULT
-from ._default import Metric as Metric
-from ._default import Velocity as Velocity
-from ._default import of_targets as of_targets
-from ._gram import DenseGram as DenseGram
-from ._gram import FeatureGram as FeatureGram
-from ._gram import Gram as Gram
-from ._gram import features as features
+from ._regression import log_marginal_likelihood as log_marginal_likelihood
+from ._regression import regression_accuracy as regression_accuracy
 from ._many import Estimate as Estimate
 from ._many import bootstrap as bootstrap
 from ._many import cka_matrix as cka_matrix
 from ._many import minibatch_cka_matrix as minibatch_cka_matrix
-from ._regression import log_marginal_likelihood as log_marginal_likelihood
-from ._regression import regression_accuracy as regression_accuracy
-from ._similarity import alignment as alignment
-from ._similarity import bures_distance as bures_distance
-from ._similarity import cka as cka
-from ._spectrum import condition_number as condition_number
-from ._spectrum import effective_rank as effective_rank
-from ._spectrum import eigenvector_overlap as eigenvector_overlap
-from ._spectrum import participation_ratio as participation_ratio
-from ._spectrum import power_law_exponent as power_law_exponent
-from ._spectrum import scale as scale
-from ._spectrum import spectrum as spectrum
-from ._spectrum import stable_rank as stable_rank
-from ._spectrum import von_neumann_entropy as von_neumann_entropy
+
+# isort: on
+from ._tracked import DEFAULT as DEFAULT
+from ._tracked import default_metrics as default_metrics
+from ._tracked import evaluate as evaluate
+from ._tracked import needs_spectrum as needs_spectrum
+from ._tracked import of_targets as of_targets

@@ -8,24 +8,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._gram import FeatureGram, Gram, as_gram, rounding
+from ._catalogue import ROTATION, SCALE, TRANSLATION, entry
+from ._features import FeatureGram
+from ._gram import Gram
 from ._products import product
 from ._similarity import alignment
 from ._targets import Classes, as_targets
+from ._to_grams import as_gram, rounding
 
 if TYPE_CHECKING:
-    from jaxtyping import Float  # takes as long to import as all of this package
+    from jaxtyping import Float
 
 
+@entry(
+    title="Target alignment",
+    formula="alignment of K with Y Yᵀ, centred",
+    range="[0, 1]",
+    cost="N D C",
+    tells="how much of the kernel is about the targets; it grows in rich training",
+    misleads="with one-hot labels it reaches 1 only if all classes are equally far apart; few examples bias it, like "
+    "biased CKA",
+    invariant=(ROTATION, SCALE, TRANSLATION),
+    needs_targets=True,
+    tracked=True,
+)
 def target_alignment(a: Gram | Array, y: Any) -> Float[Array, ""]:
-    """Centred alignment of a kernel with that of the targets, ``y yᵀ``.
+    """Centred alignment of a kernel with the kernel of the targets, ``y yᵀ``.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
         y: labels ``(N,)``, one-hot ``(N, C)``, or real targets of either shape.
 
     Returns:
-        A scalar in [0, 1]; nan where the kernel or the targets are constant.
+        A scalar in [0, 1]; nan if the kernel or the targets are constant.
 
     Raises:
         ValueError: different N.
@@ -42,15 +57,25 @@ def target_alignment(a: Gram | Array, y: Any) -> Float[Array, ""]:
     return alignment(gram, FeatureGram(jnp.asarray(as_targets(y, gram.n))))
 
 
+@entry(
+    title="Class block means",
+    formula="mean of K_ij over i in class c and j in class d",
+    range="(C, C)",
+    cost="N D C",
+    tells="which classes the kernel treats as alike",
+    misleads="the diagonal counts each example with itself, which weighs much if classes are small",
+    needs_targets=True,
+    needs_classes=True,
+)
 def class_block_means(a: Gram | Array, y: Any) -> Float[Array, "C C"]:
     """Mean of the kernel over pairs of examples of two classes: ``K̄_cd = mean over i in c, j in d of K_ij``.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        y: labels ``(N,)``, whose classes come in sorted order, or one-hot ``(N, C)``.
+        y: labels ``(N,)`` or one-hot ``(N, C)``; the classes of labels are sorted.
 
     Returns:
-        ``(C, C)``, the inner products of class means; pairs ``i = j`` count. nan for a class without examples.
+        ``(C, C)``, the inner products of class means; pairs ``i = j`` are included. nan for a class without examples.
 
     Raises:
         ValueError: different N, or rows that are not one-hot.
@@ -65,22 +90,35 @@ def class_block_means(a: Gram | Array, y: Any) -> Float[Array, "C C"]:
     gram = as_gram(a)
     classes = Classes.of(y, gram.n)
     means = product(classes.averages.T, gram.matvec(classes.averages))
-    some = classes.counts > 0
-    return jnp.where(some[:, None] & some, means, jnp.nan)
+    has_examples = classes.counts > 0
+    return jnp.where(has_examples[:, None] & has_examples, means, jnp.nan)
 
 
+@entry(
+    title="Class separation  NC1",
+    formula="tr(Σ_W Σ_B⁺) / C",
+    range="≥ 0",
+    cost="N D C",
+    tells="NC1: spread within classes over distance between them; it falls to 0 in neural collapse",
+    misleads="it is large and noisy if class means hardly differ, as at initialisation",
+    invariant=(ROTATION, SCALE, TRANSLATION),
+    log_axis=True,
+    needs_targets=True,
+    needs_classes=True,
+    tracked=True,
+)
 def class_separation(a: Gram | Array, y: Any) -> Float[Array, ""]:
-    """Variability within classes over that between them, NC1 of neural collapse: ``tr(Σ_W Σ_B⁺) / C``.
+    """Variability within classes over variability between them, NC1 of neural collapse: ``tr(Σ_W Σ_B⁺) / C``.
 
-    Of the kernel alone: ``‖W S⁺‖² / N`` with ``S`` the inner products of the C centred class means, and ``W`` those of
-    each example's deviation from its class mean with them.
+    The kernel alone determines it as ``‖W S⁺‖² / N``. ``S`` holds the inner products of the C centred class means with
+    each other, and ``W`` the inner products of each example's deviation from its class mean with the class means.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        y: labels ``(N,)`` or one-hot ``(N, C)``; classes without examples do not count.
+        y: labels ``(N,)`` or one-hot ``(N, C)``; classes without examples are ignored.
 
     Returns:
-        A scalar ≥ 0, smaller where classes are better separated; nan for a single class or a zero kernel.
+        A scalar ≥ 0, smaller if classes are better separated; nan for a single class or a zero kernel.
 
     Raises:
         ValueError: different N, or rows that are not one-hot.
@@ -99,8 +137,9 @@ def class_separation(a: Gram | Array, y: Any) -> Float[Array, ""]:
     return _separation(gram, classes, *_means(gram, classes))
 
 
-def _separation(gram: Gram, classes: Classes, seen: Array, means: Array) -> Float[Array, ""]:
-    within = seen - product(classes.one_hot, means)
+def _separation(gram: Gram, classes: Classes, projections: Array, means: Array) -> Float[Array, ""]:
+    """NC1 from what :func:`_means` returns."""
+    within = projections - product(classes.one_hot, means)
     count = means.shape[0]
     if count < 2:
         return jnp.full((), jnp.nan, means.dtype)
@@ -110,30 +149,41 @@ def _separation(gram: Gram, classes: Classes, seen: Array, means: Array) -> Floa
 
 
 def _means(gram: Gram, classes: Classes) -> tuple[Float[Array, "N C"], Float[Array, "C C"]]:
-    """Inner products of all centred examples, and of the class means, with the class means."""
-    seen = gram.center().matvec(classes.averages)
-    return seen, product(classes.averages.T, seen)
+    """The projections of centred examples onto class means, and the inner products of class means with each other."""
+    projections = gram.center().matvec(classes.averages)
+    return projections, product(classes.averages.T, projections)
 
 
+@entry(
+    title="Neural collapse",
+    formula="NC1; NC2: spread of the norms of class means, |cos + 1/(C−1)|; NC3: ‖W/‖W‖ − M/‖M‖‖²; NC4: disagreement",
+    range="≥ 0, NC4 in [0, 1]",
+    cost="N D C",
+    tells="how far the last layer is from the simplex of neural collapse, where all four are 0",
+    misleads="it is defined for the last hidden layer of a classifier with at least as many features as classes",
+    invariant=(ROTATION, SCALE, TRANSLATION),
+    needs_targets=True,
+    needs_classes=True,
+)
 def neural_collapse(
     a: Gram | Array, y: Any, *, classifier: Array | None = None, logits: Array | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """The four numbers of neural collapse, of the last hidden layer; all go to 0 as it collapses.
+    """The four numbers of neural collapse in the last hidden layer; all go to 0 as it collapses.
 
-    ``nc1`` is :func:`class_separation`. ``nc2_norms`` is the standard deviation of the norms of the centred class means
-    over their mean, ``nc2_angles`` the mean of ``|cos + 1/(C−1)|`` over pairs of them. ``nc3`` is
-    ``‖W/‖W‖ − M/‖M‖‖²`` with M the class means as columns, and ``nc4`` the fraction of examples that the network
-    puts in another class than that with the nearest mean.
+    ``nc1`` is :func:`class_separation`. ``nc2_norms`` is the standard deviation of the norms of the centred class
+    means, divided by their mean. ``nc2_angles`` is the mean of ``|cos + 1/(C−1)|`` over pairs of class means.
+    ``nc3`` is ``‖W/‖W‖ − M/‖M‖‖²`` with the class means as the columns of M. ``nc4`` is the fraction of examples for
+    which the network and the nearest class mean disagree.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
         y: labels ``(N,)`` or one-hot ``(N, C)``.
-        classifier: weights of the last layer, ``(D, C)`` as Flax and Haiku have them, for ``nc3``, which also takes
-            ``a`` by its features.
+        classifier: weights of the last layer, ``(D, C)`` as in Flax and Haiku, for ``nc3``. ``a`` must then be a
+            :class:`FeatureGram`.
         logits: outputs of the network ``(N, C)``, for ``nc4``.
 
     Returns:
-        A scalar of each name that the arguments define.
+        ``nc1``, ``nc2_norms`` and ``nc2_angles``; ``nc3`` if ``classifier`` is given, and ``nc4`` if ``logits`` are.
 
     Raises:
         ValueError: different N, a single class, or shapes that do not match.
@@ -153,24 +203,25 @@ def neural_collapse(
     count = classes.one_hot.shape[1]
     if count < 2:
         raise ValueError("neural collapse needs two classes or more, and y holds a single one.")
-    seen, means = _means(gram, classes)
+    projections, means = _means(gram, classes)
     norms = jnp.sqrt(jnp.diagonal(means))
     pairs = ~jnp.eye(count, dtype=bool)
     lengths = jnp.where(norms > 0, norms, jnp.nan)
     cosines = means / lengths / lengths[:, None]
     found = {
-        "nc1": _separation(gram, classes, seen, means),
+        "nc1": _separation(gram, classes, projections, means),
         "nc2_norms": norms.std() / jnp.where(norms.mean() > 0, norms.mean(), jnp.nan),
         "nc2_angles": jnp.mean(jnp.abs(cosines + 1 / (count - 1)), where=pairs),
     }
     if classifier is not None:
         found["nc3"] = _self_duality(gram, classes, jnp.asarray(classifier))
     if logits is not None:
-        found["nc4"] = _disagreement(seen, means, classes, jnp.asarray(logits))
+        found["nc4"] = _disagreement(projections, means, classes, jnp.asarray(logits))
     return found
 
 
 def _self_duality(gram: Gram, classes: Classes, weights: Array) -> Float[Array, ""]:
+    """NC3: how far the weights of the classifier are from the class means."""
     if not isinstance(gram, FeatureGram):
         raise ValueError("classifier= needs features: pass FeatureGram(phi), as a kernel does not know its axes.")
     means = product(gram.center().features.T, classes.averages)
@@ -183,21 +234,25 @@ def _self_duality(gram: Gram, classes: Classes, weights: Array) -> Float[Array, 
     return jnp.sum((weights / jnp.linalg.norm(weights) - means / jnp.linalg.norm(means)) ** 2)
 
 
-def _disagreement(seen: Array, means: Array, classes: Classes, logits: Array) -> Float[Array, ""]:
-    if logits.ndim != 2 or logits.shape[0] != seen.shape[0] or logits.shape[1] <= _columns(classes).max():
+def _disagreement(projections: Array, means: Array, classes: Classes, logits: Array) -> Float[Array, ""]:
+    """NC4: how often the network and the nearest class mean disagree."""
+    n, count = projections.shape
+    if logits.ndim != 2 or logits.shape[0] != n or logits.shape[1] <= _columns(classes).max():
         raise ValueError(
-            f"logits of shape {logits.shape} must be (N, C) with N={seen.shape[0]} and a column for each of "
-            f"{seen.shape[1]} classes."
+            f"logits of shape {logits.shape} must be (N, C) with N={n} and a column for each of {count} classes."
         )
-    # ‖phi − m‖² less ‖phi‖², which is the same for all classes
-    distances = jnp.diagonal(means) - 2 * seen
+    # This is ‖phi − m‖² − ‖phi‖². The second term is the same for all classes and does not change the nearest one.
+    distances = jnp.diagonal(means) - 2 * projections
     known = (jnp.trace(means) > 0) & jnp.isfinite(distances).all() & jnp.isfinite(logits).all()
     differ = jnp.asarray(_columns(classes))[jnp.argmin(distances, axis=1)] != jnp.argmax(logits, axis=1)
     return jnp.where(known, jnp.mean(differ), jnp.nan)
 
 
 def _columns(classes: Classes) -> np.ndarray:
-    """Columns of a classifier that belong to the classes: labels 0, 1, ... are those, others are in order."""
+    """Columns of a classifier that belong to the classes.
+
+    Labels that are non-negative integers are column numbers themselves; other labels are counted in sorted order.
+    """
     names = classes.names
-    counts = names.dtype.kind in "iu" and names.min() >= 0
-    return names if counts else np.arange(len(names))
+    are_columns = names.dtype.kind in "iu" and names.min() >= 0
+    return names if are_columns else np.arange(len(names))

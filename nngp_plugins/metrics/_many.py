@@ -1,4 +1,4 @@
-"""Metrics over many layers, many batches, many resamples."""
+"""Metrics over many layers, many batches and many resamples."""
 
 from __future__ import annotations
 
@@ -9,18 +9,30 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._gram import Gram, as_gram
+from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
+from ._gram import Gram
 from ._products import product
+from ._to_grams import as_gram
 
 if TYPE_CHECKING:
-    from jaxtyping import Float  # takes as long to import as all of this package
+    from jaxtyping import Float
 
-DENSE = 1024  # examples up to which kernels are formed where many are compared
+# If many Grams are compared, the (N, N) kernels are formed for up to this many examples.
+DENSE = 1024
 Layers = Mapping[str, Gram | Array] | Sequence[Gram | Array]
 
 
+@entry(
+    title="CKA of layers",
+    formula="cka of layer i of one model and layer j of another",
+    range="as cka",
+    cost=f"layers² × {INNER}, or N² for each pair up to N = 1024",
+    tells="which layers of two models, or of two steps, correspond",
+    misleads="as cka; blocks on the diagonal are often one direction that many layers share",
+    invariant=(ROTATION, SCALE, TRANSLATION),
+)
 def cka_matrix(layers_a: Layers, layers_b: Layers | None = None, debiased: bool = True) -> Float[Array, "A B"]:
-    """CKA of every layer of one model with every layer of another, or of the same one at another step.
+    """CKA of every layer of one model with every layer of another, or of the same model at another step.
 
     Args:
         layers_a: Grams or kernels ``(N, N)`` by layer, as a dict or a sequence.
@@ -31,7 +43,7 @@ def cka_matrix(layers_a: Layers, layers_b: Layers | None = None, debiased: bool 
         ``(A, B)``, rows and columns in the order of the layers.
 
     Raises:
-        ValueError: no layer, or different or too small N.
+        ValueError: no layer, different N, or N too small.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019.
 
@@ -45,20 +57,29 @@ def cka_matrix(layers_a: Layers, layers_b: Layers | None = None, debiased: bool 
     return minibatch_cka_matrix([(layers_a, layers_b)], debiased)
 
 
+@entry(
+    title="CKA of layers, by batches",
+    formula="Σ HSIC(K, L) / √(Σ HSIC(K, K) Σ HSIC(L, L)) over batches",
+    range="as cka",
+    cost="as cka_matrix, a batch at a time",
+    tells="what cka_matrix tells, for data that does not fit into memory",
+    misleads="the biased one depends on the size of the batches",
+    invariant=(ROTATION, SCALE, TRANSLATION),
+)
 def minibatch_cka_matrix(batches: Iterable[tuple[Layers, Layers | None]], debiased: bool = True) -> Float[Array, "A B"]:
-    """:func:`cka_matrix` of data that does not fit: HSIC is averaged over batches, then the ratio is taken.
+    """:func:`cka_matrix` for data that does not fit into memory: it averages HSIC over batches, then takes the ratio.
 
-    Debiased, the average is that of the whole in expectation, whatever the size of the batches.
+    The expectation of the debiased average is the HSIC of all data, whatever the size of the batches.
 
     Args:
-        batches: for each batch of examples its ``(layers_a, layers_b)``, as for :func:`cka_matrix`.
+        batches: ``(layers_a, layers_b)`` for each batch of examples, as for :func:`cka_matrix`.
         debiased: as in :func:`cka`; the biased one depends on the batch size.
 
     Returns:
         ``(A, B)``.
 
     Raises:
-        ValueError: no batch or no layer, different or too small N.
+        ValueError: no batch, no layer, different N, or N too small.
 
     Source: Nguyen, Raghu & Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021, eq. 2.
 
@@ -87,11 +108,13 @@ def minibatch_cka_matrix(batches: Iterable[tuple[Layers, Layers | None]], debias
     if sums is None:
         raise ValueError("minibatch_cka_matrix got no batch.")
     cross, own_a, own_b, noise_a, noise_b = sums
-    roots = (jnp.sqrt(jnp.where(own > noise, own, jnp.nan)) for own, noise in ((own_a, noise_a), (own_b, noise_b)))
-    return cross / (next(roots)[:, None] * next(roots))
+    root_a = jnp.sqrt(jnp.where(own_a > noise_a, own_a, jnp.nan))
+    root_b = jnp.sqrt(jnp.where(own_b > noise_b, own_b, jnp.nan))
+    return cross / (root_a[:, None] * root_b)
 
 
 def _grams(layers: Layers) -> list[Gram]:
+    """The centred Grams of all layers."""
     grams = [as_gram(gram) for gram in (layers.values() if isinstance(layers, Mapping) else layers)]
     if not grams:
         raise ValueError("got no layer; pass Grams or kernels (N, N) by layer.")
@@ -99,13 +122,13 @@ def _grams(layers: Layers) -> list[Gram]:
 
 
 def _hsics(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> tuple[Array, ...]:
-    """HSIC of every pair of centred Grams, of each with itself, and how much of the latter is rounding error.
+    """HSIC of every pair of centred Grams, HSIC of each Gram with itself, and the rounding error of the latter.
 
-    All by the factor that makes it the average over pairs of examples, times the number of examples, so that a batch
-    weighs as much as it holds.
+    Each HSIC is multiplied by the number of examples, so that a batch counts in proportion to its size.
     """
     n = a[0].n
-    if n <= DENSE:  # one product for all pairs, and one program for all widths
+    if n <= DENSE:
+        # Flattened kernels need one product for all pairs, and one compiled program for layers of all widths.
         flat_a, flat_b = (jnp.stack([gram.dense().ravel() for gram in grams]) for grams in (a, b))
         cross, own_a, own_b = product(flat_a, flat_b.T), jnp.sum(flat_a**2, axis=1), jnp.sum(flat_b**2, axis=1)
     else:
@@ -114,15 +137,15 @@ def _hsics(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> tuple[Array,
     noise = n * jnp.finfo(cross.dtype).eps
     noise_a, noise_b = noise * own_a, noise * own_b
     if debiased:
-        (diagonal_a, diagonal_b) = (jnp.stack([gram.diagonal() for gram in grams]) for grams in (a, b))
+        diagonal_a, diagonal_b = (jnp.stack([gram.diagonal() for gram in grams]) for grams in (a, b))
 
-        def rest(diagonals: Array, traces: Array) -> Array:
+        def correction(diagonals: Array, traces: Array) -> Array:
             return traces / (n - 1) / (n - 2) - n / (n - 2) * diagonals
 
         trace_a, trace_b = diagonal_a.sum(axis=1), diagonal_b.sum(axis=1)
-        cross += rest(product(diagonal_a, diagonal_b.T), trace_a[:, None] * trace_b)
-        own_a += rest(jnp.sum(diagonal_a**2, axis=1), trace_a**2)
-        own_b += rest(jnp.sum(diagonal_b**2, axis=1), trace_b**2)
+        cross += correction(product(diagonal_a, diagonal_b.T), trace_a[:, None] * trace_b)
+        own_a += correction(jnp.sum(diagonal_a**2, axis=1), trace_a**2)
+        own_b += correction(jnp.sum(diagonal_b**2, axis=1), trace_b**2)
     factor = n / (n * (n - 3)) if debiased else n / (n - 1) ** 2
     return tuple(factor * part for part in (cross, own_a, own_b, noise_a, noise_b))
 
@@ -131,8 +154,8 @@ class Estimate(NamedTuple):
     """A metric with its uncertainty over examples.
 
     Attributes:
-        value: on all examples.
-        standard_error: standard deviation over resamples.
+        value: the metric on all examples.
+        standard_error: the standard deviation of the metric over resamples.
     """
 
     value: Array
@@ -140,21 +163,21 @@ class Estimate(NamedTuple):
 
 
 def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> Estimate:
-    """A metric with its standard error over the choice of examples: N of them are drawn with replacement, n times.
+    """A metric with its standard error over the choice of examples, by drawing N of them with replacement n times.
 
-    An example drawn twice is its own neighbour, which biases the resamples of debiased estimators; the value is
-    therefore that on all examples, and only the spread comes from the resamples. It is nan where a resample has no
-    value, as when it lacks a rare class.
+    An example that is drawn twice is its own neighbour, which biases debiased estimators on resamples. The value is
+    therefore computed on all examples, and only the standard error comes from the resamples. The standard error is nan
+    if a resample has no value, for example because it lacks a rare class.
 
     Args:
-        metric: takes what ``grams`` holds, and returns a scalar or an array.
-        grams: its arguments, a tuple of Grams, kernels ``(N, N)`` as :class:`DenseGram`, and arrays with a row for each
-            example, such as one-hot targets; or a single Gram.
+        metric: a function that takes what ``grams`` holds, and returns a scalar or an array.
+        grams: the arguments of ``metric``: a single Gram, or a tuple of Grams and of arrays with a row for each
+            example, such as one-hot targets. Wrap kernels ``(N, N)`` as :class:`DenseGram`.
         n: number of resamples; 200 give the standard error to 5 %.
-        key: for ``jax.random``.
+        key: a key of ``jax.random``.
 
     Raises:
-        ValueError: n < 2, different N, or a kernel that is no Gram.
+        ValueError: n < 2, different N, or a kernel that is not wrapped as a Gram.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, alg. 6.1.
 

@@ -1,4 +1,4 @@
-"""Products of features, by blocks of examples where there are many: no copy of them, and half of what is symmetric."""
+"""Products of features: by blocks of rows if there are many, without copies, and symmetric ones by half."""
 
 from __future__ import annotations
 
@@ -8,29 +8,36 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-ROWS = 1024  # of a block of examples: with its products it stays in the cache
-MANY = 8  # blocks; fewer are one product, which XLA computes once for all metrics of a program
-COLUMNS = 128  # of a block of features of which only products with later ones are taken
+# Examples per block; a block and its products fit into the cache.
+ROWS = 1024
+# Fewer blocks than this are computed as one product, which XLA shares among all metrics of a program.
+MANY = 8
+# Columns per block; only blocks on or above the diagonal of phiᵀ phi are computed.
+COLUMNS = 128
 
 
 def product(a: Array, b: Array) -> Array:
-    """A matrix product that accelerators do not round to TF32 or bfloat16."""
+    """A matrix product at full precision; by default, accelerators round to TF32 or bfloat16."""
     return jnp.matmul(a, b, precision="highest")
 
 
 def same_width(phi: Array, psi: Array) -> tuple[Array, Array]:
-    """Features with columns of zeros beside the narrower ones, which changes no kernel."""
+    """Pads the narrower features with columns of zeros, which does not change their kernel."""
     width = max(phi.shape[1], psi.shape[1])
-    return tuple(jnp.pad(f, ((0, 0), (0, width - f.shape[1]))) for f in (phi, psi))  # type: ignore[return-value]
+
+    def pad(f: Array) -> Array:
+        return jnp.pad(f, ((0, 0), (0, width - f.shape[1])))
+
+    return pad(phi), pad(psi)
 
 
 def diagonal(matrix: Array) -> Array:
-    """``A[i, i]`` of a square matrix, without indices, which XLA takes out of loops and so fails to share."""
+    """``A[i, i]`` of a square matrix, by a slice: XLA moves index arrays out of loops and then does not share them."""
     return matrix.ravel()[:: len(matrix) + 1]
 
 
 def add_to_diagonal(matrix: Array, value: Array) -> Array:
-    """``A + value I``, without indices."""
+    """``A + value I``, without index arrays, as in :func:`diagonal`."""
     n = len(matrix)
     padded = lax.pad(jnp.full(n, value, matrix.dtype), jnp.zeros((), matrix.dtype), [(0, 0, n)])
     return matrix + padded.reshape(n, n)
@@ -38,28 +45,29 @@ def add_to_diagonal(matrix: Array, value: Array) -> Array:
 
 @jax.jit
 def column_mean(phi: Array, offset: Array | None) -> Array:
-    """Mean of the rows less the offset; exactly that of one row where all are equal."""
+    """Mean of the rows minus the offset. If all rows are equal, it is exactly that row."""
     first = phi[0]
     return (first if offset is None else first - offset) + jnp.mean(phi - first, axis=0)
 
 
 @jax.jit
 def row_squares(phi: Array, offset: Array | None) -> Array:
-    """``‖phi[i]‖²`` of each row less the offset."""
+    """``‖phi[i]‖²`` of each row minus the offset."""
     return jnp.sum((phi if offset is None else phi - offset) ** 2, axis=-1)
 
 
 @jax.jit
 def square_of_cross(phi: Array, phi_offset: Array | None, psi: Array, psi_offset: Array | None) -> Array:
-    """``‖phiᵀ psi‖²`` of features less their offsets."""
+    """``‖phiᵀ psi‖²`` of features minus their offsets."""
     (cross,) = _sum_over_rows(lambda a, b: [product(a.T, b)], (phi, phi_offset), (psi, psi_offset))
     return jnp.sum(cross**2)
 
 
 def of_columns(phi: Array, offset: Array | None) -> Array:
-    """``phiᵀ phi`` of features less their offset.
+    """``phiᵀ phi`` of features minus their offset.
 
-    Without one by centred features, which adds two positive matrices, so that XLA computes one product for both forms.
+    Without an offset, it is the product of the centred features plus the part of the mean. Both are positive
+    semi-definite, so no digits cancel, and XLA shares the product with the centred Gram.
     """
     if offset is not None:
         return product((phi - offset).T, phi - offset)
@@ -69,7 +77,7 @@ def of_columns(phi: Array, offset: Array | None) -> Array:
 
 @jax.jit
 def square_of_gram(phi: Array, offset: Array | None) -> Array:
-    """``‖phiᵀ phi‖²`` of features less their offset: twice what lies above the diagonal, and what lies on it."""
+    """``‖phiᵀ phi‖²`` of features minus their offset: blocks on the diagonal, and twice the blocks above it."""
 
     def upper(a: Array) -> list[Array]:
         return [product(a[:, k : k + COLUMNS].T, a[:, k:]) for k in range(0, a.shape[1], COLUMNS)]
@@ -77,11 +85,15 @@ def square_of_gram(phi: Array, offset: Array | None) -> Array:
     if phi.shape[0] < MANY * ROWS:
         return jnp.sum(of_columns(phi, offset) ** 2)
     blocks = _sum_over_rows(upper, (phi, offset))
-    return sum(jnp.sum(b[:, : b.shape[0]] ** 2) + 2 * jnp.sum(b[:, b.shape[0] :] ** 2) for b in blocks)  # type: ignore[return-value]
+    total = jnp.zeros((), phi.dtype)
+    for block in blocks:
+        size = block.shape[0]
+        total += jnp.sum(block[:, :size] ** 2) + 2 * jnp.sum(block[:, size:] ** 2)
+    return total
 
 
 def _sum_over_rows(products: Callable[..., Sequence[Array]], *features: tuple[Array, Array | None]) -> Sequence[Array]:
-    """``products`` of blocks of rows, summed."""
+    """The sum of ``products(...)`` over blocks of rows of all features minus their offsets."""
 
     def block(start: int | Array, rows: int) -> Sequence[Array]:
         cut = (lax.dynamic_slice_in_dim(phi, start, rows) for phi, _ in features)

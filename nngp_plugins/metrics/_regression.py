@@ -1,4 +1,4 @@
-"""What kernel regression, that is a Gaussian process, makes of a kernel on the probe itself."""
+"""How well kernel regression, and so a Gaussian process, fits targets with a kernel."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._gram import FeatureGram, Gram, as_gram
+from ._catalogue import CHOLESKY, ROTATION, SCALE, entry
+from ._features import FeatureGram
+from ._gram import Gram
 from ._products import add_to_diagonal, diagonal, of_columns, product
 from ._targets import Classes, as_targets
+from ._to_grams import as_gram
 
 if TYPE_CHECKING:
-    from jaxtyping import Float  # takes as long to import as all of this package
+    from jaxtyping import Float
 
 
+@entry(
+    title="Kernel regression, accuracy",
+    formula="accuracy of Y − (G Y)_i / G_ii with G = (K + s I)⁻¹",
+    range="[0, 1]",
+    cost=CHOLESKY,
+    tells="how well kernel regression on this layer classifies the examples of the probe, each one left out in turn",
+    misleads="it depends on the nugget s N / tr K and on the number of examples; the mean of features is not removed",
+    invariant=(ROTATION, SCALE),
+    needs_targets=True,
+    needs_classes=True,
+    tracked=True,
+)
 def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[Array, ""]:
-    """Accuracy of kernel ridge regression on one-hot labels, each example left out in turn.
+    """Accuracy of kernel ridge regression on one-hot labels, with each example left out in turn.
 
-    In closed form: with ``G = (K + s I)⁻¹`` and ``s = nugget · tr K / N``, the prediction for example i from all
-    others is ``Y_i − (G Y)_i / G_ii``.
+    The prediction for example i from all others has the closed form ``Y_i − (G Y)_i / G_ii``, with ``G = (K + s I)⁻¹``
+    and ``s = nugget · tr K / N``.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
@@ -42,12 +57,12 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
         >>> float(nngp.metrics.regression_accuracy(jnp.float32(y[:, None] == y), y))
         1.0
     """
-    from jax.scipy.linalg import solve_triangular  # here, for it takes long to import
+    from jax.scipy.linalg import solve_triangular
 
     gram = as_gram(a)
     one_hot = jnp.asarray(Classes.of(y, gram.n).one_hot)
-    root, ridge, phi = _root(gram, nugget)
-    # G = halfᵀ half, of narrow features (I − halfᵀ half) / ridge
+    root, ridge, phi = _cholesky(gram, nugget)
+    # G is halfᵀ half. For narrow features it is (I − halfᵀ half) / ridge.
     half = solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=True)
     if phi is not None:
         half = product(half, phi.T)
@@ -55,10 +70,20 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
     if phi is not None:
         weights, own = (one_hot - weights) / ridge, (1 - own) / ridge
     left_out = one_hot - weights / own[:, None]
-    right = jnp.mean(jnp.argmax(left_out, axis=1) == jnp.argmax(one_hot, axis=1))
-    return jnp.where(jnp.isfinite(left_out).all(), right, jnp.nan)
+    accuracy = jnp.mean(jnp.argmax(left_out, axis=1) == jnp.argmax(one_hot, axis=1))
+    return jnp.where(jnp.isfinite(left_out).all(), accuracy, jnp.nan)
 
 
+@entry(
+    title="Log marginal likelihood",
+    formula="−½ tr(Yᵀ G Y) − ½ C log det(K + s I) − ½ N C log 2π",
+    range="nats, of all N C targets",
+    cost=CHOLESKY,
+    tells="how likely the targets are under a Gaussian process with this kernel",
+    misleads="scale counts: a kernel that fits the targets but has another size scores badly",
+    needs_targets=True,
+    tracked=True,
+)
 def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[Array, ""]:
     """Log marginal likelihood of targets under a Gaussian process with this kernel, in nats.
 
@@ -66,8 +91,8 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        y: real targets ``(N,)`` or ``(N, C)``, independent columns; strings and whole numbers ``(N,)`` are
-            labels and made one-hot; pass ``(N, 1)`` to regress on whole numbers.
+        y: real targets ``(N,)`` or ``(N, C)`` with independent columns. Strings and whole numbers ``(N,)`` are labels
+            and become one-hot; pass floats ``(N, 1)`` to regress on whole numbers.
         nugget: variance of the noise, relative to the mean of the kernel's diagonal.
 
     Returns:
@@ -83,11 +108,11 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
         >>> round(float(nngp.metrics.log_marginal_likelihood(jnp.eye(2), jnp.array([0.5, -0.5]), nugget=1.0)), 3)
         -2.656
     """
-    from jax.scipy.linalg import cho_solve, solve_triangular  # here, for it takes long to import
+    from jax.scipy.linalg import cho_solve, solve_triangular
 
     gram = as_gram(a)
     targets = jnp.asarray(as_targets(y, gram.n))
-    root, ridge, phi = _root(gram, nugget)
+    root, ridge, phi = _cholesky(gram, nugget)
     logs = 2 * jnp.sum(jnp.log(diagonal(root)))
     if phi is None:
         fit = jnp.sum(solve_triangular(root, targets.astype(root.dtype), lower=True) ** 2)
@@ -99,14 +124,17 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
     return -0.5 * (fit + columns * logs + gram.n * columns * jnp.log(2 * jnp.pi).astype(targets.dtype))
 
 
-def _root(gram: Gram, nugget: float) -> tuple[Array, Array, Array | None]:
-    """The Cholesky factor of ``K + s I``, s, and None; of narrow features that of ``phiᵀ phi + s I``, s, and phi.
+def _cholesky(gram: Gram, nugget: float) -> tuple[Array, Array, Array | None]:
+    """The Cholesky factor of ``K + s I``, the ridge s, and None.
 
-    For the latter ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
+    For narrow features it returns the factor of ``phiᵀ phi + s I``, s, and phi instead. The inverse is then
+    ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
     """
     if not isinstance(nugget, jax.core.Tracer) and not nugget > 0:
         raise ValueError(f"nugget={nugget} must be positive; it is relative to tr K / N.")
     ridge = nugget * gram.trace() / gram.n
-    phi = gram.features if isinstance(gram, FeatureGram) and gram.narrow else None
-    side = gram.dense() if phi is None else of_columns(gram.phi, gram.offset)  # type: ignore[attr-defined]
-    return jax.lax.linalg.cholesky(add_to_diagonal(side, ridge), symmetrize_input=False), ridge, phi
+    phi, side = None, None
+    if isinstance(gram, FeatureGram) and gram.narrow:
+        phi, side = gram.features, of_columns(gram.phi, gram.offset)
+    matrix = add_to_diagonal(gram.dense() if side is None else side, ridge)
+    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False), ridge, phi

@@ -8,31 +8,46 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._gram import FeatureGram, Gram, as_gram_pair
+from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
+from ._features import FeatureGram
+from ._gram import Gram
 from ._products import product, same_width
+from ._to_grams import as_gram_pair
 
 if TYPE_CHECKING:
-    from jaxtyping import Float  # takes as long to import as all of this package
+    from jaxtyping import Float
 
 
+@entry(
+    title="CKA to init",
+    formula="HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))",
+    range="about [0, 1]; the debiased one can be slightly negative",
+    cost=f"3 × {INNER}",
+    tells="whether two layers place examples alike: 1 for the same geometry, about 0 for unrelated features",
+    misleads="the biased one (`debiased=False`) tends to D / (D + N) for unrelated features: 0.8 with 200 features and "
+    "50 examples. A few examples far from all others can make it high by themselves",
+    invariant=(ROTATION, SCALE, TRANSLATION),
+    relative_to_reference=True,
+    tracked=True,
+)
 def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array, ""]:
     """Centred kernel alignment of two kernels on the same N examples: 1 for equal geometry, about 0 for unrelated.
 
-    ``CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))``. For centred kernels the HSIC is ``⟨K, L⟩``
-    when biased, and the unbiased estimator of Song et al. reduces to
-    ``⟨K, L⟩ − N/(N−2) diag K · diag L + tr K tr L / ((N−1)(N−2))``. The biased one tends to D/(D+N) for
-    unrelated features of width D, so the debiased one is the default; it can be slightly negative.
+    ``CKA(K, L) = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))``. For centred kernels the biased HSIC is ``⟨K, L⟩``.
+    The unbiased estimator of Song et al. is then ``⟨K, L⟩ − N/(N−2) diag K · diag L + tr K tr L / ((N−1)(N−2))``.
+    The biased CKA tends to D/(D+N) for unrelated features of width D. The debiased one is therefore the default; it
+    can be slightly negative.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
         b: the same, on the same examples.
-        debiased: use the unbiased HSIC, which needs N ≥ 4; the biased one needs N ≥ 2.
+        debiased: whether to use the unbiased HSIC, which needs N ≥ 4; the biased one needs N ≥ 2.
 
     Returns:
-        A scalar; nan when a kernel is constant or zero, and, if debiased, a multiple of the identity.
+        A scalar; nan for a constant or zero kernel. The debiased CKA is nan for a multiple of the identity too.
 
     Raises:
-        ValueError: different or too small N.
+        ValueError: different N, or N too small.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, eq. 3; Song et
     al., "Feature Selection via Dependence Maximization", JMLR 2012, eq. 5.
@@ -50,15 +65,16 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
     for gram, diagonal in zip((a, b), diagonals, strict=True):
         inner = gram.inner(gram)
         hsic = _hsic(inner, diagonal, diagonal)
-        # nan where the HSIC is the rounding error of a kernel that has none
-        roots.append(jnp.sqrt(jnp.where(hsic > gram.n * jnp.finfo(hsic.dtype).eps * inner, hsic, jnp.nan)))
+        # A kernel whose HSIC is zero leaves only rounding error here; its CKA is nan.
+        noise = gram.n * jnp.finfo(hsic.dtype).eps * inner
+        roots.append(jnp.sqrt(jnp.where(hsic > noise, hsic, jnp.nan)))
     return _hsic(a.inner(b), *diagonals) / (roots[0] * roots[1])
 
 
 def _hsic(inner: Array, k: Array | None, l: Array | None) -> Float[Array, ""]:  # noqa: E741
-    """From ``⟨K, L⟩`` of centred kernels and, debiased, their diagonals, up to a factor that the ratio cancels.
+    """HSIC from ``⟨K, L⟩`` of centred kernels; the debiased one needs their diagonals too.
 
-    Song et al. 2012, eq. 5.
+    A factor that cancels in the ratio of CKA is left out. Source: Song et al. 2012, eq. 5.
     """
     if k is None or l is None:
         return inner
@@ -66,6 +82,16 @@ def _hsic(inner: Array, k: Array | None, l: Array | None) -> Float[Array, ""]:  
     return inner + k.sum() / (n - 1) * (l.sum() / (n - 2)) - n / (n - 2) * (k @ l)
 
 
+@entry(
+    title="Kernel alignment",
+    formula="⟨K, L⟩ / (‖K‖ ‖L‖), of centred kernels unless center=False",
+    range="[0, 1]",
+    cost=f"3 × {INNER}",
+    tells="the cosine between two kernels; with centring it is biased CKA",
+    misleads="as biased CKA; without centring, a mean that all features share brings any two kernels close to 1",
+    invariant=(ROTATION, SCALE),
+    relative_to_reference=True,
+)
 def alignment(a: Gram | Array, b: Gram | Array, center: bool = True) -> Float[Array, ""]:
     """Kernel alignment, the cosine between two kernels: ``⟨K, L⟩ / (‖K‖ ‖L‖)``.
 
@@ -75,7 +101,7 @@ def alignment(a: Gram | Array, b: Gram | Array, center: bool = True) -> Float[Ar
         center: centre both kernels first, which gives biased CKA.
 
     Returns:
-        A scalar in [0, 1]; nan when a kernel is zero, or constant if centred.
+        A scalar in [0, 1]; nan for a zero kernel, and with ``center=True`` for a constant one.
 
     Raises:
         ValueError: different N.
@@ -95,10 +121,20 @@ def alignment(a: Gram | Array, b: Gram | Array, center: bool = True) -> Float[Ar
     return a.inner(b) / jnp.where(sizes > 0, sizes, jnp.nan)
 
 
+@entry(
+    title="Bures distance",
+    formula="min ‖phi_a − phi_b Q‖ over orthogonal Q",
+    range="≥ 0, in units of features",
+    cost="N D² + svd(D, D)",
+    tells="how far features are apart once they are rotated onto each other; it obeys the triangle inequality",
+    misleads="scale and mean count: divide by √tr K and centre to compare shape alone",
+    relative_to_reference=True,
+)
 def bures_distance(a: Gram | Array, b: Gram | Array) -> Float[Array, ""]:
-    """Bures distance, in features the Procrustes distance: ``min_Q ‖phi_a − phi_b Q‖`` over orthogonal Q.
+    """Bures distance of kernels, the Procrustes distance of features: ``min_Q ‖phi_a − phi_b Q‖`` over orthogonal Q.
 
-    Its square is ``tr K + tr L − 2 tr (K^½ L K^½)^½``, which loses all digits of near kernels; the minimum does not.
+    Its square equals ``tr K + tr L − 2 tr (K^½ L K^½)^½``. That formula loses all digits if the kernels are close; the
+    minimum does not.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
@@ -121,13 +157,13 @@ def bures_distance(a: Gram | Array, b: Gram | Array) -> Float[Array, ""]:
     a, b = as_gram_pair(a, b)
     phi_a, phi_b = same_width(_factor(a), _factor(b))
     u, _, vt = jnp.linalg.svd(product(phi_b.T, phi_a), full_matrices=False)
-    # at the minimum its value does not change with Q, so neither does its gradient
+    # At the minimum the derivative with respect to Q is zero, so Q may be held constant in the gradient.
     square = jnp.sum((phi_a - product(phi_b, jax.lax.stop_gradient(product(u, vt)))) ** 2)
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def _factor(a: Gram) -> Float[Array, "N R"]:
-    """Features of a kernel, at most N of them."""
+    """Features of a kernel, ``K = phi phiᵀ``, with at most N columns."""
     if isinstance(a, FeatureGram):
         return a.features if a.narrow else jnp.linalg.qr(a.features.T, mode="r").T
     values, vectors = a.top_eigh(a.n)

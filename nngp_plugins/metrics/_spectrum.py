@@ -1,36 +1,32 @@
-"""How large a kernel is, over how many directions it spreads, and which."""
+"""The eigenvalues and eigenvectors of a kernel."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ._gram import Gram, as_gram, as_gram_pair
+from ._catalogue import EIGENVALUES, ROTATION, SCALE, VECTORS, entry
+from ._gram import Gram
 from ._products import product
+from ._to_grams import as_gram, as_gram_pair
 
 if TYPE_CHECKING:
-    from jaxtyping import Float  # takes as long to import as all of this package
+    from jaxtyping import Float
 
 
-def scale(a: Gram | Array) -> Float[Array, ""]:
-    """Mean squared size of a feature vector, ``tr K / N``.
-
-    Args:
-        a: a Gram, or a kernel ``(N, N)``.
-
-    Source: Schoenholz et al., "Deep Information Propagation", ICLR 2017 (the length of a signal, q).
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> float(nngp.metrics.scale(2 * jnp.eye(4)))
-        2.0
-    """
-    return as_gram(a).diagonal().mean()
-
-
+@entry(
+    title="Eigenvalues",
+    formula="λ₁ ≥ λ₂ ≥ …",
+    range="≥ 0",
+    cost=EIGENVALUES,
+    tells="everything that effective rank, stable rank and the other numbers of spread summarise",
+    misleads="eigenvalues below N · 1e-7 · λ₁ are rounding error in float32; those from singular values are accurate "
+    "down to 1e-14",
+    needs_spectrum=True,
+)
 def spectrum(
     a: Gram | Array, k: int | None = None, *, vectors: bool = False
 ) -> Float[Array, " k"] | tuple[Float[Array, " k"], Float[Array, "N k"]]:
@@ -38,14 +34,14 @@ def spectrum(
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
-        k: how many; None for all that can differ from zero: N, of features at most D.
-        vectors: return eigenvectors too, one in each column.
+        k: how many; None for all that can differ from zero, which are N, or min(N, D) for features.
+        vectors: whether to return the eigenvectors too, one in each column.
 
     Raises:
         ValueError: k is not between 1 and that number.
 
-    Source: the eigenvalues of features are the squares of their singular values (Golub & Van Loan, "Matrix
-    Computations", §8.6).
+    Source: the eigenvalues of a kernel are the squares of the singular values of its features (Golub & Van Loan,
+    "Matrix Computations", §8.6).
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
@@ -60,115 +56,44 @@ def spectrum(
 
 
 def rank_bound(a: Gram) -> int:
-    """How many eigenvalues can differ from zero."""
+    """Number of eigenvalues that can differ from zero."""
     return jax.eval_shape(lambda a: a.eigvalsh(), a).shape[0]
 
 
-def von_neumann_entropy(a: Gram | Array) -> Float[Array, ""]:
-    """Entropy of a kernel's spectrum, in nats: ``−Σ p log p`` with ``p = λ / Σ λ``.
+def _exponent_of_the_tail(a: Gram) -> Array:
+    """The exponent over ranks 11 to 50, or over the middle half of fewer ranks.
 
-    Args:
-        a: a Gram, or a kernel ``(N, N)``.
-
-    Returns:
-        A scalar in [0, log min(N, D)]; nan for a zero kernel.
-
-    Source: Bach, "Information Theory with Kernel Methods", IEEE Trans. Inf. Theory 2022.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> round(float(nngp.metrics.von_neumann_entropy(jnp.eye(4))), 3)  # log 4
-        1.386
+    The window avoids the leading eigenvalues, because the first is usually that of the mean.
     """
-    return _entropy(jnp.maximum(as_gram(a).eigvalsh(), 0))
+    rank = rank_bound(a)
+    if rank < 2:
+        return jnp.full_like(a.trace(), jnp.nan)
+    if rank >= 50:
+        return power_law_exponent(a, (11, 50))
+    first = 1 + rank // 4
+    return power_law_exponent(a, (first, max(1 + 3 * rank // 4, first + 1)))
 
 
-def _entropy(values: Array) -> Array:
-    from jax.scipy.special import entr  # here, for it takes long to import
-
-    return jnp.sum(entr(values / values.sum()))
-
-
-def effective_rank(a: Gram | Array, of: Literal["eigenvalues", "singular_values"] = "eigenvalues") -> Float[Array, ""]:
-    """Number of directions that a kernel spreads over: ``exp(−Σ p log p)`` with ``p = λ / Σ λ``.
-
-    It is 1 for a kernel of rank one and N for a multiple of the identity.
-
-    Args:
-        a: a Gram, or a kernel ``(N, N)``.
-        of: ``"eigenvalues"`` λ of the kernel, or ``"singular_values"`` ``sqrt(λ)`` of the features, which gives
-            RankMe.
-
-    Returns:
-        A scalar in [1, min(N, D)]; nan for a zero kernel.
-
-    Raises:
-        ValueError: an unknown ``of``.
-
-    Source: Roy & Vetterli, "The effective rank", EUSIPCO 2007, eq. 4; Garrido et al., "RankMe", ICML 2023, eq. 1.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> round(float(nngp.metrics.effective_rank(jnp.eye(4))), 3)
-        4.0
-    """
-    if of not in ("eigenvalues", "singular_values"):
-        raise ValueError(f"of={of!r} must be 'eigenvalues' (of the kernel) or 'singular_values' (of the features).")
-    gram = as_gram(a)
-    return jnp.exp(_entropy(jnp.maximum(gram.eigvalsh(), 0) if of == "eigenvalues" else gram.singular_values()))
-
-
-def participation_ratio(a: Gram | Array) -> Float[Array, ""]:
-    """Number of directions that carry the size of a kernel: ``(tr K)² / ‖K‖² = (Σ λ)² / Σ λ²``.
-
-    Args:
-        a: a Gram, or a kernel ``(N, N)``.
-
-    Returns:
-        A scalar in [1, min(N, D)]; nan for a zero kernel.
-
-    Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", 2017.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> float(nngp.metrics.participation_ratio(jnp.eye(4)))
-        4.0
-    """
-    gram = as_gram(a)
-    size = gram.frobenius()
-    return (gram.trace() / jnp.where((size > 0) & (size < jnp.inf), size, jnp.nan)) ** 2
-
-
-def stable_rank(a: Gram | Array) -> Float[Array, ""]:
-    """How often the largest eigenvalue goes into the trace: ``tr K / λ₁``, of features ``‖phi‖²_F / ‖phi‖₂²``.
-
-    Args:
-        a: a Gram, or a kernel ``(N, N)``.
-
-    Returns:
-        A scalar in [1, min(N, D)]; nan for a zero kernel.
-
-    Source: Rudelson & Vershynin, "Sampling from large matrices", J. ACM 2007.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> float(nngp.metrics.stable_rank(jnp.diag(jnp.array([2.0, 1.0, 1.0]))))
-        2.0
-    """
-    gram = as_gram(a)
-    largest = gram.eigvalsh()[-1]
-    return gram.trace() / jnp.where(largest == 0, jnp.nan, largest)
-
-
+@entry(
+    title="Power-law exponent",
+    formula="α of λ_i ∝ i^−α, by least squares of logarithms over a window of ranks",
+    range="usually 0 to 3; nan if the window reaches rounding error",
+    cost=EIGENVALUES,
+    tells="how fast the tail falls: about 1 in sensory cortex, above 1 for smooth features",
+    misleads="it is a fit: another window gives another number, and a spectrum that is no power law has no exponent",
+    invariant=(ROTATION, SCALE),
+    needs_spectrum=True,
+    tracked=_exponent_of_the_tail,
+)
 def power_law_exponent(a: Gram | Array, window: tuple[int, int]) -> Float[Array, ""]:
-    """Exponent α of ``λ_i ∝ i^−α``, by least squares of ``log λ_i`` on ``log i`` over a window of ranks.
+    """Exponent α of ``λ_i ∝ i^−α``, fitted by least squares of ``log λ_i`` on ``log i`` over a window of ranks.
 
     Args:
-        a: a Gram, or a kernel ``(N, N)``; neural data are centred first: ``phi.center()``.
-        window: first and last rank of the fit, from 1.
+        a: a Gram, or a kernel ``(N, N)``. The sources centre it first: ``a.center()``.
+        window: first and last rank of the fit, counted from 1.
 
     Returns:
-        A scalar; nan where an eigenvalue in the window is no more than rounding error.
+        A scalar; nan if an eigenvalue in the window is only rounding error.
 
     Raises:
         ValueError: a window of fewer than two ranks, or beyond the eigenvalues that can differ from zero.
@@ -196,11 +121,21 @@ def power_law_exponent(a: Gram | Array, window: tuple[int, int]) -> Float[Array,
     return -jnp.sum(x * y) / jnp.sum(x**2)
 
 
+@entry(
+    title="Condition number",
+    formula="λ₁ / λ_min",
+    range="[1, ∞]",
+    cost=VECTORS,
+    tells="how ill-posed regression with this kernel is",
+    misleads="the smallest eigenvalue dominates it: a duplicate example makes it infinite",
+    invariant=(ROTATION, SCALE),
+    needs_spectrum=True,
+)
 def condition_number(a: Gram | Array) -> Float[Array, ""]:
-    """Condition number ``λ₁ / λ_min`` over the eigenvalues that can differ from zero, as ``(σ₁ / σ_min)²`` of features.
+    """Condition number ``λ₁ / λ_min`` of the eigenvalues that can differ from zero; for features ``(σ₁ / σ_min)²``.
 
-    Features keep twice the digits of their kernel: in float32 up to about 1e12 can be told, of a dense kernel 1e6;
-    beyond, the smallest eigenvalue is rounding error.
+    Features keep twice as many digits as their kernel. In float32, condition numbers up to about 1e12 can be measured
+    from features, and up to 1e6 from a dense kernel. Beyond that, the smallest eigenvalue is rounding error.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
@@ -220,16 +155,26 @@ def condition_number(a: Gram | Array) -> Float[Array, ""]:
     return jnp.where(singular & (values[0] > 0), jnp.inf, (values[0] / values[-1]) ** 2)
 
 
+@entry(
+    title="Overlap of leading eigenvectors",
+    formula="‖U_aᵀ U_b‖² / k with the k leading eigenvectors as columns",
+    range="[0, 1], about k / N for unrelated kernels",
+    cost=VECTORS,
+    tells="whether the leading directions are still the same ones",
+    misleads="it jumps if eigenvalues k and k + 1 cross, though the kernel hardly changed",
+    invariant=(ROTATION, SCALE),
+    relative_to_reference=True,
+)
 def eigenvector_overlap(a: Gram | Array, b: Gram | Array, k: int) -> Float[Array, ""]:
     """Overlap of the leading eigenspaces: ``‖U_aᵀ U_b‖² / k``, the mean squared cosine of their principal angles.
 
     Args:
         a: a Gram, or a kernel ``(N, N)``.
         b: the same, on the same examples.
-        k: dimensions of the eigenspaces.
+        k: dimension of the eigenspaces.
 
     Returns:
-        A scalar: 1 for the same eigenspace, about k/N for unrelated ones; nan where a kernel has fewer dimensions.
+        A scalar: 1 for the same eigenspace, about k/N for unrelated ones; nan if a kernel has rank below k.
 
     Raises:
         ValueError: different N, or k beyond the eigenvalues that can differ from zero.
@@ -245,6 +190,7 @@ def eigenvector_overlap(a: Gram | Array, b: Gram | Array, k: int) -> Float[Array
     a, b = as_gram_pair(a, b)
     (values_a, u_a), (values_b, u_b) = spectrum(a, k, vectors=True), spectrum(b, k, vectors=True)
     overlap = jnp.sum(product(u_a.T, u_b) ** 2) / k
-    for values in (values_a, values_b):  # those of rounding error have any eigenvectors
+    for values in (values_a, values_b):
+        # An eigenvalue that is only rounding error has arbitrary eigenvectors.
         overlap = jnp.where(values[-1] > a.n * jnp.finfo(values.dtype).eps * values[0], overlap, jnp.nan)
     return overlap

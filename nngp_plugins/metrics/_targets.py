@@ -1,4 +1,4 @@
-"""Labels and other targets as arrays to compute with."""
+"""Labels and other targets as arrays for computation."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 from jax import Array
 
 if TYPE_CHECKING:
-    from jaxtyping import Float  # takes as long to import as all of this package
+    from jaxtyping import Float
 
 
 def as_targets(y: Any, n: int) -> Any:
-    """Labels, which are strings or whole numbers, as one-hot rows; real numbers as they are, ``(N,)`` as one column.
+    """Targets as an array ``(N, C)``: labels become one-hot rows, and real targets ``(N,)`` one column.
 
-    Whole real numbers ``(N, 1)`` are no labels, for those who regress on them.
+    Labels are strings or whole numbers. Whole-valued floats of shape ``(N, 1)`` are regression targets, not labels.
 
-    NumPy arrays, but for what ``jit`` traces.
+    Returns:
+        A NumPy array, or a traced array if ``jit`` traces ``y``.
 
     Raises:
-        ValueError: not N of them.
-        TypeError: labels that ``jit`` traces, so that nobody knows how many classes there are.
+        ValueError: the number of targets is not N.
+        TypeError: ``jit`` traces labels, whose number of classes is then unknown.
     """
     if isinstance(y, jax.core.Tracer):
         if y.ndim != 2:
@@ -31,9 +32,7 @@ def as_targets(y: Any, n: int) -> Any:
         targets: Any = y
     else:
         targets = y = np.asarray(y)
-        real = y.dtype.kind == "f"
-        whole = real and y.ndim == 1 and bool(np.all(y == np.round(y)))
-        if whole or (not real and (y.ndim == 1 or y.shape[1:] == (1,))):
+        if _are_labels(y):
             _, classes = np.unique(y.ravel(), return_inverse=True)
             targets = np.eye(classes.max(initial=0) + 1)[classes]
         elif y.ndim == 1:
@@ -46,13 +45,24 @@ def as_targets(y: Any, n: int) -> Any:
     return targets.astype(dtype) if isinstance(targets, jax.Array) else np.asarray(targets, dtype)
 
 
+def _are_labels(y: np.ndarray) -> bool:
+    """Whether targets are labels: strings or integers ``(N,)`` or ``(N, 1)``, or whole-valued floats ``(N,)``."""
+    if y.dtype.kind == "f":
+        return y.ndim == 1 and _whole(y)
+    return y.ndim == 1 or y.shape[1:] == (1,)
+
+
+def _whole(y: np.ndarray) -> bool:
+    return bool(np.all(y == np.round(y)))
+
+
 @dataclass(frozen=True)
 class Classes:
     """The classes of N examples.
 
     Attributes:
         one_hot: ``(N, C)``.
-        names: of the classes, by columns; numbers of the columns where ``y`` was one-hot.
+        names: the label of each column of ``one_hot``, or the column number if ``y`` was one-hot.
     """
 
     one_hot: Any
@@ -60,23 +70,23 @@ class Classes:
 
     @classmethod
     def of(cls, y: Any, n: int) -> Classes:
-        """Those of labels ``(N,)``, or of one-hot rows.
+        """The classes of labels ``(N,)``, or of one-hot rows ``(N, C)``.
 
         Raises:
-            ValueError: not N of them, or rows that are not one-hot.
-            TypeError: traced labels, or real numbers.
+            ValueError: the number of labels is not N, or rows are not one-hot.
+            TypeError: ``jit`` traces labels, or ``y`` holds strings in several columns.
         """
         if isinstance(y, jax.core.Tracer):
             one_hot = as_targets(y, n)
             return cls(one_hot, np.arange(one_hot.shape[1]))
         y = np.asarray(y)
-        if y.dtype.kind == "f" and (y.ndim == 1 or y.shape[1:] == (1,)) and np.all(y == np.round(y)):
-            y = y.astype(int)
+        if y.dtype.kind == "f" and (y.ndim == 1 or y.shape[1:] == (1,)) and _whole(y):
+            y = y.astype(int)  # As integers, whole-valued floats (N, 1) are labels too.
         rows = one_hot = as_targets(y, n)
         if np.any((rows != 0) & (rows != 1)) or np.any(rows.sum(axis=1) != 1):
             raise ValueError("y must be labels (N,) or one-hot (N, C), with a single 1 in each row.")
-        known = y.ndim == 2 and y.shape[1] > 1
-        return cls(one_hot, np.arange(y.shape[1]) if known else np.unique(y))
+        was_one_hot = y.ndim == 2 and y.shape[1] > 1
+        return cls(one_hot, np.arange(y.shape[1]) if was_one_hot else np.unique(y))
 
     @property
     def counts(self) -> Float[Array, " C"]:
@@ -85,12 +95,12 @@ class Classes:
 
     @property
     def averages(self) -> Float[Array, "N C"]:
-        """``A`` for which ``Aᵀ phi`` are the means of the classes; zero for one without examples."""
+        """The matrix ``A`` for which ``Aᵀ phi`` are the class means; a class without examples has a zero column."""
         return self.one_hot / jnp.maximum(self.counts, 1)
 
     def present(self) -> Classes:
-        """Without the classes that have no example, where that can be told."""
+        """The classes that have examples; all classes if ``jit`` traces the targets, which hides the counts."""
         if isinstance(self.one_hot, jax.core.Tracer):
             return self
-        some = self.one_hot.sum(axis=0) > 0
-        return Classes(self.one_hot[:, some], self.names[some])
+        has_examples = self.one_hot.sum(axis=0) > 0
+        return Classes(self.one_hot[:, has_examples], self.names[has_examples])

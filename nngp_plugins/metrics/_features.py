@@ -1,0 +1,97 @@
+"""A kernel stored by its features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ._dense import DenseGram
+from ._gram import Gram
+from ._products import column_mean, of_columns, product, row_squares, square_of_cross, square_of_gram
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FeatureGram(Gram):
+    """A kernel stored by its features, ``K = phi phiᵀ``. If ``D < N``, the ``(N, N)`` matrix is avoided.
+
+    Attributes:
+        phi: features, ``(N, D)``.
+        offset: ``(D,)``, subtracted from each row of ``phi`` where it is used. :meth:`center` sets the offset instead
+            of copying large features. None means no offset.
+    """
+
+    phi: Float[Array, "N D"]
+    offset: Float[Array, " D"] | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of examples N."""
+        return self.phi.shape[-2]
+
+    @property
+    def features(self) -> Float[Array, "N D"]:
+        """The features: ``phi`` minus the offset."""
+        return self.phi if self.offset is None else self.phi - self.offset
+
+    @property
+    def narrow(self) -> bool:
+        """Whether ``D < N``, so that ``(D, D)`` is the cheaper side."""
+        return self.phi.shape[-1] < self.n
+
+    def dense(self) -> Float[Array, "N N"]:
+        """``phi phiᵀ``."""
+        return product(self.features, self.features.T)
+
+    def diagonal(self) -> Float[Array, " N"]:
+        """``‖phi[i]‖²``."""
+        return row_squares(self.phi, self.offset)
+
+    def center(self) -> FeatureGram:
+        """The kernel of ``phi`` minus its mean over examples, which keeps digits that ``H K H`` would lose."""
+        mean = column_mean(self.phi, self.offset)
+        return FeatureGram(self.phi, mean if self.offset is None else self.offset + mean)
+
+    def eigvalsh(self) -> Array:
+        """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
+        return jnp.linalg.eigvalsh(of_columns(self.phi, self.offset) if self.narrow else self.dense())
+
+    def singular_values(self) -> Array:
+        """The ``min(N, D)`` singular values of the features, largest first."""
+        return jnp.linalg.svd(self.features, compute_uv=False)
+
+    def inner(self, other: Gram) -> Float[Array, ""]:
+        """``⟨K, L⟩``; for two sets of features it is computed as ``‖phi_aᵀ phi_b‖²`` if that is cheaper."""
+        if isinstance(other, FeatureGram) and self.phi.shape[1] * other.phi.shape[1] < self.n**2:
+            if other is self:
+                return square_of_gram(self.phi, self.offset)
+            return square_of_cross(self.phi, self.offset, other.phi, other.offset)
+        return jnp.sum(self.dense() * other.dense())
+
+    def matvec(self, v: Array) -> Array:
+        """``phi (phiᵀ v)``."""
+        return product(self.features, product(self.features.T, v))
+
+    def top_eigh(self, k: int) -> tuple[Array, Array]:
+        """The ``k`` largest eigenvalues and their eigenvectors, from the singular vectors of the features."""
+        u, values, _ = jnp.linalg.svd(self.features, full_matrices=False)
+        return values[:k] ** 2, u[:, :k]
+
+    def take(self, examples: Array) -> FeatureGram:
+        """The kernel of some of the examples."""
+        return FeatureGram(self.phi[examples], self.offset)
+
+    def by_entries(self) -> DenseGram:
+        """The same kernel as a :class:`DenseGram` that holds its centred form too."""
+        centered, mean = self.center(), column_mean(self.phi, self.offset)
+        matrix = centered.dense()
+        # Since phi = centred + 1 meanᵀ, K follows from H K H at a cost of N² instead of another N² D.
+        shift = product(centered.features, mean)
+        return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)

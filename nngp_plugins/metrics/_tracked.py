@@ -1,0 +1,140 @@
+"""The metrics that a tracker logs of every layer, and how it evaluates them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from jax import Array
+
+from ._catalogue import Entry, Metric, catalogue
+from ._dense import DenseGram
+from ._gram import Gram
+from ._targets import Classes
+from ._velocity import Velocity
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """A metric of one Gram in the form that a tracker calls; it ignores the reference."""
+
+    metric: Callable[[Gram], Array]
+
+    def __call__(self, a: Gram, reference: Gram) -> Array:
+        return self.metric(a)
+
+
+def default_metrics(targets: Any = None) -> dict[str, Metric]:
+    """The metrics that a tracker logs unless it is told otherwise, with those registered from outside.
+
+    Args:
+        targets: labels ``(N,)``, one-hot ``(N, C)`` or real targets of the probe; None leaves out the metrics that need
+            them.
+
+    Example:
+        >>> import nngp_plugins as nngp
+        >>> list(nngp.metrics.default_metrics())[:3]
+        ['cka', 'relative_change', 'kernel_distance']
+    """
+    alone = {known.name: _as_tracked(known) for known in catalogue() if known.tracked and not known.needs_targets}
+    return alone if targets is None else {**alone, **of_targets(targets)}
+
+
+def of_targets(y: Any) -> dict[str, Metric]:
+    """The metrics that a tracker adds if it is given targets: how well the kernel fits them.
+
+    Args:
+        y: labels ``(N,)`` or one-hot ``(N, C)``. Real targets get only the metrics that need no classes.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> list({**nngp.metrics.DEFAULT, **nngp.metrics.of_targets(jnp.array([0, 1, 0, 1]))})[-4:]
+        ['target_alignment', 'class_separation', 'regression_accuracy', 'log_marginal_likelihood']
+    """
+    has_classes = False
+    with suppress(ValueError):  # Classes.of refuses targets that are not classes.
+        Classes.of(y, len(y))
+        has_classes = True
+    wanted = [known for known in catalogue() if known.tracked and known.needs_targets]
+    return {known.name: _as_tracked(known, y=y) for known in wanted if has_classes or not known.needs_classes}
+
+
+def _as_tracked(known: Entry, **targets: Any) -> Metric:
+    """The function of two Grams that a tracker calls for an entry of the catalogue."""
+    metric = known.tracked if callable(known.tracked) else known.metric
+    if targets:
+        metric = partial(metric, **targets)
+    return metric if known.relative_to_reference else _Alone(metric)
+
+
+DEFAULT: Mapping[str, Metric] = MappingProxyType(default_metrics())
+"""The metrics of this package that a tracker logs if it has no targets: similarity to the first snapshot, scale and
+spread. :func:`of_targets` adds four; :func:`default_metrics` adds metrics that were registered from outside."""
+
+
+def needs_spectrum(metrics: Mapping[str, Metric]) -> bool:
+    """Whether any of these metrics asks for eigenvalues, so that they are worth computing once for all.
+
+    The catalogue answers, also for a ``functools.partial`` or a :class:`Velocity` of its metrics. A metric that is not
+    in the catalogue counts as one that asks.
+
+    Example:
+        >>> import nngp_plugins as nngp
+        >>> nngp.metrics.needs_spectrum({"cka": nngp.metrics.cka}), nngp.metrics.needs_spectrum(nngp.metrics.DEFAULT)
+        (False, True)
+    """
+    return any(known is None or known.needs_spectrum for known in map(_entry_behind, metrics.values()))
+
+
+def _entry_behind(metric: object) -> Entry | None:
+    """The entry of a metric, or of the metric that a wrapper calls."""
+    for known in catalogue():
+        if metric is known.metric or metric is known.tracked:
+            return known
+    match metric:
+        case partial(func=inner) | _Alone(metric=inner) | Velocity(distance=inner):
+            return _entry_behind(inner)
+    return None
+
+
+def evaluate(
+    metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram, previous: DenseGram, steps: float | Array
+) -> tuple[dict[str, Array], tuple[Array, Array]]:
+    """Every metric of every layer.
+
+    Args:
+        metrics: by name.
+        grams: the Grams of a snapshot, ``(L, N, N)``, as :func:`stacked_grams` makes them.
+        references: those of the reference, with the same layers.
+        previous: those of the previous snapshot; only a :class:`Velocity` looks at them.
+        steps: training steps since the previous snapshot; nan if there is none.
+
+    Returns:
+        Each metric with its values ``(L,)``, and the traces ``(L,)`` of the Grams and of the centred Grams, by which
+        a caller recognises degenerate kernels.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> grams = nngp.metrics.stacked_grams({"hidden": jnp.ones((4, 8)), "output": 2 * jnp.eye(4)})
+        >>> values, (traces, centered_traces) = nngp.metrics.evaluate(nngp.metrics.DEFAULT, grams, grams, grams, 1.0)
+        >>> round(float(values["scale"][0]), 3), round(float(centered_traces[1]), 3)
+        (1.0, 3.0)
+    """
+
+    def of_layer(layer: tuple[DenseGram, DenseGram, DenseGram]) -> tuple[dict[str, Array], tuple[Array, Array]]:
+        gram, reference, before = layer
+
+        def value(metric: Metric) -> Array:
+            return metric(gram, before) / steps if isinstance(metric, Velocity) else metric(gram, reference)
+
+        traces = gram.trace(), gram.center().trace()
+        return {name: value(metric) for name, metric in metrics.items()}, traces
+
+    # A vmap would hang: XLA on CPU (JAX 0.10) never finishes batched eigenvalues beside a batched Cholesky.
+    values: tuple[dict[str, Array], tuple[Array, Array]] = jax.lax.map(of_layer, (grams, references, previous))
+    return values
