@@ -53,9 +53,8 @@ def select_layers(
     """
     layers = OrderedDict(_name_arrays(calls))
     own_outputs = OrderedDict(_name_arrays([("output", outputs)]))
-    named = {**own_outputs, **layers}
-    in_order = [*layers, *(name for name in own_outputs if name not in layers)]
-    rows = {name: named[name].shape[0] if named[name].ndim else None for name in in_order}
+    named = {**layers, **{name: y for name, y in own_outputs.items() if name not in layers}}
+    rows = {name: y.shape[0] if y.ndim else None for name, y in named.items()}
     matching = _matching_names(rows, _batch_size(x, outputs), patterns)
     selected = OrderedDict((name, y) for name, y in layers.items() if name in matching)
     for name, y in own_outputs.items():
@@ -65,10 +64,7 @@ def select_layers(
 
 
 def _batch_size(x: Any, outputs: Any) -> int | None:
-    """Returns the number of examples: the length that all inputs share, if an output has it too.
-
-    Otherwise it is the length of the first output.
-    """
+    """Returns the length of axis 0 that all inputs and an output share; otherwise that of the first output."""
     input_lengths, output_lengths = _axis_0_lengths(x), _axis_0_lengths(outputs)
     if len(set(input_lengths)) == 1 and input_lengths[0] in output_lengths:
         return input_lengths[0]
