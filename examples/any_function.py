@@ -1,4 +1,4 @@
-"""No framework: kernels of a plain f(params, x), whole, per channel, between layers, and against the closed form."""
+"""No framework: kernels of a plain f(params, x), for all outputs, for each output, and against the closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ import nngp_plugins as nngp
 
 
 def f(params, x):
-    """One wide ReLU layer and a linear read-out of it; every entry of the dict becomes a kernel."""
+    """One wide ReLU layer and a linear read-out; every entry of the dict becomes a kernel."""
     hidden = jax.nn.relu(x @ params["w"])
     return {"hidden": hidden, "out": hidden @ params["v"] / jnp.sqrt(params["v"].shape[0])}
 
 
 def arc_cosine(x):
-    """What the kernel of the hidden layer tends to as it widens (Cho & Saul 2009), for inputs of unit norm."""
+    """The limit of the hidden layer's kernel at infinite width (Cho & Saul 2009), for inputs of unit norm."""
     theta = jnp.arccos(jnp.clip(x @ x.T, -1, 1))
     return (jnp.sin(theta) + (jnp.pi - theta) * jnp.cos(theta)) / (2 * jnp.pi)
 

@@ -1,4 +1,4 @@
-"""Flax Linen: track the kernel of every layer in a TrainState loop. The three lines that do it are marked."""
+"""Flax Linen: track the kernel of every layer in a TrainState loop. The three lines for it are numbered."""
 
 import flax.linen as nn
 import jax
@@ -39,13 +39,13 @@ def main(steps=300, seed=0):
         return train_state.apply_gradients(grads=grads), loss
 
     f = nngp.from_linen(model, train=False)  # 1: the model as a function
-    tracker = nngp.KernelTracker(f.layers("Dense_*"), probe_x, targets=probe_y)  # 2: what to watch, on what
+    tracker = nngp.KernelTracker(f.layers("Dense_*"), probe_x, targets=probe_y)  # 2: which layers, on which inputs
     rng = np.random.default_rng(seed)
     for step in range(steps):
         batch = rng.choice(len(train_x), 128)
         key = jax.random.fold_in(jax.random.key(seed), step)
         train_state, loss = train_step(train_state, train_x[batch], train_y[batch], key)
-        tracker(step, train_state.params, loss=loss)  # 3: at every step; it measures when it is time to
+        tracker(step, train_state.params, loss=loss)  # 3: call it at every step; it measures on its schedule
     tracker.close()
 
     print(tracker.history)

@@ -1,8 +1,8 @@
 """Lazy and rich training on digits: how far SGD moves the kernel of a hidden layer, by width and by learning rate.
 
-A ReLU network 64-n-n-10 without biases learns centred one-hot targets by ½‖error‖² in batches of 128. The kernel is
-that of its second hidden layer on 256 held-out digits, and the distance from initialisation 1 - CKA (debiased). As
-n grows, kernels move by O(1/n) (Dyer & Gur-Ari 2019, Huang & Yau 2019), and so 1 - CKA, which is quadratic, by O(1/n²).
+A ReLU network 64-n-n-10 without biases learns centred one-hot targets with loss ½‖error‖² in batches of 128. The kernel
+is that of its second hidden layer on 256 held-out digits. Its distance from initialisation is 1 - CKA (debiased). As n
+grows, kernels move by O(1/n) (Dyer & Gur-Ari 2019, Huang & Yau 2019). 1 - CKA is quadratic, so it moves by O(1/n²).
 """
 
 from pathlib import Path
@@ -23,11 +23,14 @@ from sklearn.utils import shuffle
 import nngp_plugins as nngp
 
 WIDTHS, RATES = (64, 128, 256, 512, 1024), (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
-MATCHED = 0.3  # in as many steps a higher rate gets further: rates are also compared at this training loss
+MATCHED = 0.3  # a higher rate trains further in the same steps, so rates are also compared at this training loss
 
 
 class MLP(nn.Module):
-    """One function at initialisation, two for SGD: the scale is in the weights (standard) or in front of them (NTK)."""
+    """An MLP whose scale is in the weights (standard) or in front of them (NTK).
+
+    Both are the same function at initialisation, but SGD trains them differently.
+    """
 
     width: int
     ntk: bool
@@ -45,7 +48,7 @@ class MLP(nn.Module):
 
 
 def train(width, rate, seed, steps, ntk):
-    """One run: a history of the kernel, and of loss and accuracy on the whole training set."""
+    """Trains one network; returns the history of its kernel, and of loss and accuracy on the whole training set."""
     x, labels = shuffle(*load_digits(return_X_y=True), random_state=0)
     x = jnp.asarray((x - x.mean(axis=0)) / (x - x.mean(axis=0)).std(), jnp.float32)
     x, y, probe = x[256:], jax.nn.one_hot(labels[256:], 10) - 0.1, x[:256]
@@ -63,7 +66,7 @@ def train(width, rate, seed, steps, ntk):
         grads, _ = jax.grad(evaluate, has_aux=True)(train_state.params, x[batch], y[batch])
         return train_state.apply_gradients(grads=grads)
 
-    rng = np.random.default_rng(seed)  # every width and rate sees the same batches
+    rng = np.random.default_rng(seed)  # every width and rate gets the same batches
     when = nngp.log_spaced(10) | nngp.every(steps)
     with nngp.KernelTracker(f.layers("hidden_1"), probe, schedule=when, metrics={"cka": nngp.metrics.cka}) as tracker:
         for step in range(steps + 1):
@@ -75,18 +78,18 @@ def train(width, rate, seed, steps, ntk):
 
 
 def ends(runs):
-    """``(5, seeds, keys)``: 1 - CKA at the end and where the loss first falls to MATCHED; accuracy, loss, its peak."""
+    """Array ``(5, seeds, keys)``: 1 - CKA at the end and where the loss reaches MATCHED, accuracy, loss, peak loss."""
 
-    def of(history):
+    def summarise(history):
         moved, loss = 1 - history.metric("cka")[:, 0], history.scalar("loss")
         matched = np.interp(-np.log(MATCHED), -np.log(np.minimum.accumulate(loss)), moved, right=np.nan)
         return moved[-1], matched, history.scalar("accuracy")[-1], loss[-1], loss.max()
 
-    return np.array([[of(history) for history in histories] for histories in runs.values()]).T
+    return np.array([[summarise(history) for history in histories] for histories in runs.values()]).T
 
 
 def picture(lazy, rich):
-    """Means and ranges over seeds: over steps, widths and learning rates."""
+    """Draws means and ranges over seeds against steps, widths and learning rates."""
     steps, widths, rates = next(iter(lazy.values()))[0].steps, np.array([*lazy]), np.array([*rich])
     titles = "<b>NTK</b>  learning rate 1, by width", f"<b>NTK</b>  step {steps[-1]:,}", "<b>Standard</b>  width 256"
     figure = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=0.06, shared_yaxes=True)

@@ -1,4 +1,4 @@
-"""Flax NNX: track the kernel of every layer in an nnx.Optimizer loop; the live model is passed as it is."""
+"""Flax NNX: track the kernel of every layer in an nnx.Optimizer loop. The tracker takes the live model."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +40,7 @@ def main(steps=150, seed=0):
     model = CNN(nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
     eval_model = nnx.clone(model)
-    eval_model.eval()  # what BatchNorm does on the probe is fixed when the model becomes a function
+    eval_model.eval()  # from_nnx keeps this mode: BatchNorm uses its running averages on the probe
     f = nngp.from_nnx(eval_model)
 
     rng = np.random.default_rng(seed)

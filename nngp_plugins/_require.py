@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where they are used, and named with their extra where they are missing."""
+"""Optional dependencies: a missing one raises an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 
 def require(module: str, *, extra: str) -> Any:
-    """Imports ``module``, or says which extra of nngp-plugins installs it."""
+    """Imports and returns ``module``.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed; the message names the extra that installs it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise  # the module is there, and something that it imports is not
+            raise  # The module is installed, but something that it imports is not.
         raise ModuleNotFoundError(
             f"this needs {error.name}, which is not installed; run: pip install 'nngp-plugins[{extra}]'",
             name=error.name,

@@ -1,4 +1,4 @@
-"""What ``jax.jit`` may take as a static argument."""
+"""Any object as a static argument of ``jax.jit``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class Static:
-    """Makes any object hashable: by its value where that has a hash, else by its identity.
+    """Makes any object hashable: by its value if that has a hash, otherwise by its identity.
 
-    ``nn.Sequential([...])`` is a Linen module without a hash, for its list.
+    For example, the Linen module ``nn.Sequential([...])`` has no hash, because it holds a list.
     """
 
     def __init__(self, value: Any):

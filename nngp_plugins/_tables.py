@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables and numbers as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def human(number: float, unit: str) -> str:
-    """A number of bytes (``B``) or operations (``FLOP``) with the prefix that suits it."""
+    """Returns a number of bytes (``B``) or operations (``FLOP``) with a fitting prefix, such as ``1.5 MB``."""
     for prefix in ("", "k", "M", "G"):
         if number < 1000:
             return f"{number:.3g} {prefix}{unit}"
@@ -19,9 +19,9 @@ def human(number: float, unit: str) -> str:
 
 
 def as_text(table: Table, width: int = 120) -> str:
-    """A table as ``print`` shows it."""
-    from rich.console import Console  # here, for it takes as long to import as all of this package
+    """Returns a table as the text that ``print`` shows."""
+    from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    return text.getvalue().rstrip()

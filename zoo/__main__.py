@@ -1,4 +1,4 @@
-"""The ``nngp-zoo`` command, also ``python -m zoo``; says what to install where the zoo's packages are missing."""
+"""The ``nngp-zoo`` command, also ``python -m zoo``. If packages are missing, it says what to install."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Runs the command."""
+    """Checks that the packages of the zoo are installed, and runs the command."""
     needed = ("typer", "rich", "sklearn", "flax", "haiku", "optax", "plotly", "jinja2", "tensorstore", "filelock")
     if missing := [package for package in needed if find_spec(package) is None]:
         raise SystemExit(f"nngp-zoo needs {', '.join(missing)}; run: pip install 'nngp-plugins[zoo]'")

@@ -26,7 +26,7 @@ from .registry import DATASETS, MODELS, get_dataset, get_model
 from .train import train
 
 app = typer.Typer(
-    help="NNGP kernels of the networks of the zoo: how they move in training, and whole ones on the disk.",
+    help="Track the NNGP kernels of the zoo's networks during training, or write whole kernels to the disk.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -39,14 +39,14 @@ Data = Annotated[str, typer.Option(help=f"One of {', '.join(DATASETS)}.")]
 @app.command()
 def track(
     model: Model,
-    run: Annotated[Path, typer.Option(help="Folder to write: history, kernels, report. Must not hold a run yet.")],
+    run: Annotated[Path, typer.Option(help="Folder for history, kernels and report. It must not hold a run yet.")],
     data: Data = "digits",
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the parameters.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Number of parameter updates.")] = 500,
     learning_rate: Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")] = 3e-3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in an update.")] = 128,
-    probe: Annotated[int, typer.Option(help="Test examples on which kernels are measured.")] = 250,
-    per_decade: Annotated[int, typer.Option(min=1, help="Snapshots for each factor of ten in steps.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the parameters and of the order of examples.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of examples in each update.")] = 128,
+    probe: Annotated[int, typer.Option(help="Number of test examples on which kernels are measured.")] = 250,
+    per_decade: Annotated[int, typer.Option(min=1, help="Number of snapshots per factor of ten in steps.")] = 10,
+    seed: Annotated[int, typer.Option(help="Random seed of the parameters and of the order of examples.")] = 0,
 ) -> None:
     """Train MODEL with optax, track the kernel of every layer, and write a report."""
     config = {"model": model, "data": data, "steps": steps, "learning rate": learning_rate}
@@ -81,17 +81,17 @@ def track(
 @app.command()
 def kernel(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder to write; run the same command again to finish one.")],
+    out: Annotated[Path, typer.Option(help="Folder to write. The same command resumes an unfinished kernel.")],
     data: Data = "digits",
-    examples: Annotated[int | None, typer.Option(min=1, help="Training examples to take; all unless given.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Number of training examples; all by default.")] = None,
     layer: Annotated[
-        list[str] | None, typer.Option(help="Pattern of layers, such as 'conv*'; may be repeated.")
+        list[str] | None, typer.Option(help="Pattern of layers, such as 'conv*'. May be repeated.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a forward pass.")] = 128,
-    tile_size: Annotated[int | None, typer.Option(min=1, help="Examples along the side of a tile.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the parameters.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of examples in a forward pass.")] = 128,
+    tile_size: Annotated[int | None, typer.Option(min=1, help="Number of examples along each side of a tile.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the parameters.")] = 0,
 ) -> None:
-    """Write the kernel of MODEL at initialisation, or of its layers, as a Zarr group."""
+    """Write the kernel of MODEL at initialisation, or those of its layers, as a Zarr group."""
     try:
         dataset = get_dataset(data)
         f = get_model(model, dataset)
@@ -108,7 +108,7 @@ def kernel(
 
 @app.command()
 def verify(path: Annotated[Path, typer.Argument(help="Folder that `nngp-zoo kernel` wrote.")]) -> None:
-    """Compare every tile of a stored kernel with its checksums."""
+    """Compare every tile of a stored kernel with its checksum."""
     try:
         store = open_kernel(path)
         store.verify()
@@ -117,14 +117,14 @@ def verify(path: Annotated[Path, typer.Argument(help="Folder that `nngp-zoo kern
     except ValueError as error:
         Console(stderr=True).print(str(error), soft_wrap=True)
         raise typer.Exit(1) from None
-    console.print(f"{path}: {store.fraction:.0%} written, every tile as it was written", soft_wrap=True)
+    console.print(f"{path}: {store.fraction:.0%} written, and every written tile matches its checksum", soft_wrap=True)
     if not store.complete:
-        console.print("unfinished: run the command that wrote it again", soft_wrap=True)
+        console.print("unfinished: run the command that wrote it again to resume", soft_wrap=True)
         raise typer.Exit(1)
 
 
 def _table(history: History, title: str) -> Table:
-    """What became of each layer."""
+    """Returns a table of how far the kernel of each layer moved."""
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(("layer", "CKA to init", "relative change", "effective rank")):
         table.add_column(name, justify="right" if i else "left")

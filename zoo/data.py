@@ -1,4 +1,4 @@
-"""Data sets that need no network: shipped inside the packages that the zoo installs."""
+"""Data sets that need no download, because the packages that the zoo installs contain them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set, split.
+    """A classification data set, split into training and test examples.
 
     Attributes:
-        name: its name in the registry.
+        name: the name in the registry.
         train_x: training inputs, float32 ``(N, H, W, C)``.
         train_y: training labels, int32 ``(N,)``.
-        test_x: test inputs, like ``train_x``.
-        test_y: test labels.
+        test_x: test inputs, with the same dtype and axes as ``train_x``.
+        test_y: test labels, int32.
         classes: number of classes.
     """
 
@@ -28,27 +28,27 @@ class Dataset:
     classes: int
 
     def probe(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first ``n // classes`` test examples of each class, ordered by class.
+        """Returns the first ``n // classes`` test examples of each class, ordered by class.
 
         Returns:
             ``(x, y)`` with at most n examples.
 
         Raises:
-            ValueError: fewer than one example for each class, or more than the test set has.
+            ValueError: n gives less than one example per class, or more than the test set has.
         """
-        each = n // self.classes
-        fewest = int(np.bincount(self.test_y, minlength=self.classes).min())
-        if not 1 <= each <= fewest:
+        per_class = n // self.classes
+        smallest_class = int(np.bincount(self.test_y, minlength=self.classes).min())
+        if not 1 <= per_class <= smallest_class:
             raise ValueError(
-                f"a probe of {n} takes {each} test examples of each of {self.classes} classes; {self.name} allows "
-                f"{self.classes} to {fewest * self.classes}."
+                f"a probe of {n} takes {per_class} test examples of each of {self.classes} classes; {self.name} allows "
+                f"{self.classes} to {smallest_class * self.classes}."
             )
-        index = np.concatenate([np.flatnonzero(self.test_y == label)[:each] for label in range(self.classes)])
+        index = np.concatenate([np.flatnonzero(self.test_y == label)[:per_class] for label in range(self.classes)])
         return self.test_x[index], self.test_y[index]
 
 
 def digits(test_fraction: float = 0.3, seed: int = 0) -> Dataset:
-    """Scikit-learn's handwritten digits: 1,797 grey images of 8×8 in 10 classes, standardised to zero mean.
+    """Scikit-learn's handwritten digits: 1,797 grey images of 8×8 in 10 classes, scaled to zero mean and unit variance.
 
     Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
     """

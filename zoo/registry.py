@@ -15,28 +15,28 @@ DATASETS: dict[str, Callable[[], Dataset]] = {"digits": digits}
 
 
 def get_model(name: str, dataset: Dataset) -> ModelFn:
-    """The model of that name, sized for a data set; imports no framework but the model's own.
+    """Returns the model of that name, sized for a data set. Only the framework of the model is imported.
 
     Raises:
-        ValueError: no such model; names the closest.
+        ValueError: there is no such model; the message names the closest.
     """
-    _check("model", name, MODELS)
+    _check_name("model", name, MODELS)
     framework, network = name.split("/")
     models = import_module(f"zoo.models.{framework}")
     return getattr(models, network)(dataset.train_x.shape[1:], dataset.classes)
 
 
 def get_dataset(name: str) -> Dataset:
-    """The data set of that name.
+    """Returns the data set of that name.
 
     Raises:
-        ValueError: no such data set; names the closest.
+        ValueError: there is no such data set; the message names the closest.
     """
-    _check("data set", name, DATASETS)
+    _check_name("data set", name, DATASETS)
     return DATASETS[name]()
 
 
-def _check(kind: str, name: str, known: Iterable[str]) -> None:
+def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
         closest = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known

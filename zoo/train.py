@@ -28,16 +28,17 @@ def train(
     seed: int = 0,
     on_step: Callable[[], Any] = lambda: None,
 ) -> float:
-    """Trains with Adam on the cross entropy, tracking from initialisation (step 0) to the last step.
+    """Trains with Adam on the cross entropy, and tracks from initialisation (step 0) to the last step.
 
     Args:
-        f: the model; inputs ``(N, H, W, C)``, logits ``(N, classes)``.
-        dataset: what to train on.
-        tracker: called at every step with the parameters, the loss and the test accuracy; closed at the end.
+        f: the model, from inputs ``(N, H, W, C)`` to logits ``(N, classes)``.
+        dataset: the data to train on.
+        tracker: called at every step with the parameters and the loss, and with the test accuracy when it measures. It
+            is closed at the end.
         steps: number of updates.
-        learning_rate: of Adam.
-        batch_size: examples in an update.
-        seed: of the parameters and of the order of examples.
+        learning_rate: learning rate of Adam.
+        batch_size: number of examples in each update.
+        seed: random seed of the parameters and of the order of examples.
         on_step: called after every update.
 
     Returns:
@@ -66,14 +67,16 @@ def train(
         tracker(0, params, state=state, loss=first_loss, test_accuracy=accuracy(params))
         for step, batch in enumerate(_batches(len(x), batch_size, steps, seed), start=1):
             params, opt_state, loss = update(params, opt_state, batch)
-            beside = {"test_accuracy": accuracy(params)} if tracker.due(step) or step == steps else {}
-            tracker(step, params, state=state, loss=loss, **beside)
+            scalars = {"loss": loss}
+            if tracker.due(step) or step == steps:
+                scalars["test_accuracy"] = accuracy(params)
+            tracker(step, params, state=state, **scalars)
             on_step()
     return float(accuracy(params))
 
 
 def _batches(n: int, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
-    """Indices of batches: every example once an epoch, in a new order each."""
+    """Yields the indices of each batch. Every epoch takes each example once, in a new order."""
     rng, order = np.random.default_rng(seed), np.zeros(0, int)
     for _ in range(steps):
         while len(order) < size:

@@ -1,4 +1,4 @@
-"""Adapters: a model of any framework becomes ``f(params, x, **kwargs)``."""
+"""Adapters turn a model of any framework into ``f(params, x, **kwargs)``."""
 
 from ._callable import from_callable as from_callable
 from ._detect import as_model_fn as as_model_fn

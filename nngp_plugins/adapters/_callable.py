@@ -1,16 +1,16 @@
-"""Plain functions."""
+"""The adapter of plain functions."""
 
 from __future__ import annotations
 
-import inspect
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .._static import Static
-from ._layers import Call
-from ._model_fn import ModelFn, PyTree, frozen_kwargs
+from .._typing import PyTree
+from ._layer_calls import LayerCall
+from ._model_fn import ModelFn, accepts_argument, frozen_kwargs
 
 
 def from_callable(
@@ -18,16 +18,16 @@ def from_callable(
 ) -> ModelFn:
     """A plain function ``apply(params, x, **kwargs)`` as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
-    For code that takes a :class:`ModelFn`. Its only layer is ``output``, or what ``output`` holds: return a dict of
-    activations to have more.
+    Use it where code takes a :class:`ModelFn`. Its only layer is ``output``. If ``apply`` returns a dict of
+    activations, each of them is a layer inside ``output``.
 
     Args:
-        apply: takes ``state=`` and ``rng=`` by keyword where it has need of them, and returns outputs alone.
-        init: ``init(rng, x) -> params``, as ``f.init`` needs.
+        apply: returns outputs only. If it needs a state or a key, it takes ``state=`` and ``rng=`` by keyword.
+        init: ``init(rng, x) -> params``, which ``f.init`` needs.
         **call_kwargs: passed at every call.
 
     Raises:
-        TypeError: not a function.
+        TypeError: ``apply`` or ``init`` is not a function.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
@@ -35,9 +35,10 @@ def from_callable(
         >>> list(f.layers()(jnp.ones((3, 5)), jnp.ones((4, 3))))
         ['output/hidden', 'output/relu']
     """
-    for name, function in {"apply": apply, "init": init}.items():
-        if not callable(function) and (name == "apply" or function is not None):
-            raise TypeError(f"from_callable({name}={reprlib.repr(function)}) takes a function.")
+    if not callable(apply):
+        raise TypeError(f"from_callable(apply={reprlib.repr(apply)}) takes a function.")
+    if init is not None and not callable(init):
+        raise TypeError(f"from_callable(init={reprlib.repr(init)}) takes a function.")
     kwargs = frozen_kwargs("from_callable", None, call_kwargs)
     return ModelFn(CallableAdapter(Static(apply), None if init is None else Static(init), kwargs))
 
@@ -51,26 +52,27 @@ class CallableAdapter:
     kwargs: tuple[tuple[str, Any], ...]
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the function."""
+        """Returns the outputs of the function."""
         given = {name: value for name, value in (("state", state), ("rng", rng)) if value is not None}
-        taken = inspect.signature(self.function.value).parameters.values()
-        if not any(a.kind is inspect.Parameter.VAR_KEYWORD for a in taken):
-            for name in given.keys() - {a.name for a in taken}:
+        for name in given:
+            if not accepts_argument(self.function.value, name):
                 raise ValueError(f"{name}= was given, but this function takes no {name}.")
         return self.function.value(params, x, **given, **{**dict(self.kwargs), **kwargs})
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the function, which has no layers."""
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the function, which has no layers."""
         return self.apply(params, state, rng, x, kwargs), []
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """New parameters."""
+        """Returns new parameters and an empty state."""
         if self.init_function is None:
-            raise ValueError("init=None, so there is nothing to make parameters with; pass from_callable(apply, init).")
+            raise ValueError(
+                "init=None, so f.init cannot make parameters; pass a function for it: from_callable(apply, init)."
+            )
         return self.init_function.value(rng, x, **kwargs), {}
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """Nothing but the caller knows what holds both."""
+        """Returns None, because a function has no object that holds both parameters and state."""
         return None

@@ -14,8 +14,8 @@ from ._linen import from_linen
 from ._model_fn import ModelFn
 from ._nnx import from_nnx
 
-# An object of a framework exists only where that framework is loaded, so nothing is imported to find out.
-_MODELS: tuple[tuple[str, tuple[str, ...], Callable[..., ModelFn]], ...] = (
+# A model can only exist if its framework is loaded, so no framework has to be imported to recognise it.
+_MODEL_TYPES: tuple[tuple[str, tuple[str, ...], Callable[..., ModelFn]], ...] = (
     ("flax.linen", ("Module",), from_linen),
     ("flax.nnx", ("Module",), from_nnx),
     (
@@ -29,15 +29,15 @@ _MODELS: tuple[tuple[str, tuple[str, ...], Callable[..., ModelFn]], ...] = (
 
 
 def as_model_fn(model: Any, **adapter_kwargs: Any) -> ModelFn:
-    """The :class:`ModelFn` of a model of any supported framework.
+    """Returns the :class:`ModelFn` of a model of any supported framework.
 
     Args:
-        model: a Flax Linen module, a live Flax NNX model, a Haiku transformed function, or a :class:`ModelFn`,
-            which is returned as it is.
-        **adapter_kwargs: passed to :func:`from_linen`, :func:`from_nnx` or :func:`from_haiku`.
+        model: a Flax Linen module, a live Flax NNX model, a Haiku transformed function, an Equinox module, a Keras
+            layer, or a :class:`ModelFn`, which is returned as it is.
+        **adapter_kwargs: passed to the ``from_...`` function of the framework.
 
     Raises:
-        TypeError: none of these.
+        TypeError: ``model`` is none of these.
 
     Example:
         >>> import flax.linen as nn, nngp_plugins as nngp
@@ -48,23 +48,25 @@ def as_model_fn(model: Any, **adapter_kwargs: Any) -> ModelFn:
         if adapter_kwargs:
             raise TypeError(f"as_model_fn got a ModelFn, which takes no {', '.join(adapter_kwargs)}; pass the model.")
         return model
-    if (adapter := _adapter(model)) is not None:
-        return adapter(model, **adapter_kwargs)
-    raise TypeError(
-        "as_model_fn takes a Flax Linen module, a Flax NNX model or what hk.transform returns, got "
-        f"{reprlib.repr(model)}. A plain f(params, x) needs no adapter: pass it to empirical_nngp_fn; a factory of NNX "
-        "models goes to from_nnx."
-    )
+    convert = _converter(model)
+    if convert is None:
+        raise TypeError(
+            "as_model_fn takes a Flax Linen module, a Flax NNX model, what hk.transform returns, an Equinox module or "
+            f"a Keras layer, got {reprlib.repr(model)}. A plain f(params, x) needs no adapter: pass it to "
+            "empirical_nngp_fn. Pass a factory of NNX models to from_nnx."
+        )
+    return convert(model, **adapter_kwargs)
 
 
 def is_model(model: Any) -> bool:
-    """Whether :func:`as_model_fn` would convert it."""
-    return _adapter(model) is not None
+    """Returns whether :func:`as_model_fn` can convert ``model``."""
+    return _converter(model) is not None
 
 
-def _adapter(model: Any) -> Callable[..., ModelFn] | None:
-    for framework, types, adapter in _MODELS:
+def _converter(model: Any) -> Callable[..., ModelFn] | None:
+    """Returns the ``from_...`` function for a model, or None."""
+    for framework, types, from_framework in _MODEL_TYPES:
         loaded = sys.modules.get(framework)
         if loaded is not None and isinstance(model, tuple(getattr(loaded, name) for name in types)):
-            return adapter
+            return from_framework
     return None

@@ -1,4 +1,4 @@
-"""Equinox."""
+"""The adapter of Equinox."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import jax
 
 from .._require import require
 from .._static import Static
-from ._layers import Call, Recorder
-from ._mismatch import Shapes, check_params, explaining, shapes_of
-from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
-from ._recording import Record, recording, watching
+from .._typing import PyTree
+from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
+from ._intercept import RecordCall, intercept, intercepting_class
+from ._layer_calls import CallRecord, LayerCall
+from ._model_fn import ModelFn, Spread, accepts_argument, frozen_kwargs, spread_input
 
 
 def from_equinox(
@@ -30,23 +31,23 @@ def from_equinox(
     """An Equinox model as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
     Equinox models take a single example, so the model is mapped over batch axis 0 of the inputs. With ``rng`` each
-    example gets a key of its own, passed as ``key=``; with ``state`` the model is called as ``model(x, state)``.
+    example gets its own key, passed as ``key=``. With ``state`` the model is called as ``model(x, state)``.
 
     Args:
-        model_or_factory: an ``eqx.Module`` that can be called, or a function ``key -> model``, as ``f.init`` needs.
+        model_or_factory: an ``eqx.Module`` that can be called, or a function ``key -> model``, which ``f.init`` needs.
             ``eqx.nn.inference_mode(model)`` makes dropout and batch norm deterministic.
-        batched: whether the model takes a batch as it is.
-        axis_name: of the batch, for ``eqx.nn.BatchNorm``.
-        method: name of the method to run in place of ``__call__``.
+        batched: whether the model takes a whole batch, so that it is not mapped over examples.
+        axis_name: name of the batch axis, which ``eqx.nn.BatchNorm`` needs.
+        method: name of the method to run instead of ``__call__``.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
         **call_kwargs: passed at every call.
 
     Returns:
-        The :class:`ModelFn`. Its ``params`` is the model with its arrays alone, as ``eqx.filter(model, eqx.is_array)``
-        gives them; the whole model may stand for them. Its ``state`` is an ``eqx.nn.State``.
+        The :class:`ModelFn`. Its ``params`` is the model with only its arrays, as ``eqx.filter(model, eqx.is_array)``
+        gives it; the whole model may be passed as well. Its ``state`` is an ``eqx.nn.State``.
 
     Raises:
-        TypeError: neither a module nor a factory of one.
+        TypeError: ``model_or_factory`` is neither a module nor a factory of one.
         AttributeError: the model has no such method.
 
     Example:
@@ -57,64 +58,71 @@ def from_equinox(
         (4, 4)
     """
     eqx = require("equinox", extra="equinox")
-    factory: Callable[..., Any] | None = None
-    model = model_or_factory
-    if not isinstance(model, eqx.Module):
-        if not callable(model_or_factory):
-            raise TypeError(
-                f"from_equinox takes an eqx.Module or a function key -> eqx.Module, got {reprlib.repr(model)}."
-            )
-        factory = eqx.nn.make_with_state(_factory(model_or_factory))
-        model, _ = eqx.filter_eval_shape(factory, jax.random.key(0))
-        if not isinstance(model, eqx.Module):
-            raise TypeError(f"the factory given to from_equinox returned {type(model).__name__}, not an eqx.Module.")
-    call = getattr(model, method or "__call__", None)
+    model, factory = _model_and_factory(model_or_factory)
+    method = method or "__call__"
+    call = getattr(model, method, None)
     if call is None:
-        raise AttributeError(f"{type(model).__name__} has no method {method or '__call__'!r}; choose one with method=.")
-    arguments = inspect.signature(call).parameters.values()
-    takes_key = any(a.name == "key" or a.kind is inspect.Parameter.VAR_KEYWORD for a in arguments)
-
-    def is_index(leaf: Any) -> bool:
-        return isinstance(leaf, eqx.nn.StateIndex)
-
-    stateful = any(map(is_index, jax.tree.leaves(model, is_leaf=is_index)))
+        raise AttributeError(f"{type(model).__name__} has no method {method!r}; choose one with method=.")
     leaves, structure = jax.tree.flatten(eqx.filter(model, _is_array, inverse=True))
-    static = Static((tuple(leaves), structure))
-    shapes = shapes_of(eqx.filter(model, _is_array))
-    kwargs = frozen_kwargs("from_equinox", spread, call_kwargs)
     return ModelFn(
         EquinoxAdapter(
-            type(model).__name__,
-            static,
-            shapes,
-            stateful,
-            takes_key,
-            factory,
-            batched,
-            axis_name,
-            method or "__call__",
-            spread,
-            kwargs,
+            name=type(model).__name__,
+            not_arrays=Static((tuple(leaves), structure)),
+            shapes=shapes_of(eqx.filter(model, _is_array)),
+            stateful=_has_state(model),
+            takes_key=accepts_argument(call, "key"),
+            factory=factory,
+            batched=batched,
+            axis_name=axis_name,
+            method=method,
+            spread=spread,
+            kwargs=frozen_kwargs("from_equinox", spread, call_kwargs),
         )
     )
 
 
-def _factory(make: Callable[..., Any]) -> Callable[..., Any]:
-    """The factory as a function of ``key`` by position; modules take it by keyword."""
+def _model_and_factory(model_or_factory: Any) -> tuple[Any, Callable[..., Any] | None]:
+    """Returns a model and no factory, or the shapes of a model and the function ``key -> (model, state)``."""
+    eqx = require("equinox", extra="equinox")
+    if isinstance(model_or_factory, eqx.Module):
+        return model_or_factory, None
+    if not callable(model_or_factory):
+        raise TypeError(
+            f"from_equinox takes an eqx.Module or a function key -> eqx.Module, got {reprlib.repr(model_or_factory)}."
+        )
+    factory = eqx.nn.make_with_state(_positional_factory(model_or_factory))
+    model, _ = eqx.filter_eval_shape(factory, jax.random.key(0))
+    if not isinstance(model, eqx.Module):
+        raise TypeError(f"the factory given to from_equinox returned {type(model).__name__}, not an eqx.Module.")
+    return model, factory
+
+
+def _positional_factory(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the factory as a function of ``key`` by position, because modules usually take it by keyword."""
     return (lambda key: make(key=key)) if "key" in inspect.signature(make).parameters else make
 
 
+def _has_state(model: Any) -> bool:
+    """Returns whether a layer of the model keeps values in an ``eqx.nn.State``."""
+    state_index = require("equinox", extra="equinox").nn.StateIndex
+
+    def is_index(leaf: Any) -> bool:
+        return isinstance(leaf, state_index)
+
+    return any(map(is_index, jax.tree.leaves(model, is_leaf=is_index)))
+
+
 def _is_array(leaf: Any) -> bool:
-    """Whether this is an array, or stands for one as in ``jax.eval_shape``."""
+    """Returns whether this is an array, or the shape of one as in ``jax.eval_shape``."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 @dataclass(frozen=True)
 class EquinoxAdapter:
-    """Calls an Equinox model, put together from its arrays at every call; see :func:`from_equinox`."""
+    """Calls an Equinox model, which it rebuilds from its arrays at every call; see :func:`from_equinox`."""
 
     name: str
-    static: Static
+    not_arrays: Static
     shapes: Shapes
     stateful: bool
     takes_key: bool
@@ -126,17 +134,17 @@ class EquinoxAdapter:
     kwargs: tuple[tuple[str, Any], ...]
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the model."""
+        """Returns the outputs of the model."""
         return self._map(lambda x, key: self._call(params, state, key, x, kwargs, lambda path, value: None), x, rng)
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the model and of its submodules."""
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the model and of its submodules."""
         paths: list[str] = []
 
         def run(x: PyTree, key: Any) -> tuple[PyTree, list[Any]]:
-            record = Recorder()
+            record = CallRecord()
             outputs = self._call(params, state, key, x, kwargs, record)
             paths[:] = [path for path, _ in record.calls]
             return outputs, [self._without_state(value) for _, value in record.calls]
@@ -145,17 +153,17 @@ class EquinoxAdapter:
         return outputs, list(zip(paths, values, strict=True))
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """New parameters and state."""
+        """Returns new parameters and state."""
         if self.factory is None:
             raise ValueError(
-                "this ModelFn was made from an Equinox model, whose values f.split(model) gives; for new ones make it "
-                "from a factory: from_equinox(lambda key: Model(key=key))."
+                "this ModelFn was made from an Equinox model, so it cannot make new values; f.split(model) gives those "
+                "of the model. For new ones make it from a factory: from_equinox(lambda key: Model(key=key))."
             )
         model, state = self.factory(rng)
         return self._arrays(model), state if self.stateful else None
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """The arrays of a model, or of a ``(model, state)`` pair."""
+        """Returns the arrays and the state of a model or of a ``(model, state)`` pair."""
         eqx = require("equinox", extra="equinox")
         state = None
         if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], eqx.nn.State):
@@ -166,38 +174,30 @@ class EquinoxAdapter:
         return require("equinox", extra="equinox").filter(model, _is_array)
 
     def _map(self, run: Callable[..., Any], x: PyTree, rng: Any) -> Any:
-        """``run(x, key)`` of the batch, or of each example."""
+        """Calls ``run(x, key)`` on the batch, or maps it over the examples."""
         if self.batched:
             return run(x, rng)
         size = next((leaf.shape[0] for leaf in jax.tree.leaves(x) if getattr(leaf, "ndim", 0)), 1)
         keys = None if rng is None else jax.random.split(rng, size)
-        axes = 0, None if rng is None else 0
-        return jax.vmap(run, in_axes=axes, axis_size=size, axis_name=self.axis_name)(x, keys)
+        key_axis = None if rng is None else 0
+        return jax.vmap(run, in_axes=(0, key_axis), axis_size=size, axis_name=self.axis_name)(x, keys)
 
     def _call(
-        self, params: PyTree, state: PyTree, key: Any, x: PyTree, kwargs: dict[str, Any], record: Record
+        self, params: PyTree, state: PyTree, key: Any, x: PyTree, kwargs: dict[str, Any], record: RecordCall
     ) -> PyTree:
-        eqx = require("equinox", extra="equinox")
         if self.stateful and state is None:
             raise ValueError(
                 "state=None, but this model has a state; pass the eqx.nn.State that eqx.nn.make_with_state gave."
             )
-        check_params(self.name, self.shapes, params)
-        if self.shapes and type(params).__name__ != self.name:
-            raise ValueError(f"params are those of a {type(params).__name__}, not of this {self.name}.")
-        leaves, structure = self.static.value
-        model = eqx.combine(params, structure.unflatten(leaves))
-        paths = {}
-        for path, module in _modules(model, "", eqx.Module):
-            paths[id(module)] = path
-            object.__setattr__(module, "__class__", recording(type(module)))
+        model, paths = self._rebuild(params)
         args, inputs = spread_input(x, self.spread)
-        # a copy: a state may be updated only once
-        args = (*args, jax.tree.map(lambda leaf: leaf, state)) if self.stateful else args
+        if self.stateful:
+            # Equinox allows one update of each state object, so every call gets a copy.
+            args = (*args, jax.tree.map(lambda leaf: leaf, state))
         keys = {"key": key} if key is not None and self.takes_key else {}
-        with watching(paths, record):
+        with intercept(paths, record):
             try:
-                with explaining(self.name, params, x):
+                with explain_errors(self.name, params, x):
                     y = getattr(model, self.method)(*args, **{**keys, **inputs, **dict(self.kwargs), **kwargs})
             except RuntimeError as error:
                 if key is not None or "key" not in str(error):
@@ -208,24 +208,38 @@ class EquinoxAdapter:
                 ) from error
         return self._without_state(y)
 
+    def _rebuild(self, params: PyTree) -> tuple[Any, dict[int, str]]:
+        """Returns a model with these parameters whose calls can be intercepted, and the paths of its modules by id."""
+        eqx = require("equinox", extra="equinox")
+        check_params(self.name, self.shapes, params)
+        if self.shapes and type(params).__name__ != self.name:
+            raise ValueError(f"params belong to a {type(params).__name__}, not to this {self.name}.")
+        leaves, structure = self.not_arrays.value
+        model = eqx.combine(params, structure.unflatten(leaves))
+        paths = {}
+        for path, module in _iter_modules(model, "", eqx.Module):
+            paths[id(module)] = path
+            object.__setattr__(module, "__class__", intercepting_class(type(module)))
+        return model, paths
+
     def _without_state(self, value: Any) -> PyTree:
-        """What a stateful layer returns beside its state; arrays only, as ``vmap`` asks for."""
+        """Returns the arrays that a layer returned, without its state; ``vmap`` accepts nothing but arrays."""
         eqx = require("equinox", extra="equinox")
         if isinstance(value, tuple) and value and isinstance(value[-1], eqx.nn.State):
             value = value[0] if len(value) == 2 else value[:-1]
         return eqx.filter(value, _is_array)
 
 
-def _modules(node: Any, path: str, module_type: type) -> Iterator[tuple[str, Any]]:
-    """Every module in a model that can be called, with its path, such as ``layers/0``."""
+def _iter_modules(node: Any, path: str, module_type: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every module in a model that can be called, with its path, such as ``layers/0``."""
     children: Mapping[str, Any] = {}
     if isinstance(node, module_type):
         if callable(node):
             yield path, node
-        children = {field.name: getattr(node, field.name, None) for field in fields(node)}  # type: ignore[arg-type]
+        children = {field.name: getattr(node, field.name, None) for field in fields(node)}
     elif isinstance(node, Mapping):
         children = {str(name): child for name, child in node.items()}
     elif isinstance(node, Sequence) and not isinstance(node, str | bytes):
         children = {str(i): child for i, child in enumerate(node)}
     for name, child in children.items():
-        yield from _modules(child, f"{path}/{name}".lstrip("/"), module_type)
+        yield from _iter_modules(child, f"{path}/{name}".lstrip("/"), module_type)

@@ -1,4 +1,4 @@
-"""Haiku."""
+"""The adapter of Haiku."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from .._require import require
-from ._layers import Call, Recorder
-from ._mismatch import explanation
-from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
+from .._typing import PyTree
+from ._explain_errors import explain
+from ._layer_calls import CallRecord, LayerCall
+from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
 
 
 def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
@@ -22,7 +23,7 @@ def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = 
     Args:
         transformed: what ``hk.transform``, ``hk.transform_with_state``, ``hk.multi_transform`` or
             ``hk.multi_transform_with_state`` returns, with or without ``hk.without_apply_rng``.
-        method: of a multi-transform, the name of the function to apply.
+        method: for a multi-transform, the name of the function to apply.
         spread: ``"args"`` calls the function with ``*x``, ``"kwargs"`` with ``**x``.
         **call_kwargs: passed at every call, such as ``is_training=False``.
 
@@ -31,7 +32,7 @@ def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = 
 
     Raises:
         TypeError: ``transformed`` is none of these.
-        ValueError: a multi-transform without a ``method``, or with one that it does not have.
+        ValueError: a multi-transform is given without a ``method``, or with one that it does not have.
 
     Example:
         >>> import haiku as hk, jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -47,16 +48,17 @@ def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = 
     apply = transformed.apply
     if multi:
         if not isinstance(apply, dict) or method not in apply:
-            names = ", ".join(map(repr, apply)) if isinstance(apply, dict) else "not named: return a dict"
+            names = ", ".join(map(repr, apply)) if isinstance(apply, dict) else "not named: return a dict of them"
             raise ValueError(f"method={method!r} names none of this multi-transform's functions, which are {names}.")
         apply = apply[method]
     elif method is not None:
-        raise ValueError(f"method={method!r} chooses a function of a multi-transform, and this is a single one.")
+        raise ValueError(f"method={method!r} chooses a function of a multi-transform, and this is a single function.")
     with_state = isinstance(transformed, hk.TransformedWithState | hk.MultiTransformedWithState)
-    # without_apply_rng removes the argument, and nothing else tells
-    leading = list(inspect.signature(apply).parameters)[: 3 if with_state else 2]
+    # hk.without_apply_rng removes this argument, and only the signature shows it.
+    arguments_before_x = list(inspect.signature(apply).parameters)[: 3 if with_state else 2]
+    with_rng = arguments_before_x[-1] == "rng"
     kwargs = frozen_kwargs("from_haiku", spread, call_kwargs)
-    return ModelFn(HaikuAdapter(transformed.init, apply, with_state, leading[-1] == "rng", spread, kwargs))
+    return ModelFn(HaikuAdapter(transformed.init, apply, with_state, with_rng, spread, kwargs))
 
 
 @dataclass(frozen=True)
@@ -71,25 +73,30 @@ class HaikuAdapter:
     kwargs: tuple[tuple[str, Any], ...]
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the function."""
+        """Returns the outputs of the function."""
         if rng is not None and not self.with_rng:
             raise ValueError(
-                "rng was given, but hk.without_apply_rng removed it; pass the function to from_haiku without."
+                "rng was given, but hk.without_apply_rng removed this argument; pass from_haiku the transformed "
+                "function without hk.without_apply_rng."
             )
         args, inputs = spread_input(x, self.spread)
-        leading = [params, *([state or {}] if self.with_state else []), *([rng] if self.with_rng else [])]
+        before_x = [params]
+        if self.with_state:
+            before_x.append(state or {})
+        if self.with_rng:
+            before_x.append(rng)
         try:
-            outputs = self.apply_fn(*leading, *args, **inputs, **{**dict(self.kwargs), **kwargs})
+            outputs = self.apply_fn(*before_x, *args, **inputs, **{**dict(self.kwargs), **kwargs})
         except Exception as error:
-            if (told := self._told(error, params, state, rng, x, kwargs)) is None:
+            if (message := self._explain(error, params, state, rng, x, kwargs)) is None:
                 raise
-            raise ValueError(told) from error
+            raise ValueError(message) from error
         return outputs[0] if self.with_state else outputs
 
-    def _told(
+    def _explain(
         self, error: Exception, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
     ) -> str | None:
-        """What to say above an error of the function; None where there is nothing to add."""
+        """Returns a message for an error of the function; None if there is nothing to add to it."""
         if self.with_state and not state and ("state" in str(error) or "No value for" in str(error)):
             return (
                 "state=None, but this Haiku function has a state; pass it: params, state = f.init(rng, x), then "
@@ -100,35 +107,33 @@ class HaikuAdapter:
                 "rng=None, but this Haiku function draws random numbers; pass rng=jax.random.key(0), or call it in "
                 "its deterministic mode, such as from_haiku(transformed, is_training=False)."
             )
-        # batch norm is initialised in training mode only
+        # Batch norm can be initialised in training mode only.
         training = {"is_training": True} if "is_training" in {**dict(self.kwargs), **kwargs} else {}
         key = jax.random.key(0) if rng is None else rng
-        return explanation(
-            error, "this Haiku function", params, x, lambda: self.init(key, x, {**kwargs, **training})[0]
-        )
+        return explain(error, "this Haiku function", params, x, lambda: self.init(key, x, {**kwargs, **training})[0])
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the function and of its modules."""
-        record = Recorder()
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the function and of its modules."""
+        record = CallRecord()
 
-        def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        def record_call(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             value = call(*args, **kwargs)
             if context.method_name == "__call__":
                 record(context.module.module_name, value)
             return value
 
-        with require("haiku", extra="haiku").intercept_methods(see):
+        with require("haiku", extra="haiku").intercept_methods(record_call):
             outputs = self.apply(params, state, rng, x, kwargs)
         return outputs, record.calls
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """New parameters and state."""
+        """Returns new parameters and state."""
         args, inputs = spread_input(x, self.spread)
-        made = self.init_fn(rng, *args, **inputs, **{**dict(self.kwargs), **kwargs})
-        return made if self.with_state else (made, {})
+        variables = self.init_fn(rng, *args, **inputs, **{**dict(self.kwargs), **kwargs})
+        return variables if self.with_state else (variables, {})
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """Haiku has no object that holds both."""
+        """Returns None, because Haiku has no object that holds both parameters and state."""
         return None

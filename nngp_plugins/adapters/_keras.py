@@ -1,8 +1,7 @@
-"""Keras 3 on its JAX backend."""
+"""The adapter of Keras 3 on its JAX backend."""
 
 from __future__ import annotations
 
-import inspect
 import reprlib
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,32 +14,34 @@ import jax
 
 from .._require import require
 from .._static import Static
-from ._layers import Call, Recorder
-from ._mismatch import check_params, explaining
-from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
-from ._recording import Record, recording, watching
+from .._typing import PyTree
+from ._explain_errors import check_params, explain_errors
+from ._intercept import RecordCall, intercept, intercepting_class
+from ._layer_calls import CallRecord, LayerCall
+from ._model_fn import ModelFn, Spread, accepts_argument, frozen_kwargs, spread_input
 
-_lock = RLock()
+# Layers of a live model change their class during a capture, so only one capture may run at a time.
+_capture_lock = RLock()
 
 
 def from_keras(model: Any, *, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
-    """A Keras model as ``f(params, x, *, state=None, rng=None, **kwargs)``, by its ``stateless_call``.
+    """A Keras model as ``f(params, x, *, state=None, rng=None, **kwargs)``, through its ``stateless_call``.
 
-    Runs with ``training=False`` unless told otherwise. The live object is left as it is; ``f.split(model)`` reads its
-    current values at any time, and the model itself may stand for ``params``.
+    The model runs with ``training=False`` unless ``training=True`` is passed. The live object does not change.
+    ``f.split(model)`` reads its current values at any time, and the model itself may be passed as ``params``.
 
     Args:
-        model: a ``keras.Model`` or layer that is built.
+        model: a built ``keras.Model`` or layer.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
         **call_kwargs: passed at every call, such as ``training=True``.
 
     Returns:
-        The :class:`ModelFn`. Its ``params`` are the values of ``model.trainable_variables`` and its ``state`` those of
-        ``model.non_trainable_variables``, lists as ``stateless_call`` takes them. The seeds in the state are replaced
-        by ``rng``, and need not be passed where they are all of it.
+        The :class:`ModelFn`. Its ``params`` are the values of ``model.trainable_variables``; its ``state`` is the
+        values of ``model.non_trainable_variables``. Both are lists, as ``stateless_call`` takes them. ``rng`` replaces
+        the seeds in the state, so a model whose state is only seeds needs no ``state``.
 
     Raises:
-        TypeError: not a Keras layer.
+        TypeError: ``model`` is not a Keras layer.
         ValueError: the model is not built, or Keras runs on another backend than JAX.
 
     Example:
@@ -68,54 +69,58 @@ def from_keras(model: Any, *, spread: Spread = None, **call_kwargs: Any) -> Mode
 class KerasAdapter:
     """Calls a Keras model with values in place of its variables; see :func:`from_keras`."""
 
-    static: Static
+    model: Static
     spread: Spread
     kwargs: tuple[tuple[str, Any], ...]
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the model."""
-        model = self.static.value
+        """Returns the outputs of the model."""
+        model = self.model.value
         kwargs = {**dict(self.kwargs), **kwargs}
-        taken = inspect.signature(model.call).parameters.values()
-        if any(a.name == "training" or a.kind is inspect.Parameter.VAR_KEYWORD for a in taken):
+        if accepts_argument(model.call, "training"):
             kwargs.setdefault("training", False)
         state = self._state(state, rng, kwargs.get("training", False))
         args, inputs = spread_input(x, self.spread)
-        names = [f"[{i}] {v.path}" for i, v in enumerate(model.trainable_variables)]
-        shapes = tuple(zip(names, (tuple(v.shape) for v in model.trainable_variables), strict=True))
-        found = (names[i] if i < len(names) else f"[{i}]" for i in range(len(params)))
-        check_params(model.name, shapes, OrderedDict(zip(found, params, strict=True)))
-        with explaining(model.name, params, x):
+        self._check_params(params)
+        with explain_errors(model.name, params, x):
             outputs, _ = model.stateless_call(params, state, *args, **inputs, **kwargs)
         return outputs
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the model and of its layers."""
-        record = Recorder()
-        with _recorded(self.static.value, record):
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the model and of its layers."""
+        record = CallRecord()
+        with _intercept_layers(self.model.value, record):
             outputs = self.apply(params, state, rng, x, kwargs)
         return outputs, record.calls
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """Keras makes its variables with the model."""
+        """Raises, because Keras makes the variables when it builds a model."""
         raise ValueError(
-            "Keras draws the parameters of a model as it is built; params, state = f.split(model) gives them, and "
-            "keras.utils.set_random_seed(seed) before keras.models.clone_model(model) makes new ones."
+            "Keras draws the parameters when it builds a model; params, state = f.split(model) gives them. For new "
+            "ones call keras.utils.set_random_seed(seed), then keras.models.clone_model(model)."
         )
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """The current values of a live model."""
+        """Returns the current values of a live model."""
         if not isinstance(model, require("keras", extra="keras").Layer):
             return None
         if callable(getattr(model, "jax_state_sync", None)):
-            model.jax_state_sync()  # within fit, the variables are behind
+            model.jax_state_sync()  # During fit, the variables hold old values until this call.
         return [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
 
+    def _check_params(self, params: PyTree) -> None:
+        """Refuses parameters of another model; they are named by their position and Keras' path."""
+        variables = self.model.value.trainable_variables
+        names = [f"[{i}] {v.path}" for i, v in enumerate(variables)]
+        names_given = names[: len(params)] + [f"[{i}]" for i in range(len(names), len(params))]
+        shapes = tuple((name, tuple(v.shape)) for name, v in zip(names, variables, strict=True))
+        check_params(self.model.value.name, shapes, OrderedDict(zip(names_given, params, strict=True)))
+
     def _state(self, state: PyTree, rng: Any, training: bool) -> PyTree:
-        """The state with seeds from ``rng``."""
-        variables = self.static.value.non_trainable_variables
+        """Returns the state with seeds drawn from ``rng``."""
+        variables = self.model.value.non_trainable_variables
         seeds = [i for i, v in enumerate(variables) if v.path.endswith("seed_generator_state")]
         if state is None:
             if missing := [v.path for i, v in enumerate(variables) if i not in seeds]:
@@ -130,32 +135,34 @@ class KerasAdapter:
                 "leave out training=True."
             )
         state = list(state)
-        for i in seeds if rng is not None else []:
-            state[i] = jax.random.bits(jax.random.fold_in(rng, i), state[i].shape, state[i].dtype)
+        if rng is not None:
+            for i in seeds:
+                state[i] = jax.random.bits(jax.random.fold_in(rng, i), state[i].shape, state[i].dtype)
         return state
 
 
 @contextmanager
-def _recorded(model: Any, record: Record) -> Iterator[None]:
-    """For as long as it lasts, the layers of a live model record what they return."""
-    with _lock:
-        paths, types = {}, {}
-        for path, layer in _layers(model, ""):
+def _intercept_layers(model: Any, record: RecordCall) -> Iterator[None]:
+    """Within this context, the layers of a live model pass what they return to ``record``."""
+    with _capture_lock:
+        paths, layer_types = {}, {}
+        for path, layer in _iter_layers(model, ""):
             if id(layer) not in paths and layer is not model:
-                paths[id(layer)], types[layer] = path, type(layer)
+                paths[id(layer)] = path
+                layer_types[layer] = type(layer)
         try:
-            for layer, kind in types.items():
-                object.__setattr__(layer, "__class__", recording(kind))
-            with watching(paths, record):
+            for layer, layer_type in layer_types.items():
+                object.__setattr__(layer, "__class__", intercepting_class(layer_type))
+            with intercept(paths, record):
                 yield
         finally:
-            for layer, kind in types.items():
-                object.__setattr__(layer, "__class__", kind)
+            for layer, layer_type in layer_types.items():
+                object.__setattr__(layer, "__class__", layer_type)
 
 
-def _layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every layer inside a layer with the names on the way to it."""
+def _iter_layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields every layer inside a layer with its path."""
     for inner in layer._flatten_layers(include_self=False, recursive=False):
         inner_path = f"{path}/{inner.name}".lstrip("/")
         yield inner_path, inner
-        yield from _layers(inner, inner_path)
+        yield from _iter_layers(inner, inner_path)

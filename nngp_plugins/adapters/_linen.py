@@ -1,4 +1,4 @@
-"""Flax Linen."""
+"""The adapter of Flax Linen."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import jax
 
 from .._require import require
 from .._static import Static
-from ._layers import Call
-from ._mismatch import explaining
-from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
+from .._typing import PyTree
+from ._explain_errors import explain_errors
+from ._layer_calls import LayerCall
+from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
 
 Path = tuple[str, ...]
 
-_NOT_STATE = ("params", "intermediates", "perturbations")  # the last two have the batch of the call that made them
+# Intermediates and perturbations have the batch size of the call that made them, so they cannot persist.
+_NOT_STATE = ("params", "intermediates", "perturbations")
 
 
 def from_linen(
@@ -32,16 +34,16 @@ def from_linen(
     """A Flax Linen module as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
     Args:
-        module: the module, unbound, as for ``module.apply``.
-        method: the method to run in place of ``__call__``.
-        rngs: names of the random streams that the model draws from; each gets its own key, folded from ``rng``.
-        mutable: collections that the model writes to as it runs, such as ``"batch_stats"`` in train mode. What it
+        module: an unbound module, as for ``module.apply``.
+        method: the method to run instead of ``__call__``.
+        rngs: names of the random streams that the model draws from. Each gets its own key, folded from ``rng``.
+        mutable: collections that the model writes to during a call, such as ``"batch_stats"`` in train mode. What it
             writes is dropped.
         spread: ``"args"`` calls ``module(*x)``, ``"kwargs"`` calls ``module(**x)``.
         **call_kwargs: passed at every call, such as ``train=False``.
 
     Returns:
-        The :class:`ModelFn`. Its ``params`` is Linen's ``params`` collection, its ``state`` the other collections.
+        The :class:`ModelFn`. Its ``params`` is Linen's ``params`` collection; its ``state`` is the other collections.
         A full variables dict passed as ``params`` is recognised and split.
 
     Raises:
@@ -61,14 +63,14 @@ def from_linen(
     if not isinstance(module, nn.Module):
         raise TypeError(f"from_linen takes a flax.linen.Module instance, got {reprlib.repr(module)}.")
     if module.scope is not None:
-        raise ValueError(f"this {name} is bound to variables; pass from_linen the first of bound.unbind().")
+        raise ValueError(f"this {name} is bound to variables; pass from_linen what module, _ = bound.unbind() gives.")
     if isinstance(method, str) and not hasattr(module, method):
         raise AttributeError(
-            f"{name} has no method {method!r}; for what its setup makes pass a function, such as "
+            f"{name} has no method {method!r}; to run a submodule that setup() creates, pass a function, such as "
             f"method=lambda module, x: module.{method}(x)."
         )
     if isinstance(mutable, str) or isinstance(rngs, str):
-        raise TypeError(f"rngs={rngs!r} and mutable={mutable!r} are sequences of names, such as ('dropout',).")
+        raise TypeError(f"rngs={rngs!r} and mutable={mutable!r} must be sequences of names, such as ('dropout',).")
     kwargs = frozen_kwargs("from_linen", spread, call_kwargs)
     return ModelFn(LinenAdapter(Static(module), method, tuple(rngs), tuple(mutable), spread, kwargs))
 
@@ -77,7 +79,7 @@ def from_linen(
 class LinenAdapter:
     """Calls a Linen module; see :func:`from_linen`."""
 
-    static: Static
+    module: Static
     method: str | Callable[..., Any] | None
     rngs: tuple[str, ...]
     mutable: tuple[str, ...]
@@ -85,38 +87,38 @@ class LinenAdapter:
     kwargs: tuple[tuple[str, Any], ...]
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the module."""
+        """Returns the outputs of the module."""
         outputs = self._apply(params, state, rng, x, kwargs, mutable=list(self.mutable) or False)
         return outputs[0] if self.mutable else outputs
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the module, of its submodules, and what they sowed."""
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the module, of its submodules, and what they sowed."""
         order: list[Path] = []
 
-        def see(module: Any, method: str) -> bool:
-            # Flax asks this as each call returns, which is the only record of forward order that it leaves.
+        def capture_call(module: Any, method: str) -> bool:
+            # Flax asks this question when a call returns, and forward order can be learned nowhere else.
             if method != "__call__":
                 return False
             order.append(module.path)
             return True
 
         outputs, variables = self._apply(
-            params, state, rng, x, kwargs, mutable=["intermediates", *self.mutable], capture_intermediates=see
+            params, state, rng, x, kwargs, mutable=["intermediates", *self.mutable], capture_intermediates=capture_call
         )
         return outputs, _in_forward_order(order, variables.get("intermediates", {}))
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """New parameters and state."""
+        """Returns new parameters and state."""
         args, inputs = spread_input(x, self.spread)
         streams = {"params": rng, **self._streams(rng)}
         kwargs = {**inputs, **dict(self.kwargs), **kwargs}
-        variables = self.static.value.init(streams, *args, method=self.method, **kwargs)
+        variables = self.module.value.init(streams, *args, method=self.method, **kwargs)
         return self._split(variables)
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """Parameters and state of a full variables dict."""
+        """Returns parameters and state of a full variables dict."""
         is_variables = isinstance(model, Mapping) and isinstance(model.get("params"), Mapping)
         return self._split(model) if is_variables else None
 
@@ -130,11 +132,11 @@ class LinenAdapter:
     def _apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], **options: Any) -> Any:
         errors = require("flax.errors", extra="flax")
         args, inputs = spread_input(x, self.spread)
-        name = type(self.static.value).__name__
+        name = type(self.module.value).__name__
         key = jax.random.key(0) if rng is None else rng
         try:
-            with explaining(name, params, x, lambda: self.init(key, x, kwargs)[0]):
-                return self.static.value.apply(
+            with explain_errors(name, params, x, lambda: self.init(key, x, kwargs)[0]):
+                return self.module.value.apply(
                     {**(state or {}), "params": params},
                     *args,
                     rngs=self._streams(rng),
@@ -152,7 +154,7 @@ class LinenAdapter:
             ) from error
         except errors.ModifyScopeVariableError as error:
             raise ValueError(
-                f"{name} writes to its variables as it runs; name their collections, such as from_linen(module, "
+                f"{name} writes to its variables when it runs; name their collections, such as from_linen(module, "
                 "mutable=['batch_stats']), or call it in its evaluation mode, such as from_linen(module, train=False)."
             ) from error
         except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
@@ -163,36 +165,54 @@ class LinenAdapter:
             ) from error
 
 
-def _in_forward_order(order: Sequence[Path], intermediates: Mapping[str, Any]) -> list[Call]:
-    """The calls of submodules in the order seen, and after them, where it was sown, what modules sowed."""
-    called: dict[Path, list[int]] = {}
+def _in_forward_order(order: Sequence[Path], intermediates: Mapping[str, Any]) -> list[LayerCall]:
+    """Returns the calls of submodules, and the values that modules sowed, in forward order.
+
+    Args:
+        order: path of the module of each call, in the order in which the calls returned.
+        intermediates: the collection with the values of these calls, and with the sown values.
+    """
+    places: dict[Path, list[float]] = {}
     found: list[tuple[float, Path, Any]] = []
     for place, path in enumerate(order):
-        values = _get(intermediates, path).get("__call__", ())
-        if len(called.setdefault(path, [])) < len(values):
-            found.append((place, path, values[len(called[path])]))
-            called[path].append(place)
-    for path, name, values, previous in _sown(intermediates):
-        # the j-th value comes after the j-th call of the submodule that wrote before it, else as its module starts
-        start = [min((places[0] for p, places in called.items() if p[: len(path)] == path and places), default=0) - 0.5]
-        after = called.get(previous) if previous else [*start, *called.get(path, ())]
-        for j, value in enumerate(values if isinstance(values, tuple) else (values,)):
-            found.append(((after or start)[min(j, len(after or start) - 1)], (*path, name), value))
+        values = _at_path(intermediates, path).get("__call__", ())
+        earlier_calls = places.setdefault(path, [])
+        if len(earlier_calls) < len(values):
+            found.append((place, path, values[len(earlier_calls)]))
+            earlier_calls.append(place)
+    for path, name, sown, previous in _sown_values(intermediates):
+        sown_places = _places_of_sown(path, previous, places)
+        for j, value in enumerate(sown if isinstance(sown, tuple) else (sown,)):
+            place_of_value = sown_places[min(j, len(sown_places) - 1)]
+            found.append((place_of_value, (*path, name), value))
     return [("/".join(path), value) for _, path, value in sorted(found, key=lambda call: call[0]) if path]
 
 
-def _get(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+def _places_of_sown(path: Path, previous: Path | None, places: Mapping[Path, list[float]]) -> list[float]:
+    """Returns the places in forward order of the values that a module sowed under one name.
+
+    The j-th value comes after the j-th call of the submodule that wrote before it. Without such a submodule, the first
+    value comes where the module starts, and the others after the module's own calls.
+    """
+    calls_inside = [calls[0] for other, calls in places.items() if calls and other[: len(path)] == path]
+    start = min(calls_inside, default=0) - 0.5
+    if previous is None:
+        return [start, *places.get(path, ())]
+    return places.get(previous) or [start]
+
+
+def _at_path(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     for name in path:
         tree = tree.get(name, {})
     return tree
 
 
-def _sown(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, str, Any, Path | None]]:
-    """What modules sowed, as (path of the module, name, values, path of the submodule that wrote before it)."""
+def _sown_values(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, str, Any, Path | None]]:
+    """Yields (path of the module, name, sown values, path of the submodule that wrote just before it or None)."""
     previous = None
     for name, value in tree.items():
         if isinstance(value, Mapping):
             previous = (*path, name)
-            yield from _sown(value, previous)
+            yield from _sown_values(value, previous)
         elif name != "__call__":
             yield path, name, value, previous

@@ -1,49 +1,50 @@
-"""The one form that every framework's model takes here: ``f(params, x, **kwargs)``."""
+"""The one form that a model of any framework takes: ``f(params, x, **kwargs)``."""
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import jax
 
-from ._layers import Call, select
+from .._typing import PyTree
+from ._layer_calls import LayerCall, select_layers
 from ._summary import Summary
 
-PyTree = Any
 Spread = Literal["args", "kwargs"] | None
 
 
 class Adapter(Protocol):
-    """What a framework's file provides; frozen and hashable, so that compiled functions are reused."""
+    """What the file of a framework provides. It is frozen and hashable, so that compiled functions are reused."""
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the model."""
+        """Returns the outputs of the model."""
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the model, and of each call of a layer in forward order."""
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the model, and each call of a layer in forward order."""
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """New parameters and state."""
+        """Returns new parameters and state."""
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """Parameters and state of what holds both in this framework; None where it is something else."""
+        """Returns parameters and state of an object that holds both in this framework; None for other objects."""
 
 
 @dataclass(frozen=True)
 class ModelFn:
     """A model as a pure function ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
-    Made by :func:`as_model_fn` or the ``from_...`` function of a framework; frozen and hashable, so it may be a static
-    argument of ``jax.jit``; works under ``jit``, ``grad`` and ``vmap``.
+    :func:`as_model_fn` and the ``from_...`` function of each framework return one. It works under ``jit``, ``grad``
+    and ``vmap``. It is frozen and hashable, so it may be a static argument of ``jax.jit``.
 
     Attributes:
-        adapter: the framework's part.
-        patterns: names of the layers that are the outputs; None for the model's own output.
+        adapter: the part that knows the framework.
+        patterns: patterns of the layers that are the outputs; None for the model's own outputs.
     """
 
     adapter: Adapter
@@ -52,25 +53,26 @@ class ModelFn:
     def __call__(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
     ) -> PyTree:
-        """Runs the model; updates of its state are dropped.
+        """Runs the model and drops the updates of its state.
 
         Args:
-            params: what optax trains. Whatever :meth:`split` takes is split.
-            x: inputs, batch axis 0.
-            state: all else that persists, such as running statistics.
-            rng: a key that feeds every stochastic layer; None runs deterministically.
-            **kwargs: passed to the model over those given to the adapter.
+            params: what optax trains. Anything that :meth:`split` takes is accepted and split.
+            x: inputs with batch axis 0.
+            state: all other persistent values, such as running statistics.
+            rng: a key that feeds every stochastic layer. With None the model runs deterministically.
+            **kwargs: passed to the model. They override those given to the adapter.
 
         Returns:
             The model's outputs or, after :meth:`layers`, an ``OrderedDict`` of activations by layer.
 
         Raises:
-            TypeError: ``params`` is a ``TrainState``, or ``rngs`` is passed in place of ``rng``.
-            ValueError: the model needs a ``state`` or an ``rng`` that was not given; a pattern matches no layer.
+            TypeError: ``params`` is a ``TrainState``, or ``rngs`` is passed instead of ``rng``.
+            ValueError: the model needs a ``state`` or an ``rng`` that was not given, or a pattern matches no layer.
         """
         if "rngs" in kwargs:
             raise TypeError(
-                "rngs=... is not an argument of a ModelFn; pass one key as rng=, it is folded for each name."
+                "rngs=... is not an argument of a ModelFn; pass one key as rng=, and each stream gets a key folded "
+                "from it."
             )
         if rng is not None and not hasattr(rng, "dtype"):
             raise TypeError(f"rng={rng!r} is not a key; pass rng=jax.random.key({rng!r}).")
@@ -78,15 +80,15 @@ class ModelFn:
         if self.patterns is None:
             return self.adapter.apply(params, state, rng, x, kwargs)
         outputs, calls = self.adapter.capture(params, state, rng, x, kwargs)
-        return select(calls, outputs, x, self.patterns)
+        return select_layers(calls, outputs, x, self.patterns)
 
     def init(self, rng: jax.Array, x: PyTree, **kwargs: Any) -> tuple[PyTree, PyTree]:
-        """New parameters.
+        """Returns new parameters.
 
         Args:
-            rng: the key to draw them from.
-            x: inputs as for a call; only shapes and dtypes matter.
-            **kwargs: passed to the model over those given to the adapter, such as ``train=True``.
+            rng: the key that they are drawn from.
+            x: inputs as for a call. Only their shapes and dtypes matter.
+            **kwargs: passed to the model, such as ``train=True``. They override those given to the adapter.
 
         Returns:
             ``(params, state)``; the state is empty for a model that has none.
@@ -94,10 +96,16 @@ class ModelFn:
         return self.adapter.init(rng, x, kwargs)
 
     def split(self, model: Any) -> tuple[PyTree, PyTree]:
-        """The current values of a model: an NNX model at any time in training, or a Linen variables dict.
+        """Returns the current values of a model.
+
+        Args:
+            model: a live NNX, Equinox or Keras model at any time in training, or a Linen variables dict.
 
         Returns:
             ``(params, state)`` as :meth:`init` gives them.
+
+        Raises:
+            TypeError: ``model`` is none of these, or belongs to another framework.
         """
         parts = self.adapter.split(model)
         if parts is None:
@@ -108,18 +116,18 @@ class ModelFn:
         return parts
 
     def layers(self, *patterns: str) -> ModelFn:
-        """The same model with layers as its outputs.
+        """Returns the same model with layers as its outputs.
 
         Args:
-            *patterns: :mod:`fnmatch` patterns on the path of a layer, such as ``"Dense_*"``; with ``!`` in front, of
-                layers to leave out, such as ``"!*dropout*"``. None means all layers.
+            *patterns: :mod:`fnmatch` patterns on the path of a layer, such as ``"Dense_*"``. A pattern that starts
+                with ``!``, such as ``"!*dropout*"``, leaves layers out. No patterns select all layers.
 
         Returns:
-            A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module called
-            twice gives ``name`` and ``name#1``; tuple outputs give ``name/0``; the model's own output comes last as
-            ``output``, unless a layer already returned that very array. Left out are outputs whose axis 0 does not have
-            the size of the batch, and layers called inside a transformation within the model (``scan``, ``vmap``,
-            ``remat``, ``jit``).
+            A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module that is
+            called twice gives ``name`` and ``name#1``; a tuple output gives ``name/0``. The model's own output comes
+            last as ``output``, unless a layer already returned that very array. Two kinds of layers are left out: those
+            whose axis 0 does not have the size of the batch, and those that are called inside a transformation within
+            the model (``scan``, ``vmap``, ``remat``, ``jit``).
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
@@ -137,19 +145,22 @@ class ModelFn:
     def layer_shapes(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
     ) -> OrderedDict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the layers' outputs, in forward order; computes nothing."""
+        """Returns shape and dtype of each layer's output, in forward order, without running the model."""
         f = self if self.patterns is not None else self.layers()
         params, state = self.variables(params, state)
 
         def run(params: PyTree, state: PyTree, rng: Any, x: PyTree) -> PyTree:
             return f(params, x, state=state, rng=rng, **kwargs)
 
-        return jax.eval_shape(run, params, state, rng, x)
+        shapes: OrderedDict[str, jax.ShapeDtypeStruct] = jax.eval_shape(run, params, state, rng, x)
+        return shapes
 
     def summary(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
     ) -> Summary:
-        """The layers with their shapes and what their kernels cost: ``print`` shows a table; computes nothing.
+        """Returns the layers with their shapes and the cost of their kernels, without running the model.
+
+        ``print`` shows it as a table.
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
@@ -161,11 +172,11 @@ class ModelFn:
         return Summary(self.layer_shapes(params, x, state=state, rng=rng, **kwargs))
 
     def variables(self, params: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:
-        """Parameters and state as plain PyTrees, from whatever holds them.
+        """Returns parameters and state as plain PyTrees.
 
         Args:
-            params: parameters, which pass through, or anything that :meth:`split` takes.
-            state: the state; None takes what ``params`` holds.
+            params: parameters, which are returned as they are, or anything that :meth:`split` takes.
+            state: the state. With None it is taken from ``params``, if that holds one.
 
         Raises:
             TypeError: ``params`` is a ``TrainState``.
@@ -178,19 +189,21 @@ class ModelFn:
         parts = self.adapter.split(params)
         if parts is None:
             return params, state
-        params, found = parts
-        return params, found if state is None else state
+        params, own_state = parts
+        return params, own_state if state is None else state
 
 
 def spread_input(x: PyTree, spread: Spread) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How the model is called: ``model(x)``, ``model(*x)`` or ``model(**x)``."""
+    """Returns the arguments of ``model(x)``, ``model(*x)`` or ``model(**x)``."""
     if spread == "args":
         return tuple(x), {}
-    return ((), dict(x)) if spread == "kwargs" else ((x,), {})
+    if spread == "kwargs":
+        return (), dict(x)
+    return (x,), {}
 
 
 def frozen_kwargs(adapter: str, spread: Spread, kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The adapter's keyword arguments in hashable form, checked together with ``spread``."""
+    """Returns the keyword arguments of an adapter in hashable form, after checking them and ``spread``."""
     if spread not in (None, "args", "kwargs"):
         raise ValueError(
             f"spread={spread!r} must be None for model(x), 'args' for model(*x) or 'kwargs' for model(**x)."
@@ -204,3 +217,9 @@ def frozen_kwargs(adapter: str, spread: Spread, kwargs: Mapping[str, Any]) -> tu
                 f"arrays go to the call: f(params, x, {name}=...)."
             ) from None
     return tuple(sorted(kwargs.items()))
+
+
+def accepts_argument(function: Callable[..., Any], name: str) -> bool:
+    """Returns whether ``function`` can be called with ``name=...``."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

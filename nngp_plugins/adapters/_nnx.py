@@ -1,4 +1,4 @@
-"""Flax NNX."""
+"""The adapter of Flax NNX."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import jax.numpy as jnp
 
 from .._require import require
 from .._static import Static
-from ._layers import Call, Recorder
-from ._mismatch import Shapes, check_params, explaining, shapes_of
-from ._model_fn import ModelFn, PyTree, Spread, frozen_kwargs, spread_input
-from ._recording import Record, recording, watching
+from .._typing import PyTree
+from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
+from ._intercept import RecordCall, intercept, intercepting_class
+from ._layer_calls import CallRecord, LayerCall
+from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
 
 
 def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
     """A Flax NNX model as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
-    What the model is at conversion decides: ``model.eval()`` before it for deterministic outputs. Later changes of
-    the live object do not reach the :class:`ModelFn`; ``f.split(model)`` reads its current values at any time, and
-    the model itself may stand for ``params``.
+    The mode of the model at conversion decides: call ``model.eval()`` first for deterministic outputs. Later changes
+    of the live object do not reach the :class:`ModelFn`. ``f.split(model)`` reads the current values at any time, and
+    the model itself may be passed as ``params``.
 
     Args:
-        model_or_factory: a live ``nnx.Module``, or a function ``rngs -> model`` (which a class may be), as ``f.init``
-            needs.
-        method: name of the method to run in place of ``__call__``.
+        model_or_factory: a live ``nnx.Module``, or a function or class ``rngs -> model``, which ``f.init`` needs.
+        method: name of the method to run instead of ``__call__``.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
         **call_kwargs: passed at every call.
 
     Returns:
-        The :class:`ModelFn`. Its ``params`` is the ``nnx.Param`` state, its ``state`` all other variables. Random
-        state alone need not be passed: it is replaced by ``rng``, and unused without.
+        The :class:`ModelFn`. Its ``params`` is the ``nnx.Param`` state; its ``state`` is all other variables. A model
+        whose only other variables are random state needs no ``state``: keys from ``rng`` replace its random state.
 
     Raises:
-        TypeError: neither a module nor a factory of one.
+        TypeError: ``model_or_factory`` is neither a module nor a factory of one.
         AttributeError: the model has no such method.
 
     Example:
@@ -59,7 +59,7 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
             raise TypeError(
                 f"from_nnx takes an nnx.Module or a function rngs -> nnx.Module, got {reprlib.repr(model_or_factory)}."
             )
-        factory = _factory(model_or_factory)
+        factory = _positional_factory(model_or_factory)
         model = nnx.eval_shape(lambda: factory(nnx.Rngs(0)))
         if not isinstance(model, nnx.Module):
             raise TypeError(f"the factory given to from_nnx returned {type(model).__name__}, not an nnx.Module.")
@@ -67,39 +67,43 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
         raise AttributeError(f"{type(model).__name__} has no method {method or '__call__'!r}; choose one with method=.")
     kwargs = frozen_kwargs("from_nnx", spread, call_kwargs)
     model = nnx.clone(model)
-    nnx.pop(model, nnx.Intermediate)  # left behind by a sow outside nnx.capture; no part of the model
+    nnx.pop(model, nnx.Intermediate)  # A sow outside nnx.capture leaves these behind; they are no part of the model.
     graphdef, params, random, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
     needed = tuple("/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
     leaves, structure = jax.tree.flatten(random)
-    streams = Streams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+    streams = RandomStreams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     shapes = shapes_of(params)
     return ModelFn(
         NNXAdapter(type(model).__name__, Static(graphdef), shapes, streams, needed, factory, method, spread, kwargs)
     )
 
 
-def _factory(make: Any) -> Callable[..., Any]:
-    """The factory as a function of ``rngs`` by position; modules take it by keyword."""
-    arguments = inspect.signature(make.__init__ if isinstance(make, type) else make).parameters  # type: ignore[misc]
+def _positional_factory(make: Any) -> Callable[..., Any]:
+    """Returns the factory as a function of ``rngs`` by position, because modules usually take it by keyword."""
+    is_class = isinstance(make, type)
+    # The metaclass of NNX hides the arguments of a class, but its __init__ shows them.
+    arguments = inspect.signature(make.__init__ if is_class else make).parameters
     return (lambda rngs: make(rngs=rngs)) if "rngs" in arguments else make
 
 
 @dataclass(frozen=True)
-class Streams:
-    """The random state of a model without its values: what it takes to feed every stream from one key."""
+class RandomStreams:
+    """The random state of a model without its values, so that every stream can be fed from one key."""
 
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
 
     def seeded(self, rng: jax.Array) -> PyTree:
-        """The random state with keys folded from ``rng`` and all counts at zero."""
+        """Returns the random state with keys folded from ``rng`` and all counts at zero."""
         if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
             rng = jax.random.wrap_key_data(rng)
         state = []
         for i, (shape, dtype) in enumerate(self.leaves):
-            is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+            if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+                state.append(jnp.zeros(shape, dtype))
+                continue
             key = jax.random.fold_in(rng, i)
-            state.append((jax.random.split(key, shape) if shape else key) if is_key else jnp.zeros(shape, dtype))
+            state.append(jax.random.split(key, shape) if shape else key)
         return self.structure.unflatten(state)
 
 
@@ -110,7 +114,7 @@ class NNXAdapter:
     name: str
     graphdef: Static
     shapes: Shapes
-    streams: Streams
+    streams: RandomStreams
     needed: tuple[str, ...]
     factory: Callable[..., Any] | None
     method: str | None
@@ -118,40 +122,43 @@ class NNXAdapter:
     kwargs: tuple[tuple[str, Any], ...]
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
-        """The outputs of the model."""
+        """Returns the outputs of the model."""
         return self._call(params, state, rng, x, kwargs, lambda path, value: None)
 
     def capture(
         self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[Call]]:
-        """The outputs of the model, of its submodules, and what they sowed."""
-        record = Recorder()
+    ) -> tuple[PyTree, list[LayerCall]]:
+        """Returns the outputs of the model, of its submodules, and what they sowed."""
+        record = CallRecord()
         return self._call(params, state, rng, x, kwargs, record), record.calls
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
-        """New parameters and state."""
+        """Returns new parameters and state."""
         if self.factory is None:
             raise ValueError(
-                "this ModelFn was made from a live NNX model, whose values f.split(model) gives; for new ones make it "
-                "from a factory: from_nnx(lambda rngs: Model(rngs=rngs))."
+                "this ModelFn was made from a live NNX model, so it cannot make new values; f.split(model) gives those "
+                "of the model. For new ones make it from a factory: from_nnx(lambda rngs: Model(rngs=rngs))."
             )
         nnx = require("flax.nnx", extra="flax")
         _, params, state = nnx.split(self.factory(nnx.Rngs(rng)), nnx.Param, ...)
         return params, state
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
-        """Parameters and state of a live model, or of all its variables as ``nnx.state`` gives them."""
+        """Returns parameters and state of a live model, or of all its variables as ``nnx.state`` gives them."""
         nnx = require("flax.nnx", extra="flax")
         if isinstance(model, nnx.State):
-            plain = not jax.tree.leaves(nnx.filter_state(model, nnx.Variable))  # as nnx.Optimizer hands parameters on
-            if plain or not jax.tree.leaves(nnx.filter_state(model, nnx.Not(nnx.Param))):
+            # nnx.Optimizer passes parameters on as a State of plain arrays, without Variables.
+            is_plain = not jax.tree.leaves(nnx.filter_state(model, nnx.Variable))
+            if is_plain or not jax.tree.leaves(nnx.filter_state(model, nnx.Not(nnx.Param))):
                 return None
-            return nnx.split_state(model, nnx.Param, ...)
+            parts: tuple[PyTree, PyTree] = nnx.split_state(model, nnx.Param, ...)
+            return parts
         if not isinstance(model, nnx.Module):
             return None
         _, params, _, state = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
-        # new variables: training goes on writing to those of the model
-        return jax.tree.map(lambda value: value, (params, state))
+        # The copies are new variables, because training continues to write to those of the model.
+        copies: tuple[PyTree, PyTree] = jax.tree.map(lambda value: value, (params, state))
+        return copies
 
     def _merge(self, params: PyTree, state: PyTree, rng: Any) -> Any:
         nnx = require("flax.nnx", extra="flax")
@@ -164,27 +171,26 @@ class NNXAdapter:
             )
         rest = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))) if state else nnx.State({})
         random = self.streams.seeded(jax.random.key(0, impl=_refusing_keys()) if rng is None else rng)
-        # copy: the model writes to its variables, and those of the caller must not change
+        # The model writes to its variables; copy=True keeps those of the caller unchanged.
         return nnx.merge(self.graphdef.value, params, random, rest, copy=True)
 
     def _call(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], record: Record
+        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], record: RecordCall
     ) -> PyTree:
         nnx = require("flax.nnx", extra="flax")
         model = self._merge(params, state, rng)
         paths = {}
         for path, module in nnx.iter_modules(model):
             paths[id(module)] = "/".join(map(str, path))
-            kind: Any = type(module)
-            object.__setattr__(module, "__class__", recording(kind))
+            object.__setattr__(module, "__class__", intercepting_class(type(module)))
         args, inputs = spread_input(x, self.spread)
-        with watching(paths, record), explaining(self.name, params, x):
+        with intercept(paths, record), explain_errors(self.name, params, x):
             return getattr(model, self.method or "__call__")(*args, **{**inputs, **dict(self.kwargs), **kwargs})
 
 
 @cache
 def _refusing_keys() -> Any:
-    """Keys that may be folded and split, as many models do on their way, but give no random numbers."""
+    """Returns a kind of key that can be folded and split, as many models do, but raises when numbers are drawn."""
 
     def random_bits(key: Any, bits: int, shape: tuple[int, ...]) -> Any:
         raise ValueError(
@@ -192,7 +198,7 @@ def _refusing_keys() -> Any:
             "before from_nnx(model)."
         )
 
-    from jax.extend.random import define_prng_impl  # here, for it takes long to import
+    from jax.extend.random import define_prng_impl
 
     return define_prng_impl(
         key_shape=(1,),

@@ -1,4 +1,4 @@
-"""What the layers of a model are, and what their kernels would cost."""
+"""The layers of a model, and what their kernels would cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers of a model on given inputs; ``print`` shows it as a table.
+    """The layers of a model on given inputs; ``print`` shows them as a table.
 
     Attributes:
         shapes: shape and dtype of each layer's output, in forward order.
@@ -27,16 +27,16 @@ class Summary:
 
     @property
     def flops(self) -> dict[str, int]:
-        """Floating-point operations of each layer's ``(N, N)`` kernel: two for each pair of examples and feature."""
+        """Floating-point operations of each layer's ``(N, N)`` kernel: two for each feature and pair of examples."""
         return {name: 2 * y.shape[0] * math.prod(y.shape) for name, y in self.shapes.items()}
 
     @property
     def output_bytes(self) -> dict[str, int]:
-        """Bytes of each layer's output."""
+        """Size in bytes of each layer's output."""
         return {name: math.prod(y.shape) * y.dtype.itemsize for name, y in self.shapes.items()}
 
     def __rich__(self) -> Table:
-        from rich.table import Table  # here, for it takes as long to import as all of this package
+        from rich.table import Table
 
         table = Table(caption="kernel: operations of y yᵀ over all axes but the batch", caption_justify="left")
         for i, name in enumerate(("layer", "shape", "dtype", "output", "kernel")):

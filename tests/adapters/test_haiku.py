@@ -83,7 +83,7 @@ class TestWithoutApplyRng:
         params = transformed.init(jax.random.key(0), x)
         f = nngp.from_haiku(hk.without_apply_rng(transformed))
         equal(f(params, x), transformed.apply(params, None, x))
-        told = r"rng was given, but hk\.without_apply_rng removed it; pass the function to from_haiku without"
+        told = r"rng was given, but hk\.without_apply_rng removed this argument; pass from_haiku the transf.* without"
         with pytest.raises(ValueError, match=told):
             f(params, x, rng=jax.random.key(0))
 

@@ -120,7 +120,7 @@ def test_parameters_of_a_wider_model(framework):
 def test_parameters_of_a_deeper_model(framework):
     f, _ = MODELS[framework](3, 4, 5)
     _, params = MODELS[framework](3, 4, 5, 2)
-    with pytest.raises(ValueError, match=r"params are not those of this .*: they hold '(layers/2/|\[4\])"):
+    with pytest.raises(ValueError, match=r"params do not belong to this .*: they hold '(layers/2/|\[4\])"):
         call(f, framework, params, jnp.ones((4, 3)))
 
 
@@ -136,7 +136,7 @@ def test_inputs_of_another_shape(framework):
 
 def test_parameters_of_another_kind_of_model():
     model, like = eqx.nn.Linear(3, 2, key=jax.random.key(0)), equinox(3, 2)[1]
-    with pytest.raises(ValueError, match=r"params are those of a Sequential, not of this Linear\."):
+    with pytest.raises(ValueError, match=r"params belong to a Sequential, not to this Linear\."):
         nngp.from_equinox(model)(like, jnp.ones((4, 3)))
 
 
@@ -169,7 +169,7 @@ class TestLinenModules:
         module = Linen((3, 2))
         bound = module.bind(module.init(jax.random.key(0), jnp.ones((4, 3))))
         with pytest.raises(
-            ValueError, match=r"this Linen is bound to variables; pass .* the first of bound\.unbind\(\)"
+            ValueError, match=r"this Linen is bound to variables; pass .* module, _ = bound\.unbind\(\)"
         ):
             nngp.from_linen(bound)
         assert nngp.from_linen(bound.unbind()[0]) == nngp.from_linen(module)

@@ -211,5 +211,5 @@ def test_nnx_factory_of_something_else():
 
 @pytest.mark.parametrize("argument", ["rngs", "mutable"])
 def test_linen_names_as_one_string(argument):
-    with pytest.raises(TypeError, match=f"{argument}='dropout'.* are sequences of names"):
+    with pytest.raises(TypeError, match=f"{argument}='dropout'.* must be sequences of names"):
         nngp.from_linen(nn.Dense(2), **{argument: "dropout"})

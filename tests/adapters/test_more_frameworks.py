@@ -90,7 +90,7 @@ class TestKeras:
             f(params, X)
         with pytest.raises(ValueError, match=r"^rng=None, but this Keras model draws random numbers in training mode"):
             f(params, X, state=state, training=True)
-        with pytest.raises(ValueError, match=r"^Keras draws the parameters of a model as it is built"):
+        with pytest.raises(ValueError, match=r"^Keras draws the parameters when it builds a model"):
             f.init(jax.random.key(0), X)
         with pytest.raises(ValueError, match=r"is not built; call it once, or model\.build\(input_shape\)"):
             nngp.from_keras(keras.layers.Dense(5))
@@ -104,7 +104,7 @@ class TestFunctions:
         np.testing.assert_array_equal(f(2.0, X, state=1.0), 2 * X + 1)
         with pytest.raises(ValueError, match=r"^rng= was given, but this function takes no rng"):
             f(2.0, X, state=1.0, rng=jax.random.key(0))
-        with pytest.raises(ValueError, match=r"^init=None, so there is nothing to make parameters with"):
+        with pytest.raises(ValueError, match=r"^init=None, so f\.init cannot make parameters"):
             f.init(jax.random.key(0), X)
         with pytest.raises(TypeError, match=r"^from_callable\(apply=3\) takes a function"):
             nngp.from_callable(3)
@@ -133,7 +133,9 @@ class TestLayers:
         f = nngp.from_linen(Mean())
         params, _ = f.init(jax.random.key(0), X)
         assert list(f.layers()(params, X)) == ["hidden", "head"]
-        with pytest.raises(ValueError, match=r"matches 'output/aux', which has no row for each of 4 examples .* but 7"):
+        with pytest.raises(
+            ValueError, match=r"'output/aux', which does not have one row for each of 4 examples: its axis 0 .* 7"
+        ):
             f.layers("output/aux")(params, X)
 
     def test_the_summary(self, params):

@@ -136,7 +136,7 @@ def test_kernel_again_goes_on_with_what_is_there(written):
 def test_verify(written, tmp_path):
     path = shutil.copytree(written[0], tmp_path / "k.zarr")
     good = nngp_zoo("verify", path)
-    assert (good.returncode, good.stdout) == (0, f"{path}: 100% written, every tile as it was written\n")
+    assert (good.returncode, good.stdout) == (0, f"{path}: 100% written, and every written tile matches its checksum\n")
     ledger = path / "ledger.jsonl"
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(lines[:16]))

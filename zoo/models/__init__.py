@@ -1,4 +1,4 @@
-"""The same networks in each framework: one file each, with the same sizes, layer names and initial distributions."""
+"""The same networks in one file for each framework, with the same sizes, layer names and initial distributions."""
 
 MLP_WIDTHS = (256, 256)
 CNN_CHANNELS = (32, 64)

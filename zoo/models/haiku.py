@@ -12,7 +12,7 @@ from nngp_plugins import ModelFn, from_haiku
 
 from . import CNN_CHANNELS, CNN_WIDTH, MLP_WIDTHS
 
-# Flax's defaults (LeCun normal, zero biases), so that a framework changes no number but by its random stream.
+# These are Flax's defaults (LeCun normal, zero biases), so that frameworks differ only in their random streams.
 _INIT = {"w_init": hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")}
 
 

@@ -20,7 +20,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Logits ``(N, classes)`` of inputs ``(N, ...)``."""
+        """Returns logits ``(N, classes)`` of inputs ``(N, ...)``."""
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths):
             x = nn.relu(nn.Dense(width, name=f"dense_{i}")(x))
@@ -36,7 +36,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Logits ``(N, classes)`` of images ``(N, H, W, C)``."""
+        """Returns logits ``(N, classes)`` of images ``(N, H, W, C)``."""
         for i, channels in enumerate(self.channels):
             x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{i}")(x))
         x = x.mean(axis=(1, 2))
@@ -45,10 +45,10 @@ class CNN(nn.Module):
 
 
 def mlp(shape: Sequence[int], classes: int) -> ModelFn:
-    """The MLP for inputs of that shape."""
+    """Returns the MLP for inputs of that shape."""
     return from_linen(MLP(MLP_WIDTHS, classes))
 
 
 def cnn(shape: Sequence[int], classes: int) -> ModelFn:
-    """The CNN for images of that shape."""
+    """Returns the CNN for images of that shape."""
     return from_linen(CNN(CNN_CHANNELS, CNN_WIDTH, classes))

@@ -25,7 +25,7 @@ class MLP(nnx.Module):
         self.head = nnx.Linear(size, classes, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Logits ``(N, classes)`` of inputs ``(N, ...)``."""
+        """Returns logits ``(N, classes)`` of inputs ``(N, ...)``."""
         x = x.reshape(x.shape[0], -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense_{i}")(x))
@@ -44,7 +44,7 @@ class CNN(nnx.Module):
         self.head = nnx.Linear(width, classes, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """Logits ``(N, classes)`` of images ``(N, H, W, C)``."""
+        """Returns logits ``(N, classes)`` of images ``(N, H, W, C)``."""
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"conv_{i}")(x))
         x = nnx.relu(self.dense(x.mean(axis=(1, 2))))
@@ -52,10 +52,10 @@ class CNN(nnx.Module):
 
 
 def mlp(shape: Sequence[int], classes: int) -> ModelFn:
-    """The MLP for inputs of that shape."""
+    """Returns the MLP for inputs of that shape."""
     return from_nnx(lambda rngs: MLP(shape, MLP_WIDTHS, classes, rngs=rngs))
 
 
 def cnn(shape: Sequence[int], classes: int) -> ModelFn:
-    """The CNN for images of that shape."""
+    """Returns the CNN for images of that shape."""
     return from_nnx(lambda rngs: CNN(shape[-1], CNN_CHANNELS, CNN_WIDTH, classes, rngs=rngs))
