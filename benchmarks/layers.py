@@ -46,13 +46,13 @@ def grams_and_eigenvalues(over_layers, n, layers):
 
 def every_metric_of_layers(n, layers):
     """As a tracker does it."""
-    from nngp_plugins.callbacks._measure import layer_metrics, stacked_grams, with_eigenvalues
+    from nngp_plugins.metrics import evaluate, stacked_grams, with_eigenvalues
 
     outputs, metrics = dict(enumerate(layers_of(n, layers))), metrics_with_targets(n)
     references = with_eigenvalues(stacked_grams({i: y + 0.1 * normal(99, *y.shape) for i, y in outputs.items()}))
     start = time.perf_counter()
     grams_of = jax.jit(stacked_grams).lower(outputs).compile()
-    compiled = jax.jit(partial(layer_metrics, metrics)).lower(references, references, references, 1.0).compile()
+    compiled = jax.jit(partial(evaluate, metrics)).lower(references, references, references, 1.0).compile()
     compilation = time.perf_counter() - start
 
     def measured():

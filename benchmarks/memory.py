@@ -21,7 +21,7 @@ def batched(n, d, batch_size, **options):
 
 def needed(**sizes):
     kernel_fn, *arguments = batched(**sizes)
-    job = kernel_fn.job(arguments[0], None, arguments[1])
+    job = kernel_fn.plan(arguments[0], None, arguments[1])
     return lambda: {"growth": job.kernel_bytes + job.output_bytes + job.tile_bytes}
 
 

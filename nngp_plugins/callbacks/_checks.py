@@ -120,8 +120,9 @@ def check_metrics(metrics: Mapping[str, Metric], n: int) -> None:
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
-    kernel, eigenvalues = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, n), (n,)))
-    like: Any = DenseGram(kernel, kernel, eigenvalues)
+    kernel: Any = jax.ShapeDtypeStruct((n, n), jnp.float32)
+    eigenvalues: Any = jax.ShapeDtypeStruct((n,), jnp.float32)
+    like = DenseGram(kernel, kernel, eigenvalues)
     for name, metric in metrics.items():
         if "/" in name:
             raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")

@@ -33,8 +33,8 @@ def keys_of_x2(keys: PyTree, x1: PyTree, x2: PyTree) -> PyTree:
 def _equal(x1: PyTree, x2: PyTree) -> bool | Array:
     """Whether two inputs are the same examples; a traced bool if only values on a device can tell."""
     leaves1, leaves2 = jax.tree.leaves(x1), jax.tree.leaves(x2)
-    same_structure: bool = jax.tree.structure(x1) == jax.tree.structure(x2)
-    if not same_structure or list(map(jnp.shape, leaves1)) != list(map(jnp.shape, leaves2)):
+    structures: list[Any] = [jax.tree.structure(x1), jax.tree.structure(x2)]
+    if structures[0] != structures[1] or list(map(jnp.shape, leaves1)) != list(map(jnp.shape, leaves2)):
         return False
     pairs = [(a, b) for a, b in zip(leaves1, leaves2, strict=True) if a is not b]
     on_host = [_on_host(a) and _on_host(b) for a, b in pairs]

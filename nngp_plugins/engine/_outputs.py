@@ -113,8 +113,8 @@ def refuse_other_rows(y: NamedOutputs, rows: int, argument: str, devices: int = 
         if leaf.shape[:1] != (rows * devices,):
             shape = (leaf.shape[0] // devices, *leaf.shape[1:]) if leaf.shape else ()
             raise ValueError(
-                f"{name} of f has shape {shape} for a batch of {rows} examples of {argument}; batches can only be "
-                "put together along a batch axis 0 with a row for each example."
+                f"{name} of f has shape {shape} for a batch of {rows} examples of {argument}; every output needs a row "
+                "for each example along axis 0."
             )
 
 

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import jax
 import numpy as np
 
-from .._durable import AppendedLines, FolderLock, fingerprint, rename, replace_file
+from .._durable import AppendedLines, FolderInUseError, FolderLock, fingerprint, rename, replace_file
 from .._typing import PyTree
 from ._rows import Row
 
@@ -55,7 +55,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path, self._argument)
-        except FileExistsError:
+        except FolderInUseError:
             raise
         except OSError as error:
             raise type(error)(error.errno, f"{self._argument} can't be written: {error.strerror}") from error

@@ -1,18 +1,22 @@
 """Metrics: numbers from kernels, each as its published formula."""
 
-from ._catalogue import Entry as Entry
-from ._catalogue import Metric as Metric
-from ._catalogue import catalogue as catalogue
-from ._catalogue import entry as entry
-from ._catalogue import entry_of as entry_of
-from ._catalogue import unregister as unregister
+from ._catalogue import (
+    Entry as Entry,
+    Metric as Metric,
+    catalogue as catalogue,
+    entry as entry,
+    entry_of as entry_of,
+    unregister as unregister,
+)
 from ._dense import DenseGram as DenseGram
 from ._features import FeatureGram as FeatureGram
 from ._gram import Gram as Gram
-from ._to_grams import features as features
-from ._to_grams import gram_of as gram_of
-from ._to_grams import stacked_grams as stacked_grams
-from ._to_grams import with_eigenvalues as with_eigenvalues
+from ._to_grams import (
+    features as features,
+    gram_of as gram_of,
+    stacked_grams as stacked_grams,
+    with_eigenvalues as with_eigenvalues,
+)
 
 # isort: off
 # Each import registers its metrics. The catalogue and the logs of a tracker keep this order, which run folders store.
@@ -44,8 +48,10 @@ from ._many import cka_matrix as cka_matrix
 from ._many import minibatch_cka_matrix as minibatch_cka_matrix
 
 # isort: on
-from ._tracked import DEFAULT as DEFAULT
-from ._tracked import default_metrics as default_metrics
-from ._tracked import evaluate as evaluate
-from ._tracked import needs_spectrum as needs_spectrum
-from ._tracked import of_targets as of_targets
+from ._tracked import (
+    DEFAULT as DEFAULT,
+    default_metrics as default_metrics,
+    evaluate as evaluate,
+    needs_spectrum as needs_spectrum,
+    of_targets as of_targets,
+)

@@ -29,10 +29,10 @@ from ..engine import (
     Range,
     Tile,
     batch,
+    progress as show_progress,
     run,
     unpacked,
 )
-from ..engine import progress as show_progress
 from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
 from ._ledger import Chunk, Ledger
 from ._read import KernelStore

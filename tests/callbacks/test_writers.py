@@ -12,10 +12,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 import rich.console
-from rich.progress import Progress
-
 from nngp_plugins.callbacks._console import Console, sparkline
 from nngp_plugins.callbacks._writers import Guarded, MLflow, TensorBoard, as_writer
+from rich.progress import Progress
 
 NAN, INF = math.nan, math.inf
 ROWS = {

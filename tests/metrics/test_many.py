@@ -8,6 +8,7 @@ import pytest
 from nngp_plugins.metrics import (
     DenseGram,
     FeatureGram,
+    _many as many,
     bootstrap,
     cka,
     cka_matrix,
@@ -16,7 +17,6 @@ from nngp_plugins.metrics import (
     scale,
     target_alignment,
 )
-from nngp_plugins.metrics import _many as many
 
 from . import oracles
 

@@ -72,8 +72,9 @@ def test_browser_draws_every_figure(run):
 
 
 def test_figures_hold_the_numbers_of_the_run(run):
-    from nngp_plugins.report._figures import curves, heat_maps
     from nngp_plugins.report._run import Run
+
+    from nngp_plugins.report._figures import curves, heat_maps
 
     loaded = Run.load(run)
     titled = dict(curves(loaded))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import xarray
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import nngp_plugins as nngp
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nngp_plugins.engine._write import StoreWriter
 
 import nngp_plugins as nngp
-from nngp_plugins.engine._write import StoreWriter
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ._as_writer import as_writer as as_writer
 from ._mlflow import MLflow as MLflow
 from ._tensorboard import TensorBoard as TensorBoard
-from ._writer import Guarded as Guarded
-from ._writer import Writer as Writer
+from ._writer import Guarded as Guarded, Writer as Writer
 
 if TYPE_CHECKING:
     from ._console import Console as Console

@@ -12,8 +12,7 @@ from typing import Any
 
 import rich
 from rich import box
-from rich.console import Console as RichConsole
-from rich.console import Group
+from rich.console import Console as RichConsole, Group
 from rich.errors import LiveError
 from rich.live import Live
 from rich.table import Table
