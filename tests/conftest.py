@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Most of the time of the tests goes into compiling small functions that need not run fast. Both flags change how code is
-# generated, and neither changes what it computes; the second halves the time of a compilation.
+# Most of the time of the tests goes into compiling small functions that need not run fast. Both flags change how code
+# is generated, and neither changes what it computes; the second halves the time of a compilation.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )

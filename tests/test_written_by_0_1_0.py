@@ -3,6 +3,7 @@
 The folders in ``written_by_0_1_0`` were made by ``write_all`` of this file with that version, and are never made anew.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -55,10 +56,8 @@ def write_store(path, tile_size=4):
 
 
 def write_all(folder):
-    try:
+    with contextlib.suppress(InterruptedError):
         track(folder / "run", 9, stop=5)
-    except InterruptedError:
-        pass
     write_store(folder / "finished.zarr")
     write_store(folder / "unfinished.zarr")
     ledger = folder / "unfinished.zarr" / "ledger.jsonl"

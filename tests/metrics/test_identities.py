@@ -4,23 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import nngp_plugins.metrics
-from nngp_plugins.metrics import (
-    DEFAULT,
-    DenseGram,
-    FeatureGram,
+from helpers.arrays import close
+from helpers.compiled import (
     cka,
     effective_rank,
-    of_targets,
     participation_ratio,
     power_law_exponent,
     relative_change,
     scale,
     stable_rank,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nngp_plugins import metrics
+from nngp_plugins.metrics import DEFAULT, DenseGram, FeatureGram, of_targets
 
 # Few shapes, as each new one compiles; no database, as the examples are the same every time.
 few = settings(deadline=None, max_examples=20, derandomize=True, database=None)
@@ -31,10 +29,6 @@ factors = st.floats(0.01, 100)
 
 def normal(seed, shape, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def close(a, b, rtol=1e-4, atol=1e-5):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("debiased", [False, True])
@@ -197,7 +191,7 @@ def test_metrics_of_targets():
     fit = ["target_alignment", "log_marginal_likelihood"]
     of_classes = ["target_alignment", "class_separation", "regression_accuracy", "log_marginal_likelihood"]
     for y, names in ((numbers, fit), (np.arange(8) % 2, of_classes), (np.eye(2)[np.arange(8) % 2], of_classes)):
-        metrics = of_targets(y)
-        assert list(metrics) == names
-        for name, metric in metrics.items():
-            close(metric(gram, None), getattr(nngp_plugins.metrics, name)(gram, y))
+        of_y = of_targets(y)
+        assert list(of_y) == names
+        for name, metric in of_y.items():
+            close(metric(gram, None), getattr(metrics, name)(gram, y))

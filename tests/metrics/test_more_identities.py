@@ -6,34 +6,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import close
+from helpers.compiled import (
+    alignment,
+    bures_distance,
+    condition_number,
+    effective_rank,
+    eigenvector_overlap,
+    kernel_distance,
+    participation_ratio,
+    power_law_exponent,
+    scale,
+    spectrum,
+    stable_rank,
+    von_neumann_entropy,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nngp_plugins.metrics import (
     DenseGram,
     FeatureGram,
-    alignment,
-    bures_distance,
     centered_kernel_velocity,
     class_block_means,
     class_separation,
-    condition_number,
-    effective_rank,
-    eigenvector_overlap,
-    kernel_distance,
     log_marginal_likelihood,
-    participation_ratio,
-    power_law_exponent,
     regression_accuracy,
-    scale,
-    spectrum,
-    stable_rank,
     target_alignment,
-    von_neumann_entropy,
 )
 
 from . import oracles
 
+pytestmark = pytest.mark.once
 # Few shapes, as each new one compiles; no database, as the examples are the same every time.
 few = settings(deadline=None, max_examples=10, derandomize=True, database=None)
 shapes = st.sampled_from([(6, 9), (12, 4)])
@@ -49,10 +53,6 @@ def normal(seed, shape):
 def rotated(seed, phi):
     q, _ = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(phi.shape[1], phi.shape[1])))
     return phi @ jnp.asarray(q, jnp.float32)
-
-
-def close(a, b, rtol=1e-4, atol=1e-5):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @partial(jax.jit, static_argnums=3)
