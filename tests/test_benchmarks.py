@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.once
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CHEAP = {"import_time": 1, "rectangular": 1, "spatial": 2, "symmetric": 1}  # with the number of cases
 
@@ -58,6 +59,7 @@ def modules(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.exhaustive
 def test_the_cheap_ones(tmp_path):
     """Ratios are those of the medians to the fastest floor; results of others stay, old ones of the same go."""
     stale = {"date": "", "machine": "an old one", "quick": True, "cases": []}

@@ -44,6 +44,7 @@ def test_haiku_experiment(capsys):
     assert capsys.readouterr().out.count("learning rate") == len(histories)
 
 
+@pytest.mark.exhaustive
 def test_lazy_and_rich(tmp_path, capsys):
     path = tmp_path / "lazy_and_rich.html"
     lazy, rich = run("lazy_and_rich", widths=(32, 512), rates=(0.002, 0.032), seeds=2, steps=60, out=path)

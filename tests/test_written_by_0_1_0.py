@@ -3,9 +3,9 @@
 The folders in ``written_by_0_1_0`` were made by ``write_all`` of this file with that version, and are never made anew.
 """
 
+import contextlib
 import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -56,7 +56,7 @@ def write_store(path, tile_size=4):
 
 
 def write_all(folder):
-    with suppress(InterruptedError):
+    with contextlib.suppress(InterruptedError):
         track(folder / "run", 9, stop=5)
     write_store(folder / "finished.zarr")
     write_store(folder / "unfinished.zarr")

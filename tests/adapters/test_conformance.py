@@ -18,6 +18,18 @@ load()
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS]
 )
+
+
+def marks_of(name):
+    """The slowest tests run on the first model of each framework, and on every other one where CI asks for all."""
+    first = next(other for other in MODELS if other.split("/")[0] == name.split("/")[0])
+    everywhere = name == first or page.SECTION == "packages"
+    return [pytest.mark.xdist_group(name), pytest.mark.once if everywhere else pytest.mark.exhaustive]
+
+
+a_model_of_each_framework = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=marks_of(name)) for name in MODELS]
+)
 WRITE = f"NNGP_MODELS={page.SECTION} PYTHONPATH=tests/adapters:. python -m models.page writes it"
 
 
@@ -64,7 +76,7 @@ def is_float(leaf):
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-@every_model
+@a_model_of_each_framework
 def test_without_jit_it_is_the_same_and_nothing_changes(name):
     model, (_, layers, _) = built(name), outputs_of(name)
     given = [model.params, model.x, flags_of(model)[1]]
@@ -98,6 +110,7 @@ def test_layers(name):
         assert eigenvalues[0] >= -1e-5 * eigenvalues[-1]
 
 
+@pytest.mark.once
 @every_model
 def test_in_batches_it_is_the_same(name):
     model, (_, _, kernels) = built(name), outputs_of(name)
@@ -107,7 +120,7 @@ def test_in_batches_it_is_the_same(name):
     assert_close(nngp.batch(kernel_fn, 3, check=False)(model.x, None, model.params, **model.kwargs), kernels, 1e-4)
 
 
-@every_model
+@a_model_of_each_framework
 def test_gradients(name):
     """Of a loss, also of several parameters at once: they agree with differences, and optax takes them."""
     model, (y, _, _) = built(name), outputs_of(name)

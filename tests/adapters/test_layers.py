@@ -1,5 +1,6 @@
 """`f.layers`: names, forward order, values, and what they cost."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import arrays
 
 import nngp_plugins as nngp
 
-
-def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+close = partial(arrays.close, rtol=1e-5, atol=1e-6)
 
 
 class TestEveryFramework:

@@ -12,12 +12,11 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from helpers import arrays
 
 import nngp_plugins as nngp
 
-
-def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+close = partial(arrays.close, rtol=1e-5, atol=1e-6)
 
 
 def test_call_is_the_frameworks_own(case, x):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorstore
+from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
@@ -16,10 +17,6 @@ LOADED = filelock, tensorstore  # which a tracker would import
 STEPS, CHECKPOINT = 80, 6
 SCHEDULE = nngp.log_spaced(6) | nngp.every(3)
 METRICS = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "kernel_velocity", "scale")}
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def f(params, x):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_close
 
 import nngp_plugins as nngp
 
@@ -32,10 +33,6 @@ def run(tmp_path):
 def kernels(w, probe):
     layers = [np.asarray(y, np.float64) for y in f(w, probe).values()]
     return np.stack([y @ y.T / 3 for y in layers])
-
-
-def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max())
 
 
 def about(path):
@@ -115,9 +112,9 @@ def test_saved_kernels(probe, run, targets):
         with np.load(run / name, allow_pickle=False) as saved:
             assert saved["step"] == step
             assert saved["layers"].tolist() == ["hidden", "square"]
-            close(saved["kernels"], kernels(w, probe))
+            assert_close(saved["kernels"], kernels(w, probe), 1e-6)
             h = np.eye(6) - 1 / 6
-            close(saved["centered"], h @ kernels(w, probe) @ h)
+            assert_close(saved["centered"], h @ kernels(w, probe) @ h, 1e-6)
             np.testing.assert_array_equal(saved["targets"], np.zeros(0) if targets is None else targets)
             assert set(saved) == {"step", "layers", "kernels", "centered", "targets"}
 
@@ -127,7 +124,7 @@ def test_reference_is_on_disk_while_the_run_is_open(probe, run):
     tracker(0, W)
     tracker.flush()
     with np.load(run / "reference.npz", allow_pickle=False) as saved:
-        close(saved["kernels"], kernels(W, probe))
+        assert_close(saved["kernels"], kernels(W, probe), 1e-6)
     tracker.close()
 
 

@@ -1,5 +1,7 @@
 """What a snapshot is: kept kernels, velocity, batches, checkpoints, several trackers."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import zarr
+from helpers.arrays import assert_close
 
 import nngp_plugins as nngp
+
+close = partial(assert_close, tolerance=1e-6)
 
 X = jax.random.normal(jax.random.key(0), (30, 6))
 Y = jnp.arange(30) % 3
@@ -39,10 +44,6 @@ def train(on_step, optimizer, steps):
 def kernel(y):
     y = np.asarray(y, np.float64).reshape(len(y), -1)
     return y @ y.T / y.shape[1]
-
-
-def close(a, b, tolerance=1e-6):
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
 def test_kernels_after_the_fact_from_orbax_checkpoints(tmp_path):

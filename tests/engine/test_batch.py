@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.arrays import assert_close, normal
 
 import nngp_plugins as nngp
 from zoo.models.linen import CNN
@@ -29,17 +30,6 @@ with_and_without_x2 = pytest.mark.parametrize("other", [False, True], ids=["x2=N
 def small_tiles(monkeypatch):
     # of the size that is fastest, every kernel here would be one tile; of this one it is many, the last ones ragged
     monkeypatch.setattr("nngp_plugins.engine._job.TILE", (3, 3))
-
-
-def normal(seed, *shape, dtype="float32"):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.max(np.abs(b)))
 
 
 # sizes

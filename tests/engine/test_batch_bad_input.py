@@ -6,13 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import normal
 
 import nngp_plugins as nngp
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
 
 X1, X2 = normal(0, 11, 6), normal(1, 7, 6)
 

@@ -7,27 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.arrays import assert_close, gram, normal
 
 import nngp_plugins as nngp
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
 
 X1, X2 = normal(0, 12, 6), normal(1, 7, 6)
 REFUSED = r"of f depends on the other examples in the batch: .* check=False to take batches as they are"
 KEY = jax.random.key(3)
-
-
-def gram(y1, y2=None):
-    y1 = np.asarray(y1, np.float64)
-    return y1 @ (y1 if y2 is None else np.asarray(y2, np.float64)).T / y1.shape[1]
-
-
-def assert_close(actual, expected):
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def kernel(f, x1=X1, x2=None, params=None, batch_size=4, check=True, **kwargs):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_close, gram, normal
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import nngp_plugins as nngp
@@ -17,7 +18,14 @@ HERE = Path(__file__).parent
 
 
 # what holds on one device does on eight; and what only eight can show, in functions that pytest finds nowhere else
-@pytest.mark.parametrize("file", ["test_batch.py", "test_batch_symmetric.py", "test_batch_devices.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "test_batch_devices.py",
+        pytest.param("test_batch.py", marks=pytest.mark.exhaustive),
+        pytest.param("test_batch_symmetric.py", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_with_eight_devices(file):
     names = "on_eight_*" if file == Path(__file__).name else "test_*"
     command = [sys.executable, "-m", "pytest", "-n", "0", "-o", f"python_functions={names}", HERE / file]
@@ -27,20 +35,7 @@ def test_with_eight_devices(file):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 X = normal(0, 50, 6)
-
-
-def gram(y):
-    y = np.asarray(y, np.float64)
-    return y @ y.T / y.shape[1]
-
-
-def assert_close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def kernel(f, batch_size, device_count=-1, x=X, check=False, **kwargs):

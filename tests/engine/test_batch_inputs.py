@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_close, gram, normal
 
 import nngp_plugins as nngp
 
@@ -17,21 +18,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr("nngp_plugins.engine._job.TILE", (3, 3))
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 X1, X2 = normal(0, N, 6), normal(1, M, 6)
-
-
-def gram(y1, y2=None):
-    y1 = np.asarray(y1, np.float64)
-    return y1 @ (y1 if y2 is None else np.asarray(y2, np.float64)).T / y1.shape[1]
-
-
-def assert_close(actual, expected):
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def kernel(f, x1, x2=None, params=2.0, batch_size=BATCH, memory_budget=None, **kwargs):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
@@ -15,10 +16,6 @@ PLACES = [{"store_on_device": True}, {"store_on_device": False, "memory_budget":
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr("nngp_plugins.engine._job.TILE", (TILE, TILE))
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def identity(params, x):

@@ -1,18 +1,9 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_close, jax_normal as normal
 
 import nngp_plugins as nngp
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def assert_close(actual, expected):
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.max(np.abs(expected)))
 
 
 def f(params, x):

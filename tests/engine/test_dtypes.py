@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import jax_normal as normal
 
 import nngp_plugins as nngp
 
@@ -10,10 +11,6 @@ HALF = ["float16", "bfloat16"]
 
 def outputs_as(dtype):
     return lambda params, x: x.astype(dtype)
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def exact(y1, y2=None):

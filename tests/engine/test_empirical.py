@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+from helpers.arrays import assert_close, gram, jax_normal as normal
 
 import nngp_plugins as nngp
 
@@ -13,24 +14,6 @@ import nngp_plugins as nngp
 class Heads(NamedTuple):
     logits: Any
     value: Any
-
-
-def normal(seed, *shape, dtype="float32"):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def gram(y1, y2=None):
-    """The mean over all but the batch of products of outputs, in float64."""
-    y1 = np.asarray(y1, np.float64).reshape(len(y1), -1)
-    y2 = y1 if y2 is None else np.asarray(y2, np.float64).reshape(len(y2), -1)
-    return np.einsum("nc,mc->nm", y1, y2) / y1.shape[1]
-
-
-def assert_close(actual, expected, rtol=1e-5):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.shape(a) == np.shape(b)
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.max(np.abs(b)))
 
 
 def mlp(params, x):

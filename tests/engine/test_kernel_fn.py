@@ -4,23 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import assert_close, gram, jax_normal as normal
 
 import nngp_plugins as nngp
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def gram(y1, y2=None):
-    y1 = np.asarray(y1, np.float64)
-    y2 = y1 if y2 is None else np.asarray(y2, np.float64)
-    return y1 @ y2.T / y1.shape[1]
-
-
-def assert_close(actual, expected):
-    assert actual.shape == expected.shape
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 def mlp(params, x):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import gram, jax_normal as normal
 
 import nngp_plugins as nngp
 
@@ -11,15 +12,6 @@ import nngp_plugins as nngp
 class Pair(NamedTuple):
     low: Any
     high: Any
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def gram(y1, y2):
-    y1, y2 = np.asarray(y1, np.float64), np.asarray(y2, np.float64)
-    return y1 @ y2.T / y1.shape[1]
 
 
 def received(x2, **kwargs):

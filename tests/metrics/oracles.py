@@ -24,6 +24,23 @@ def hsic_debiased(k, l):  # noqa: E741
     ) / (m * (m - 3))
 
 
+def hsic_of_features(phi, psi, debiased=True):
+    """Either HSIC by sums over features, because kernels of many examples take gigabytes."""
+    m = len(phi)
+    if not debiased:
+        return np.sum(((phi - phi.mean(axis=0)).T @ (psi - psi.mean(axis=0))) ** 2) / (m - 1) ** 2
+    diagonals = [np.sum(f**2, axis=1) for f in (phi, psi)]
+    rows = [f @ f.sum(axis=0) - diagonal for f, diagonal in zip((phi, psi), diagonals, strict=True)]
+    products = np.sum((phi.T @ psi) ** 2) - diagonals[0] @ diagonals[1]
+    of_sums = rows[0].sum() * rows[1].sum() / ((m - 1) * (m - 2)) - 2 / (m - 2) * (rows[0] @ rows[1])
+    return (products + of_sums) / (m * (m - 3))
+
+
+def cka_of_features(phi, psi, debiased=True):
+    of_both, of_phi, of_psi = (hsic_of_features(*f, debiased) for f in ((phi, psi), (phi, phi), (psi, psi)))
+    return of_both / np.sqrt(of_phi * of_psi)
+
+
 def cka_oracle(hsic):
     return lambda phi, psi: (
         hsic(phi @ phi.T, psi @ psi.T) / np.sqrt(hsic(phi @ phi.T, phi @ phi.T) * hsic(psi @ psi.T, psi @ psi.T))

@@ -67,6 +67,9 @@ OF_THE_SPECTRUM = {
     "spectrum": lambda a: spectrum(a, 3)[2],
 }
 FORMS = {"features": FeatureGram, "dense": lambda phi: DenseGram(phi @ phi.T)}
+WIDE_IN_CI = pytest.param("features", (6, 9), marks=pytest.mark.exhaustive)
+DENSE_IN_CI = pytest.mark.parametrize("form", ["features", pytest.param("dense", marks=pytest.mark.exhaustive)])
+pytestmark = pytest.mark.once
 
 
 def metrics_of(form, shape):
@@ -100,14 +103,14 @@ def with_features(metrics, form, psi):
     return {name: lambda phi, m=m: m(FORMS[form](phi), FORMS[form](psi)) for name, m in metrics.items()}
 
 
-@pytest.mark.parametrize(("form", "shape"), [("features", (12, 4)), ("dense", (6, 9)), ("features", (6, 9))])
+@pytest.mark.parametrize(("form", "shape"), [("features", (12, 4)), ("dense", (6, 9)), WIDE_IN_CI])
 def test_gradients(form, shape):
     with jax.enable_x64(True):
         phi, psi = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)))
         assert_gradients(with_features(metrics_of(form, shape), form, psi), phi)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@DENSE_IN_CI
 def test_gradients_beside_dead_units(form):
     # ReLU units that are zero on every example, before and after, are columns of zeros
     with jax.enable_x64(True):
@@ -119,7 +122,7 @@ def test_gradients_beside_dead_units(form):
         assert_gradients({name: lambda phi, m=m: m(phi * alive) for name, m in metrics.items()}, phi)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@DENSE_IN_CI
 def test_gradients_towards_a_unit_that_was_dead(form):
     # the reference has a column of zeros, and the features have none
     with jax.enable_x64(True):
@@ -154,7 +157,7 @@ def test_gradient_of_a_small_distance():
     # 1 less a cosine has no digits left here, its derivative has
     with jax.enable_x64(True):
         phi, change = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 4)))
-        exact = jax.grad(lambda a: kernel_distance(FeatureGram(a), FeatureGram(phi)))(phi + 1e-3 * change)
+        exact = jax.jit(jax.grad(lambda a: kernel_distance(FeatureGram(a), FeatureGram(phi))))(phi + 1e-3 * change)
     phi, change = phi.astype(jnp.float32), change.astype(jnp.float32)
-    measured = jax.grad(lambda a: kernel_distance(FeatureGram(a), FeatureGram(phi)))(phi + 1e-3 * change)
+    measured = jax.jit(jax.grad(lambda a: kernel_distance(FeatureGram(a), FeatureGram(phi))))(phi + 1e-3 * change)
     np.testing.assert_allclose(measured, exact, atol=0.05 * np.abs(exact).max())

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from helpers.arrays import close
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 
 from nngp_plugins.metrics import DenseGram, FeatureGram, Gram
@@ -23,10 +24,6 @@ def phi(request):
 
 def centred(phi):
     return phi - phi.mean(axis=0)
-
-
-def close(a, b, atol=1e-4):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("form", FORMS)

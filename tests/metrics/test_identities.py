@@ -4,22 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-
-import nngp_plugins.metrics
-from nngp_plugins.metrics import (
-    DEFAULT,
-    DenseGram,
-    FeatureGram,
+from helpers.arrays import close, jax_normal as normal
+from helpers.compiled import (
     cka,
     effective_rank,
-    of_targets,
     participation_ratio,
     power_law_exponent,
     relative_change,
     scale,
     stable_rank,
 )
+from hypothesis import given, settings, strategies as st
+
+from nngp_plugins import metrics
+from nngp_plugins.metrics import DEFAULT, DenseGram, FeatureGram, of_targets
 
 # Few shapes, as each new one compiles; no database, as the examples are the same every time.
 few = settings(deadline=None, max_examples=20, derandomize=True, database=None)
@@ -28,20 +26,12 @@ seeds = st.integers(0, 2**32 - 1)
 factors = st.floats(0.01, 100)
 
 
-def normal(seed, shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-def close(a, b, rtol=1e-4, atol=1e-5):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-
-
 @pytest.mark.parametrize("debiased", [False, True])
 class TestCKA:
     @few
     @given(seeds, shapes)
     def test_invariant_to_rotation_scale_and_translation(self, debiased, seed, shape):
-        phi = normal(seed, shape)
+        phi = normal(seed, *shape)
         q, _ = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(shape[1], shape[1])))
         moved = 3 * phi @ jnp.asarray(q, jnp.float32) + 5
         close(cka(FeatureGram(phi), FeatureGram(moved), debiased=debiased), 1)
@@ -49,20 +39,20 @@ class TestCKA:
     @few
     @given(seeds, shapes, factors, st.floats(-10, 10))
     def test_against_another_kernel_too(self, debiased, seed, shape, factor, shift):
-        a, b = normal(seed, shape), normal(seed + 1, shape)
+        a, b = normal(seed, *shape), normal(seed + 1, *shape)
         first = cka(FeatureGram(a), FeatureGram(b), debiased=debiased)
         close(cka(FeatureGram(factor * (a + shift)), FeatureGram(b), debiased=debiased), first, rtol=1e-3, atol=1e-4)
 
     @few
     @given(seeds, shapes)
     def test_symmetric(self, debiased, seed, shape):
-        a, b = FeatureGram(normal(seed, shape)), FeatureGram(normal(seed + 1, shape))
+        a, b = FeatureGram(normal(seed, *shape)), FeatureGram(normal(seed + 1, *shape))
         close(cka(a, b, debiased=debiased), cka(b, a, debiased=debiased))
 
     @few
     @given(seeds, shapes)
     def test_range(self, debiased, seed, shape):
-        value = float(cka(FeatureGram(normal(seed, shape)), FeatureGram(normal(seed + 1, shape)), debiased=debiased))
+        value = float(cka(FeatureGram(normal(seed, *shape)), FeatureGram(normal(seed + 1, *shape)), debiased=debiased))
         assert (-1.00001 if debiased else 0) <= value <= 1.00001
 
 
@@ -75,21 +65,21 @@ class TestRankAndScale:
     @few
     @given(seeds, st.sampled_from([5, 8]))
     def test_rank_one(self, seed, n):
-        phi = normal(seed, (n, 1))
+        phi = normal(seed, n, 1)
         close(effective_rank(FeatureGram(phi)), 1)
         close(effective_rank(phi @ phi.T), 1, rtol=1e-3)
 
     @few
     @given(seeds, shapes, factors)
     def test_rank_is_bounded_and_scale_free(self, seed, shape, factor):
-        rank = float(effective_rank(FeatureGram(normal(seed, shape))))
+        rank = float(effective_rank(FeatureGram(normal(seed, *shape))))
         assert 1 <= rank <= min(shape) + 1e-4
-        close(effective_rank(FeatureGram(factor * normal(seed, shape))), rank)
+        close(effective_rank(FeatureGram(factor * normal(seed, *shape))), rank)
 
     @few
     @given(seeds, shapes, factors)
     def test_scale_is_linear(self, seed, shape, factor):
-        phi = normal(seed, shape)
+        phi = normal(seed, *shape)
         close(scale(factor * (phi @ phi.T)), factor * jnp.sum(phi**2) / shape[0])
 
 
@@ -97,7 +87,7 @@ class TestRelativeChange:
     @few
     @given(seeds, shapes, factors)
     def test_of_a_multiple(self, seed, shape, factor):
-        phi = normal(seed, shape)
+        phi = normal(seed, *shape)
         kernel = phi @ phi.T
         close(relative_change(factor * kernel, kernel), abs(factor - 1))
         close(relative_change(FeatureGram(np.float32(factor) ** 0.5 * phi), FeatureGram(phi)), abs(factor - 1))
@@ -105,7 +95,7 @@ class TestRelativeChange:
     @few
     @given(seeds, shapes)
     def test_no_change(self, seed, shape):
-        phi = FeatureGram(normal(seed, shape))
+        phi = FeatureGram(normal(seed, *shape))
         assert float(relative_change(phi, phi)) == 0
         assert float(relative_change(phi.dense(), phi.dense())) == 0
 
@@ -113,7 +103,7 @@ class TestRelativeChange:
     @given(seeds, shapes)
     def test_rotated_features_have_the_same_kernel(self, seed, shape):
         q, _ = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(shape[1], shape[1])))
-        phi = normal(seed, shape)
+        phi = normal(seed, *shape)
         close(relative_change(FeatureGram(phi @ jnp.asarray(q, jnp.float32)), FeatureGram(phi)), 0)
 
 
@@ -121,8 +111,8 @@ class TestGramsAgree:
     @few
     @given(seeds, shapes, shapes)
     def test_features_and_dense(self, seed, shape, other_width):
-        phi = normal(seed, shape)
-        psi = normal(seed + 1, (shape[0], other_width[1]))
+        phi = normal(seed, *shape)
+        psi = normal(seed + 1, shape[0], other_width[1])
         f, g = FeatureGram(phi), FeatureGram(psi)
         df, dg = DenseGram(phi @ phi.T), DenseGram(psi @ psi.T)
         assert f.n == df.n == shape[0]
@@ -143,7 +133,7 @@ class TestGramsAgree:
     @few
     @given(seeds, shapes)
     def test_center(self, seed, shape):
-        phi = normal(seed, shape)
+        phi = normal(seed, *shape)
         h = jnp.eye(shape[0]) - 1 / shape[0]
         for gram in (FeatureGram(phi), DenseGram(phi @ phi.T)):
             close(gram.center().dense(), h @ phi @ phi.T @ h, atol=1e-4)
@@ -157,13 +147,13 @@ class TestGramsAgree:
 
     def test_wide_features_never_meet_the_narrow_formula(self):
         # 2·D < N is where relative_change takes features; both sides of it must agree
-        phi, psi = normal(0, (9, 4)), normal(1, (9, 4))
+        phi, psi = normal(0, 9, 4), normal(1, 9, 4)
         for width in (4, 3):
             a, b = phi[:, :width], psi[:, :width]
             close(relative_change(FeatureGram(a), FeatureGram(b)), relative_change(a @ a.T, b @ b.T))
 
     def test_grams_are_pytrees(self):
-        phi = normal(0, (5, 2))
+        phi = normal(0, 5, 2)
         doubled = jax.tree.map(lambda leaf: 2 * leaf, FeatureGram(phi))
         np.testing.assert_array_equal(doubled.phi, 2 * phi)
         dense = jax.jit(lambda gram: gram.center())(DenseGram(phi @ phi.T))
@@ -171,7 +161,7 @@ class TestGramsAgree:
 
 
 def test_default_metrics_at_the_reference():
-    gram = FeatureGram(normal(0, (8, 3)))
+    gram = FeatureGram(normal(0, 8, 3))
     values = {name: float(metric(gram, gram)) for name, metric in DEFAULT.items()}
     expected = {
         "cka": 1,
@@ -191,12 +181,12 @@ def test_default_metrics_at_the_reference():
 
 
 def test_metrics_of_targets():
-    gram = FeatureGram(normal(0, (8, 3)))
+    gram = FeatureGram(normal(0, 8, 3))
     numbers = np.random.default_rng(1).normal(size=8)
     fit = ["target_alignment", "log_marginal_likelihood"]
     of_classes = ["target_alignment", "class_separation", "regression_accuracy", "log_marginal_likelihood"]
     for y, names in ((numbers, fit), (np.arange(8) % 2, of_classes), (np.eye(2)[np.arange(8) % 2], of_classes)):
-        metrics = of_targets(y)
-        assert list(metrics) == names
-        for name, metric in metrics.items():
-            close(metric(gram, None), getattr(nngp_plugins.metrics, name)(gram, y))
+        of_y = of_targets(y)
+        assert list(of_y) == names
+        for name, metric in of_y.items():
+            close(metric(gram, None), getattr(metrics, name)(gram, y))

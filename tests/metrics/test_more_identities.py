@@ -6,33 +6,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import close, jax_normal as normal
+from helpers.compiled import (
+    alignment,
+    bures_distance,
+    condition_number,
+    effective_rank,
+    eigenvector_overlap,
+    kernel_distance,
+    participation_ratio,
+    power_law_exponent,
+    scale,
+    spectrum,
+    stable_rank,
+    von_neumann_entropy,
+)
 from hypothesis import given, settings, strategies as st
 
 from nngp_plugins.metrics import (
     DenseGram,
     FeatureGram,
-    alignment,
-    bures_distance,
     centered_kernel_velocity,
     class_block_means,
     class_separation,
-    condition_number,
-    effective_rank,
-    eigenvector_overlap,
-    kernel_distance,
     log_marginal_likelihood,
-    participation_ratio,
-    power_law_exponent,
     regression_accuracy,
-    scale,
-    spectrum,
-    stable_rank,
     target_alignment,
-    von_neumann_entropy,
 )
 
 from . import oracles
 
+pytestmark = pytest.mark.once
 # Few shapes, as each new one compiles; no database, as the examples are the same every time.
 few = settings(deadline=None, max_examples=10, derandomize=True, database=None)
 shapes = st.sampled_from([(6, 9), (12, 4)])
@@ -41,17 +45,9 @@ factors = st.floats(0.01, 100)
 centering = pytest.mark.parametrize("center", [False, True])
 
 
-def normal(seed, shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
 def rotated(seed, phi):
     q, _ = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(phi.shape[1], phi.shape[1])))
     return phi @ jnp.asarray(q, jnp.float32)
-
-
-def close(a, b, rtol=1e-4, atol=1e-5):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -69,7 +65,7 @@ class TestSimilarity:
     @few
     @given(seeds, shapes, factors)
     def test_alignment_and_distance(self, center, seed, shape, factor):
-        phi, psi = normal(seed, shape), normal(seed + 1, shape)
+        phi, psi = normal(seed, *shape), normal(seed + 1, *shape)
         a, b, moved = FeatureGram(phi), FeatureGram(psi), FeatureGram(factor * rotated(seed, phi) + 2 * center)
         cosine, back, of_moved, of_itself = cosines(a, b, moved, center)
         assert 0 <= cosine <= 1.00001
@@ -87,7 +83,7 @@ class TestSimilarity:
     @few
     @given(seeds, shapes, factors)
     def test_bures_distance(self, seed, shape, factor):
-        a, b, c = (FeatureGram(normal(seed + i, shape)) for i in range(3))
+        a, b, c = (FeatureGram(normal(seed + i, *shape)) for i in range(3))
         near = FeatureGram(rotated(seed, a.phi))
         assert 0 <= float(bures_distance(a, near)) < 1e-4
         ab, bc, ac = (float(bures_distance(*pair)) for pair in ((a, b), (b, c), (a, c)))
@@ -111,7 +107,7 @@ class TestSpectrum:
     @few
     @given(seeds)
     def test_rank_one(self, seed):
-        phi = normal(seed, (6, 1))
+        phi = normal(seed, 6, 1)
         for gram in (FeatureGram(phi), DenseGram(phi @ phi.T)):
             for metric in (participation_ratio, stable_rank):
                 close(metric(gram), 1)
@@ -120,7 +116,7 @@ class TestSpectrum:
     @few
     @given(seeds, shapes, factors)
     def test_ranks_are_bounded_and_free_of_scale_and_rotation(self, seed, shape, factor):
-        gram, moved = (FeatureGram(f(normal(seed, shape))) for f in (lambda p: p, lambda p: factor * rotated(seed, p)))
+        gram, moved = (FeatureGram(f(normal(seed, *shape))) for f in (lambda p: p, lambda p: factor * rotated(seed, p)))
         entropy = von_neumann_entropy(gram)
         close(entropy, jnp.log(effective_rank(gram)))
         values = [float(m(gram)) for m in (stable_rank, participation_ratio, effective_rank)]
@@ -144,7 +140,7 @@ class TestSpectrum:
     @few
     @given(seeds, shapes, st.sampled_from([1, 3]))
     def test_overlap(self, seed, shape, k):
-        a, b = FeatureGram(normal(seed, shape)), FeatureGram(normal(seed + 1, shape))
+        a, b = FeatureGram(normal(seed, *shape)), FeatureGram(normal(seed + 1, *shape))
         overlap = float(eigenvector_overlap(a, b, k))
         assert 0 <= overlap <= 1.00001
         close(eigenvector_overlap(b, a, k), overlap)
@@ -155,7 +151,7 @@ class TestTargets:
     @few
     @given(seeds, shapes, factors)
     def test_classes(self, seed, shape, factor):
-        phi, y = normal(seed, shape), np.arange(shape[0]) % 3
+        phi, y = normal(seed, *shape), np.arange(shape[0]) % 3
         gram, moved = FeatureGram(phi), FeatureGram(factor * rotated(seed, phi))
         assert 0 <= float(target_alignment(gram, y)) <= 1.00001
         close(target_alignment(moved, y), target_alignment(gram, y), rtol=1e-3)
@@ -177,7 +173,7 @@ class TestTargets:
     @few
     @given(seeds, shapes, st.sampled_from([1e-3, 0.1]))
     def test_leave_one_out_is_brute_force(self, seed, shape, nugget):
-        phi, y = normal(seed, shape), np.arange(shape[0]) % 3
+        phi, y = normal(seed, *shape), np.arange(shape[0]) % 3
         expected = oracles.regression_accuracy(np.asarray(phi @ phi.T, float), y, nugget)
         for gram in (FeatureGram(phi), DenseGram(phi @ phi.T)):
             assert float(regression_accuracy(gram, y, nugget)) == pytest.approx(expected)
@@ -186,7 +182,7 @@ class TestTargets:
     @given(seeds, shapes, factors)
     def test_likelihood_of_scaled_targets(self, seed, shape, factor):
         # both scaled by as much, the density is divided by factor^N
-        phi, y = normal(seed, shape), np.random.default_rng(seed + 1).normal(size=shape[0])
+        phi, y = normal(seed, *shape), np.random.default_rng(seed + 1).normal(size=shape[0])
         first = float(log_marginal_likelihood(FeatureGram(phi), y, 0.1))
         scaled = float(log_marginal_likelihood(FeatureGram(factor * phi), factor * y, 0.1))
         close(scaled, first - shape[0] * np.log(factor), rtol=1e-3, atol=1e-3)
@@ -196,7 +192,7 @@ class TestTargets:
     def test_order_of_the_examples_does_not_count(self, seed, shape):
         rng = np.random.default_rng(seed)
         order, y = rng.permutation(shape[0]), np.arange(shape[0]) % 3
-        gram = FeatureGram(normal(seed, shape))
+        gram = FeatureGram(normal(seed, *shape))
         shuffled = gram.take(order)
         for metric in (target_alignment, class_separation, class_block_means, log_marginal_likelihood):
             close(metric(shuffled, y[order]), metric(gram, y), rtol=2e-3)

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from nngp_plugins.metrics import (
-    FeatureGram,
+from helpers.compiled import (
     alignment,
     bures_distance,
     centered_kernel_velocity,
@@ -24,6 +22,8 @@ from nngp_plugins.metrics import (
     target_alignment,
     von_neumann_entropy,
 )
+
+from nngp_plugins.metrics import FeatureGram
 
 from . import oracles
 

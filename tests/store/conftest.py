@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from helpers.arrays import normal
 
 import nngp_plugins as nngp
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
 
 X1, X2, PARAMS = normal(0, 10, 5), normal(1, 7, 5), normal(2, 5, 6)
 

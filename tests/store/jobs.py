@@ -2,16 +2,12 @@
 
 import filelock
 import jax.numpy as jnp
-import numpy as np
 import tensorstore
+from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
 LOADED = filelock, tensorstore  # which a writer would import
-
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def one(params, x):

@@ -12,6 +12,7 @@ import pytest
 import nngp_plugins as nngp
 
 KINDS = "symmetric", "two kernels"
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -86,13 +87,14 @@ def finish(forks, path, kind, final, files_of):
 
 
 @pytest.mark.parametrize("job", KINDS[:1], indirect=True)
-def test_killed_while_it_begins(forks, job, files_of, tmp_path):
+@pytest.mark.parametrize("pauses", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_killed_while_it_begins(forks, job, pauses, files_of, tmp_path):
     kind, final, _ = job
     dice, stages, kills = random.Random(0), [], 0
     names = ".lock", "job.json.new", "job.json", "zarr.json.new", "zarr.json", "kernel", "kernel/c"
     for name in names:
         path = tmp_path / name.replace("/", ".")
-        for pause in (0, dice.uniform(0, 0.001)):
+        for pause in (0, dice.uniform(0, 0.001))[:pauses]:
             pid = forks.start(path, kind=kind)
             wait_until(pid, (path / name).exists)
             time.sleep(pause)
@@ -100,13 +102,13 @@ def test_killed_while_it_begins(forks, job, files_of, tmp_path):
             stages.append(max((i for i, name in enumerate(names) if (path / name).exists()), default=-1))
             check(path, final, files_of)
         finish(forks, path, kind, final, files_of)
-    assert kills > len(names), kills
+    assert kills > pauses * len(names) // 2, kills
     assert len(set(stages)) >= 3, stages
 
 
-def test_killed_at_random_moments(forks, job, files_of, tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(32, marks=pytest.mark.exhaustive)])
+def test_killed_at_random_moments(forks, job, kills, files_of, tmp_path):
     kind, final, begun = job
-    kills = 32 if kind == "symmetric" else 12
     dice, stages, path, fraction = random.Random(kills), [], tmp_path / "0.zarr", 0.0
     while len(stages) < kills:
         if fraction == 1:  # a job may end before it was killed often enough

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 TILES = [f"kernel/c/{i}/{j}" for i in range(3) for j in range(3)]
 # calls of the operating system by what they do, the error that each gets, and the files on which they do it
 TEMPORARY = ["job.json.new", "zarr.json.new", *(f"{name}.__lock" for name in ("kernel/zarr.json", *TILES))]

@@ -6,22 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import gram, normal
 
 import nngp_plugins as nngp
 
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 IMAGES, OTHERS = normal(3, 5, 3, 2, 4), normal(4, 4, 3, 2, 4)
 FILTERS = normal(5, 4, 3)
-
-
-def gram(y1, y2=None):
-    y1, y2 = (np.asarray(y, np.complex128) for y in (y1, y1 if y2 is None else y2))
-    kernel = y1 @ y2.conj().T / y1.shape[1]
-    return kernel if np.any(kernel.imag) else kernel.real
 
 
 def hidden(params, x):
