@@ -55,7 +55,7 @@ def training(how, steps, probe):
         jax.block_until_ready(waiting)
         return {"seconds": time.perf_counter() - start}
 
-    # Steps go on over all rounds, so that one tracker, whose programs are compiled, measures at the same places in each.
+    # Steps go on over all rounds, so that one tracker with compiled programs measures at the same places in each.
     schedule = nngp.when(lambda step, scalars: (step - 1) % steps in measured)
     tracker, rounds = nngp.KernelTracker(f.layers(), x, targets=labels, schedule=schedule), count()
     tracker(0, params)  # compiles

@@ -18,7 +18,8 @@ ARROWS = {  # what each room may use besides the ground floor
     "store": {"engine"},
     "gp": {"metrics"},
     "charts": {"metrics"},
-    "history": {"charts", "metrics", "store"},
+    "history": {"charts", "metrics"},
+    "_model_gram": {"engine", "metrics"},
     "callbacks": {"adapters", "engine", "metrics", "history", "charts"},
     "report": {"history", "charts"},
 }

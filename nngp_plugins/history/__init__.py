@@ -1,7 +1,7 @@
 """What a run left: its rows, its folder, its kept kernels; and several runs side by side."""
 
 from ._compare import Comparison as Comparison, compare as compare
-from ._curves import first_and_last as first_and_last, history_chart as history_chart
+from ._curves import first_and_last as first_and_last, history_chart as history_chart, title_of as title_of
 from ._history import History as History
 from ._kept import KeptKernels as KeptKernels
 from ._rows import DIVERGED as DIVERGED, PREFIX as PREFIX, Row as Row, is_own_name as is_own_name, key_of as key_of

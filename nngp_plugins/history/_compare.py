@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._require import require
 from ..charts import Chart, distinct_colors, draw, plotly_figure, stacked_table
-from ._curves import check_known, is_log, last, line, title
+from ._curves import check_known, is_log, last, line, title_of
 from ._history import History
 from ._rows import DIVERGED, key_of
 
@@ -126,7 +126,7 @@ class Comparison:
             drawn = line(history.rows, _label(name, history), key, x, color)
             if drawn.x.size:
                 lines.append(drawn)
-        heading = f"{title(metric)}: {_which(layers)}" if of_layers else title(metric)
+        heading = f"{title_of(metric)}: {_which(layers)}" if of_layers else title_of(metric)
         chart = Chart(heading, x, lines, is_log(metric, lines))
         return plotly_figure(chart) if ax is None else draw(chart, ax)
 

@@ -38,7 +38,7 @@ def history_chart(rows: Sequence[Row], name: str, layers: str | Sequence[str] | 
         raise ValueError(f"layers={layers!r} is given, but {name!r} is a scalar of the whole run; leave layers out.")
     diverged = min(diverged_layers_of(rows).values(), default=None)
     ends = [row[x] for row in rows if row["step"] == diverged and x in row]
-    return Chart(title(name), x, lines, is_log(name, lines), ends[0] if ends else None)
+    return Chart(title_of(name), x, lines, is_log(name, lines), ends[0] if ends else None)
 
 
 def check_known(metrics: Iterable[str], scalars: Iterable[str], name: str, x: str) -> None:
@@ -61,7 +61,7 @@ def line(rows: Sequence[Row], label: str, key: str, x: str, color: str) -> Line:
     return Line(label, np.array([row[x] for row in both]), np.where(np.isfinite(y), y, np.nan), color)
 
 
-def title(name: str) -> str:
+def title_of(name: str) -> str:
     """The title of a metric, from its catalogue entry, or of a scalar."""
     entry = entry_of(name)
     return entry.title if entry is not None else (name[:1].upper() + name[1:]).replace("_", " ")

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._require import require
 from ..charts import draw, plotly_figure, stacked_table
-from ._curves import first_and_last, history_chart, last, title
+from ._curves import first_and_last, history_chart, last, title_of
 from ._kept import kept_kernel
 from ._rows import DIVERGED, Row, diverged_layers_of, key_of, layers_of, metrics_of, scalars_of
 
@@ -131,7 +131,7 @@ class History:
         variables: dict[str, Any] = {name: ("step", self.scalar(name)) for name in ("seconds", *self.scalars)}
         for name in self.metrics:
             # The plots of xarray show the long name.
-            variables[name] = (("step", "layer"), self.metric(name), {"long_name": title(name)})
+            variables[name] = (("step", "layer"), self.metric(name), {"long_name": title_of(name)})
         return xr.Dataset(variables, {"step": self.steps, "layer": np.array(self.layers, dtype=str)})
 
     def plot(

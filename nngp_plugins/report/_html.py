@@ -7,8 +7,7 @@ from typing import Any
 
 from .._require import require
 from ..charts import depth_colors
-from ..history import History, StoredRun, first_and_last
-from ..metrics import entry_of
+from ..history import History, StoredRun, first_and_last, title_of
 from ._figures import curves, heat_maps
 
 _LAYERS_IN_BANNER = 6
@@ -53,7 +52,7 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         diverged=_diverged(stored.history),
         velocity="kernel_velocity" in stored.history.metrics,
         facts=_facts(stored),
-        header=["Layer", *map(_heading, stored.history.metrics)],
+        header=["Layer", *map(title_of, stored.history.metrics)],
         rows=_summary(stored),
         curves=[(name, _div(figure, f"curve-{i}")) for i, (name, figure) in enumerate(curves(stored))],
         heat_maps=[(name, _div(figure, f"kernel-{i}")) for i, (name, figure) in enumerate(heat_maps(stored))],
@@ -64,12 +63,6 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
     report = path / "report.html"
     report.write_text(page, encoding="utf-8")
     return report
-
-
-def _heading(metric: str) -> str:
-    """The title of a metric, or its name if it has no catalogue entry."""
-    entry = entry_of(metric)
-    return metric if entry is None else entry.title
 
 
 def _facts(run: StoredRun) -> list[tuple[str, str]]:

@@ -199,7 +199,7 @@ def test_bad_names(both, call, error, told):
 
 
 def test_table(both):
-    from nngp_plugins.callbacks._table import number
+    from nngp_plugins.charts import number
 
     for layer, title in ((None, "At the last snapshot: the last layer of each run"), ("b", "layer b")):
         text = shown(both.table(layer))

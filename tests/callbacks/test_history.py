@@ -238,7 +238,7 @@ def test_on_matplotlib_axes(history, diverging):
 
 
 def test_table(history):
-    from nngp_plugins.callbacks._table import number
+    from nngp_plugins.charts import number
 
     text = shown(history.table())
     cka, scale = history.metric("cka"), history.metric("scale")
@@ -265,7 +265,7 @@ def test_a_table_is_no_wider_than_the_console(monkeypatch):
 
 
 def test_numbers_of_the_table():
-    from nngp_plugins.callbacks._table import number
+    from nngp_plugins.charts import number
 
     values = [0.0, 0.012345, 1.0, 12.34, 123.4, 999.7, -1234.0, 123456.0, 999_700.0, 1234567.0, NAN, float("inf")]
     told = ["0.00", "0.0123", "1.00", "12.3", "123", "1,000", "-1,230", "123,000", "1.00e+06", "1.23e+06", "nan", "inf"]

@@ -136,7 +136,7 @@ def test_a_second_process_is_refused_while_the_first_writes(probe, run):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"FileExistsError: run={str(run)!r} is in use" in done.stderr
+    assert f"FolderInUseError: run={str(run)!r} is in use" in done.stderr
     tracker(1, 2 * W)
     tracker.close()
     assert nngp.History.load(run).steps.tolist() == [0, 1]

@@ -178,7 +178,7 @@ def test_batches_of_the_probe(batch_size):
 def test_a_layer_without_a_batch_in_batches():
     with (
         nngp.KernelTracker(lambda w, x: {"mean": x.mean(axis=0)}, PROBE, batch_size=4) as seen,
-        pytest.raises(ValueError, match=r"layer 'mean' has shape \(6,\), not the 10 examples"),
+        pytest.raises(ValueError, match=r"output 'mean' of f has shape \(6,\) for a batch of 4 examples of probe_x"),
     ):
         seen(0, 1.0)
 

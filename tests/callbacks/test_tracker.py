@@ -363,10 +363,13 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         ("f", "layer"),
-        [(lambda w, x: {"mean": x.mean(0)}, "'mean' has shape (3,)"), (lambda w, x: x.sum(), "'output' has shape ()")],
+        [
+            (lambda w, x: {"mean": x.mean(0)}, "output 'mean' of f has shape (3,)"),
+            (lambda w, x: x.sum(), "the output of f has shape ()"),
+        ],
     )
     def test_outputs_without_the_batch(self, probe, f, layer):
-        with pytest.raises(ValueError, match="not the 8 examples of the probe in front") as error:
+        with pytest.raises(ValueError, match="for a batch of 8 examples of probe_x") as error:
             nngp.KernelTracker(f, probe)(0, W)
         assert f"layer {layer}" in str(error.value)
 

@@ -12,9 +12,10 @@ from importlib import import_module
 import numpy as np
 import pytest
 import rich.console
-from nngp_plugins.callbacks._console import Console, sparkline
-from nngp_plugins.callbacks._writers import Guarded, MLflow, TensorBoard, as_writer
 from rich.progress import Progress
+
+from nngp_plugins.callbacks.writers import Console, Guarded, MLflow, TensorBoard, as_writer
+from nngp_plugins.charts import sparkline
 
 NAN, INF = math.nan, math.inf
 ROWS = {

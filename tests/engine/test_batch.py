@@ -26,10 +26,8 @@ both_stores = pytest.mark.parametrize("store_on_device", STORES.values(), ids=ST
 with_and_without_x2 = pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    # of the size that is fastest, every kernel here would be one tile; of this one it is many, the last ones ragged
-    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (3, 3))
+# With tiles of the fastest size every kernel here would be one tile; with these it is many, and the last are ragged.
+batch = partial(nngp.batch, tile_size=3)
 
 
 # sizes
@@ -53,7 +51,7 @@ SIZES = {  # by batch_size
 )
 def test_any_number_of_examples_with_any_batch_size(n1, n2, batch_size, store_on_device):
     x1, x2 = normal(0, n1, 6), None if n2 is None else normal(1, n2, 6)
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), batch_size, store_on_device=store_on_device)
+    kernel_fn = batch(nngp.empirical_nngp_fn(scaled), batch_size, store_on_device=store_on_device)
     y1, y2 = (2 * np.asarray(x, np.float64) for x in (x1, x1 if n2 is None else x2))
     assert_close(kernel_fn(x1, x2, 2.0), np.einsum("nc,mc->nm", y1, y2) / 6)
 
@@ -100,7 +98,7 @@ def test_all_axes_agree_with_einsum(name, dtype, other):
         y1, y2 = (1.5 * np.asarray(x, np.float64) for x in (x1, x2 if other else x1))
         expected = from_definition(formula, y1, y2)
         for place in PLACES:
-            kernel = nngp.batch(nngp.empirical_nngp_fn(scaled, **axes), 3, check=False, **place)(x1, x2, 1.5)
+            kernel = batch(nngp.empirical_nngp_fn(scaled, **axes), 3, check=False, **place)(x1, x2, 1.5)
             assert kernel.dtype == dtype
             assert_close(kernel, expected, TOLERANCE[dtype])
 
@@ -117,7 +115,7 @@ def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other):
     x2 = x2 if other else None
     kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x, diagonal_axes=diagonal_axes, cross_terms=True)
     for place in PLACES:
-        kernel = nngp.batch(kernel_fn, 3, check=False, **place)(x1, x2, None)
+        kernel = batch(kernel_fn, 3, check=False, **place)(x1, x2, None)
         for one, two in itertools.product(shapes, repeat=2):
             (axes1, free1, _), (axes2, _, free2) = formulas[one], formulas[two]
             free = "".join(a + b for a, b in itertools.zip_longest(free1, free2, fillvalue=""))
@@ -217,7 +215,7 @@ def test_all_models_agree_with_the_unbatched_kernel(model):
     kernel_fn = nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch)
     for x1, x2, place in [(make(0, 7), None, PLACES[3]), (make(0, 7), make(2, 5), PLACES[0])]:
         expected = jax.jit(partial(kernel_fn, x1, x2, **kwargs))(params=params)
-        kernel = nngp.batch(kernel_fn, 3, **place)(x1, x2, params, **kwargs)
+        kernel = batch(kernel_fn, 3, **place)(x1, x2, params, **kwargs)
         assert_close(kernel, expected)
         for a, b in zip(jax.tree.leaves(kernel), jax.tree.leaves(expected), strict=True):
             assert a.dtype == b.dtype
@@ -233,7 +231,7 @@ def test_all_models_agree_with_the_unbatched_kernel(model):
 def test_kernels_are_jax_arrays_on_the_device_or_numpy_arrays(name, store_on_device):
     kernel_fn = nngp.empirical_nngp_fn(scaled, **AXES[name][0])
     for batch_size, x2 in itertools.product((3, 0), (None, normal(1, 8, 2, 3, 4))):
-        kernel = nngp.batch(kernel_fn, batch_size, store_on_device=store_on_device)(normal(0, 8, 2, 3, 4), x2, 1.5)
+        kernel = batch(kernel_fn, batch_size, store_on_device=store_on_device)(normal(0, 8, 2, 3, 4), x2, 1.5)
         assert isinstance(kernel, jax.Array if store_on_device else np.ndarray)
 
 
@@ -253,7 +251,7 @@ def test_kernels_are_jax_arrays_on_the_device_or_numpy_arrays(name, store_on_dev
 def test_untraced_axes_may_differ_between_x1_and_x2(axes, shape1, shape2, formula, terms):
     x1, x2 = normal(0, 8, *shape1), normal(1, 5, *shape2)
     for place in PLACES:
-        kernel = nngp.batch(nngp.empirical_nngp_fn(scaled, **axes), 3, **place)(x1, x2, 1.5)
+        kernel = batch(nngp.empirical_nngp_fn(scaled, **axes), 3, **place)(x1, x2, 1.5)
         assert_close(kernel, 1.5**2 * np.einsum(formula, x1, x2, dtype=np.float64) / terms)
 
 
@@ -267,13 +265,13 @@ def test_the_kernel_of_outputs_that_are_already_there(other):
     kernel_fn = nngp.empirical_nngp_fn(scaled, diagonal_axes=nngp.all_but_batch, trace_axes=())
     expected = jax.tree.map(partial(np.einsum, "n...,m...->nm...", dtype=np.float64), y1, y2 if other else y1)
     for place in PLACES:
-        assert_close(nngp.batch(kernel_fn, **place).contract(y1, y2), expected)
+        assert_close(batch(kernel_fn, **place).contract(y1, y2), expected)
     nones = {"a": None, "b": None}
-    assert_close(nngp.batch(kernel_fn).contract(y1, y2 if other else nones), expected)
+    assert_close(batch(kernel_fn).contract(y1, y2 if other else nones), expected)
 
 
 def test_outputs_of_other_lengths_have_no_kernel_in_batches():
     # the tiles of the first would leave zeros in the kernel of the second
     y = {"a": normal(0, 7, 4), "b": normal(1, 11, 4)}
     with pytest.raises(ValueError, match=r"output 'b'"):
-        nngp.batch(nngp.empirical_nngp_fn(scaled)).contract(y)
+        batch(nngp.empirical_nngp_fn(scaled)).contract(y)

@@ -1,5 +1,7 @@
 """What a batched kernel function takes: inputs of all kinds, keyword arguments, keys."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +14,14 @@ N, M, BATCH = 11, 7, 4
 blocks_or_not = pytest.mark.parametrize("memory_budget", [None, 1], ids=["all outputs", "blocks"])
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    # with a budget for blocks of 3 rows and batches of 4, batches are cut and run again
-    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (3, 3))
-
+# Every kernel is many small tiles. Blocks hold 3 rows and batches 4, so batches are cut and run again.
+batch = partial(nngp.batch, tile_size=3)
 
 X1, X2 = normal(0, N, 6), normal(1, M, 6)
 
 
 def kernel(f, x1, x2=None, params=2.0, batch_size=BATCH, memory_budget=None, **kwargs):
-    return nngp.batch(nngp.empirical_nngp_fn(f), batch_size, memory_budget=memory_budget)(x1, x2, params, **kwargs)
+    return batch(nngp.empirical_nngp_fn(f), batch_size, memory_budget=memory_budget)(x1, x2, params, **kwargs)
 
 
 # inputs
@@ -68,7 +67,7 @@ def test_inputs_are_anything_to_slice(kind, memory_budget, tmp_path):
 
 def test_inputs_are_read_a_batch_at_a_time_and_once():
     x = Sliced(X1)
-    nngp.batch(nngp.empirical_nngp_fn(scaled), BATCH, check=False)(x, None, 2.0)
+    batch(nngp.empirical_nngp_fn(scaled), BATCH, check=False)(x, None, 2.0)
     assert x.read == [(0, 4), (4, 8), (8, 11)]
 
 
@@ -83,7 +82,7 @@ def test_inputs_of_several_kinds_in_one_pytree(tmp_path):
 
 
 def test_params_and_inputs_by_keyword():
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), BATCH)
+    kernel_fn = batch(nngp.empirical_nngp_fn(scaled), BATCH)
     assert_close(kernel_fn(X1, X2, params=2.0), 4 * gram(X1, X2))
     assert_close(kernel_fn(params={"w": jnp.float32(2)}["w"], x2=None, x1=X1), 4 * gram(X1))
 
@@ -223,13 +222,18 @@ def test_keys_and_inputs_to_slice(kind, tmp_path):
     assert_close(kernel(noisy, x1, x2, rng=key), gram(by_hand(key, X1)))
 
 
-def test_equal_inputs_of_two_dtypes_are_compared_in_parts(monkeypatch):
-    # parts of as many bytes would not have as many rows
-    monkeypatch.setattr("nngp_plugins.engine._inputs.PART", 50)
-    key = jax.random.key(3)
-    assert_close(kernel(noisy, X1, X1.astype(np.float64), rng=key), gram(by_hand(key, X1)))
-    other = X1.astype(np.float64) + np.eye(N, 6)
-    assert_close(kernel(noisy, X1, other, rng=key), gram(by_hand(key, X1), by_hand(jax.random.fold_in(key, 1), other)))
+def test_equal_inputs_of_two_dtypes_are_compared_in_parts():
+    # These are too large to be compared at once, and parts of equal bytes would not have equal rows.
+    def first_columns(params, x, rng):
+        return noisy(params, x[:, :6], rng)
+
+    key, wide = jax.random.key(3), np.zeros((N, 2**19), np.float32)
+    wide[:, :6] = X1
+    assert_close(kernel(first_columns, wide, wide.astype(np.float64), rng=key), gram(by_hand(key, X1)))
+    other = wide.astype(np.float64)
+    other[-1, -1] = 1
+    folded = by_hand(jax.random.fold_in(key, 1), X1)
+    assert_close(kernel(first_columns, wide, other, rng=key), gram(by_hand(key, X1), folded))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])

@@ -1,5 +1,7 @@
 """Every example goes through the network once, and ``f`` is compiled once."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,7 @@ import nngp_plugins as nngp
 TILE = 4
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (TILE, TILE))
+batch = partial(nngp.batch, tile_size=TILE)
 
 
 class Counted:
@@ -59,7 +59,7 @@ def test_every_example_runs_once(n1, n2, batch_size, runs, axes):
         n2, runs = None, runs[: -(-n1 // (batch_size or n1))]
     f = Counted()
     x1, x2 = normal(0, n1, 3), None if n2 is None else normal(1, n2, 3)
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f, **axes), batch_size, check=False)
+    kernel_fn = batch(nngp.empirical_nngp_fn(f, **axes), batch_size, check=False)
     assert f.rows_of(kernel_fn, x1, x2, 2.0) == runs
     every = np.concatenate([x1, x1[:0] if n2 is None else x2])[:, 0]
     assert set(f.first) == set(every.tolist())
@@ -69,12 +69,12 @@ def test_every_example_runs_once(n1, n2, batch_size, runs, axes):
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
 def test_the_check_runs_a_few_rows_more(batch_size):
     f = Counted()
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f), batch_size)
+    kernel_fn = batch(nngp.empirical_nngp_fn(f), batch_size)
     x1, x2 = normal(0, 12, 3), normal(1, 6, 3)
     assert 12 < sum(f.rows_of(kernel_fn, x1, None, 2.0)) <= 12 + 4
     assert 18 < sum(f.rows_of(kernel_fn, x1, x2, 2.0)) <= 18 + 8
     # all at once, there is nothing to check
-    assert f.rows_of(nngp.batch(nngp.empirical_nngp_fn(f)), x1, None, 2.0) == [12]
+    assert f.rows_of(batch(nngp.empirical_nngp_fn(f)), x1, None, 2.0) == [12]
 
 
 ROW_BYTES = 12  # 3 float32
@@ -95,7 +95,7 @@ ROW_BYTES = 12  # 3 float32
 def test_where_outputs_do_not_fit_the_others_run_again(n1, n2, batch_size, block, rows, store_on_device):
     f = Counted()
     options = {"check": False, "memory_budget": 2 * block * ROW_BYTES, "store_on_device": store_on_device}
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f), batch_size, **options)
+    kernel_fn = batch(nngp.empirical_nngp_fn(f), batch_size, **options)
     args = normal(0, n1, 3), None if n2 is None else normal(1, n2, 3), 2.0
     planned = nngp.plan(kernel_fn, *args).forward_rows
     assert sum(f.rows_of(kernel_fn, *args)) == planned == rows
@@ -104,7 +104,7 @@ def test_where_outputs_do_not_fit_the_others_run_again(n1, n2, batch_size, block
 @pytest.mark.parametrize("axes", [{"diagonal_axes": 0}, {"trace_axes": 0}], ids=str)
 def test_where_no_two_examples_meet_none_runs_again(axes):
     f = Counted()
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f, **axes), 4, check=False, memory_budget=16 * ROW_BYTES)
+    kernel_fn = batch(nngp.empirical_nngp_fn(f, **axes), 4, check=False, memory_budget=16 * ROW_BYTES)
     assert sum(f.rows_of(kernel_fn, normal(0, 24, 3), None, 2.0)) == 24
     assert sum(f.rows_of(kernel_fn, normal(0, 24, 3), normal(1, 24, 3), 2.0)) == 48
 
@@ -113,7 +113,7 @@ def test_f_is_traced_once():
     f = Counted()
 
     def kernel(n, n2=None, params=2.0, batch_size=4, check=False, **options):
-        kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f, **options), batch_size, check=check)
+        kernel_fn = batch(nngp.empirical_nngp_fn(f, **options), batch_size, check=check)
         x2 = None if n2 is None else normal(1, n2, 3)
         return kernel_fn(normal(0, n, 3), x2, params)
 
@@ -147,12 +147,12 @@ def test_a_model_made_again_is_not_traced_again():
     params = Net().init(jax.random.key(0), normal(0, 1, 3))["params"]
     traces.clear()
     for _ in range(3):
-        nngp.batch(nngp.empirical_nngp_fn(nngp.from_linen(Net())), 4, check=False)(normal(0, 10, 3), None, params)
+        batch(nngp.empirical_nngp_fn(nngp.from_linen(Net())), 4, check=False)(normal(0, 10, 3), None, params)
     assert traces == [(4, 3)]
 
 
 def test_nothing_is_compiled_in_a_second_call(caplog):
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x, rng: x * jax.random.uniform(rng)), 5)
+    kernel_fn = batch(nngp.empirical_nngp_fn(lambda params, x, rng: x * jax.random.uniform(rng)), 5)
     args = normal(0, 33, 3), normal(1, 17, 3), None
     kernel_fn(*args, rng=jax.random.key(0))
     with jax.log_compiles(True):

@@ -13,18 +13,15 @@ N, BATCH, TILE = 17, 4, 5
 PLACES = [{"store_on_device": True}, {"store_on_device": False, "memory_budget": 2_000}]
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch):
-    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (TILE, TILE))
-
-
 def identity(params, x):
     return x
 
 
-def kernels(f, x, x2=None, batch_size=BATCH, **axes):
+def kernels(f, x, x2=None, batch_size=BATCH, tile_size=TILE, **axes):
     kernel_fn = nngp.empirical_nngp_fn(f, **axes)
-    return [nngp.batch(kernel_fn, batch_size, check=False, **place)(x, x2, None) for place in PLACES]
+    return [
+        nngp.batch(kernel_fn, batch_size, check=False, tile_size=tile_size, **place)(x, x2, None) for place in PLACES
+    ]
 
 
 SYMMETRIC = {  # the axes, and the transposition that swaps the two examples and all that belongs to them
@@ -52,11 +49,10 @@ def test_the_kernel_is_its_own_mirror_image(name, dtype):
 
 
 @pytest.mark.parametrize("tile", [3, 40], ids=["many tiles", "one tile"])
-def test_the_mean_over_many_features(tile, monkeypatch):
-    # without care, the product of a matrix with itself is not symmetric
-    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (tile, tile))
+def test_the_mean_over_many_features(tile):
+    # Without care, the product of a matrix with itself is not symmetric.
     x = normal(0, 40, 1000)
-    for kernel in [*kernels(identity, x), *kernels(identity, x, batch_size=0)]:
+    for kernel in [*kernels(identity, x, tile_size=tile), *kernels(identity, x, batch_size=0, tile_size=tile)]:
         np.testing.assert_array_equal(kernel, np.asarray(kernel).T)
 
 

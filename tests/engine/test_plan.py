@@ -9,22 +9,19 @@ import pytest
 from helpers.arrays import normal
 
 import nngp_plugins as nngp
+from nngp_plugins.engine import run
 
 
 def scaled(params, x):
     return params * x
 
 
-def small_tiles(monkeypatch, rows):
-    monkeypatch.setattr("nngp_plugins.engine._job.TILE", (rows, rows))
-
-
 # the numbers
 
 
-def test_a_symmetric_kernel_in_tiles(monkeypatch):
-    small_tiles(monkeypatch, 10)
-    job = nngp.plan(nngp.empirical_nngp_fn(scaled), normal(0, 95, 8), None, 2.0, batch_size=20)
+def test_a_symmetric_kernel_in_tiles():
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), tile_size=10)
+    job = nngp.plan(kernel_fn, normal(0, 95, 8), None, 2.0, batch_size=20)
     assert (job.n1, job.n2, job.symmetric) == (95, None, True)
     assert (job.batch_rows, job.block_rows, job.tile_rows) == (20, 95, 10)
     assert job.row_bytes == 8 * 4
@@ -37,21 +34,23 @@ def test_a_symmetric_kernel_in_tiles(monkeypatch):
     assert job.flops == 2 * 8 * (9 * 10 / 2 * 100 + 9 * 50 + 25)
 
 
-def test_a_symmetric_kernel_takes_half_the_operations(monkeypatch):
-    small_tiles(monkeypatch, 10)
-    kernel_fn = nngp.empirical_nngp_fn(scaled)
+def test_a_symmetric_kernel_takes_half_the_operations():
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), tile_size=10)
     x = normal(0, 1000, 8)
     half, full = nngp.plan(kernel_fn, x, None, 2.0), nngp.plan(kernel_fn, x, x, 2.0)
     assert full.flops == 2 * 8 * 1000**2
     assert half.flops == full.flops * (1 + 1 / 100) / 2  # and the diagonal tiles
 
 
-def test_another_x2(monkeypatch):
-    small_tiles(monkeypatch, 10)
+def test_another_x2():
     x1, x2 = normal(0, 95, 8), normal(1, 42, 8)
-    # on the device one tile, that need not be put together; on the host many
-    for store_on_device, tile_rows, tile_count in [(True, 95, 1), (False, 10, 10 * 5)]:
-        kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 20, store_on_device=store_on_device)
+    # Unless it is told otherwise, a kernel on the device is one tile, which need not be put together.
+    for options, tile_rows, tile_count in [
+        ({}, 95, 1),
+        ({"tile_size": 10}, 10, 10 * 5),
+        ({"tile_size": 10, "store_on_device": False}, 10, 10 * 5),
+    ]:
+        kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 20, **options)
         job = nngp.plan(kernel_fn, x1, x2, 2.0)
         assert (job.n1, job.n2, job.symmetric) == (95, 42, False)
         assert (job.batch_rows, job.block_rows, job.tile_rows) == (20, 95, tile_rows)
@@ -63,9 +62,17 @@ def test_another_x2(monkeypatch):
         assert job.flops == 2 * 8 * 95 * 42
 
 
-def test_outputs_that_do_not_fit(monkeypatch):
-    small_tiles(monkeypatch, 5)
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, store_on_device=False, memory_budget=2 * 30 * 32)
+def test_the_fastest_tiles_are_many_only_for_large_kernels():
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 20)
+    small, large = (nngp.plan(kernel_fn, Refused(n, 8), None, 2.0) for n in (1000, 20_000))
+    assert (small.tile_rows, small.tile_count) == (1000, 1)
+    assert large.tile_rows < 5000
+    assert large.flops < 0.65 * 2 * 8 * 20_000**2
+
+
+def test_outputs_that_do_not_fit():
+    options = {"store_on_device": False, "memory_budget": 2 * 30 * 32, "tile_size": 5}
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, **options)
     x = normal(0, 100, 8)
     job = nngp.plan(kernel_fn, x, None, 2.0)
     assert (job.block_rows, job.tile_rows) == (30, 5)
@@ -97,42 +104,49 @@ def two_outputs(params, x):
 @pytest.mark.parametrize("store_on_device", [True, False], ids=["device", "host"])
 @pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_bytes_and_tiles_are_those_of_the_call(name, other, store_on_device, monkeypatch):
-    small_tiles(monkeypatch, 3)
-    # with the default axes a (N,) output has no axis to trace but the batch
+def test_bytes_and_tiles_are_those_of_the_call(name, other, store_on_device):
+    # With the default axes, the batch is the only axis of a (N,) output that could be traced.
     params = None if name == "default" else np.complex64(1j)
     x1, x2 = normal(0, 8, 12), normal(1, 8, 12) if other else None
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(two_outputs, **OUTPUTS[name]), 4, store_on_device=store_on_device)
+    kernel_fn = nngp.empirical_nngp_fn(two_outputs, **OUTPUTS[name])
+    kernel_fn = nngp.batch(kernel_fn, 4, store_on_device=store_on_device, tile_size=3)
     job = nngp.plan(kernel_fn, x1, x2, params)
-
-    contracted = []
-
-    def tile(y1, y2, plan, precision, shape, mirror):
-        contracted.append((y1, y2, plan, shape))
-        return whole(y1, y2, plan, precision, shape, mirror)
-
-    from nngp_plugins.engine import _run
-
-    whole = _run.Tile
-    monkeypatch.setattr(_run, "Tile", tile)
-    kernel = kernel_fn(x1, x2, params)
-    assert job.kernel_bytes == sum(k.nbytes for k in jax.tree.leaves(kernel))
-    assert job.tile_count == len(contracted)
-    assert job.flops == sum(operations(*one) for one in contracted)
-    largest = max(np.prod(shape) * jnp.result_type(y1, y2).itemsize for y1, y2, _, shape in contracted)
+    sources, sink = kernel_fn.sources(x1, x2, params, {}), KeepTiles()
+    run(job, "highest", *sources, kernel_fn.backend(), sink, [lambda done: None] * 2)
+    assert job.kernel_bytes == sum(k.nbytes for k in jax.tree.leaves(kernel_fn(x1, x2, params)))
+    assert job.tile_count == len(sink.tiles)
+    assert job.flops == sum(map(operations, sink.tiles))
+    largest = max(np.prod(tile.shape) * jnp.result_type(tile.y1, tile.y2).itemsize for tile in sink.tiles)
     assert job.tile_bytes == largest
 
 
-def operations(y1, y2, plan, shape):
-    """Products and sums: two for each number of the tile and each term of its mean, over the examples here."""
-    return 2 * int(np.prod(shape)) * int(np.prod([y1.shape[axis] for axis in plan.traced[0]]))
+class KeepTiles:
+    """A sink that only takes note of the tiles."""
+
+    def __init__(self):
+        self.tiles = []
+
+    def wants(self, pair, rows, columns):
+        return True
+
+    def start(self, tile):
+        self.tiles.append(tile)
+
+    def write(self, pair, rows, columns, tile):
+        pass
+
+
+def operations(tile):
+    """Products and sums: two for each number of the tile and each term of its mean, over the examples of the tile."""
+    terms = [tile.y1.shape[axis] for axis in tile.contraction.traced[0]]
+    return 2 * int(np.prod(tile.shape)) * int(np.prod(terms))
 
 
 def test_the_batch_is_that_of_all_devices_and_no_larger_than_needed():
     kernel_fn = nngp.empirical_nngp_fn(scaled)
     for n, batch_size, rows in [(95, 0, 95), (95, 10, 10), (95, 200, 95), (1, 10, 1)]:
         options = {"batch_size": batch_size, "device_count": 1}
-        assert nngp.batch(kernel_fn, **options).job(normal(0, n, 8), None, 2.0).batch_rows == rows
+        assert nngp.batch(kernel_fn, **options).plan(normal(0, n, 8), None, 2.0).batch_rows == rows
 
 
 # the dry run
@@ -167,7 +181,7 @@ def test_nothing_is_read_and_nothing_computed():
 def test_the_options_of_a_batched_kernel_function():
     x = normal(0, 95, 8)
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, 1, False, memory_budget=2000)
-    assert nngp.plan(kernel_fn, x, None, 2.0) == kernel_fn.job(x, None, 2.0)
+    assert nngp.plan(kernel_fn, x, None, 2.0) == kernel_fn.plan(x, None, 2.0)
     assert nngp.plan(kernel_fn, x, None, 2.0).batch_rows == 10
     # batch_size= goes before its own, and the others stay
     job = nngp.plan(kernel_fn, x, None, 2.0, batch_size=5)
@@ -210,10 +224,10 @@ def rows_of(job):
     return {name.strip(): value.strip() for name, value in lines}
 
 
-def test_the_table(monkeypatch):
-    small_tiles(monkeypatch, 100)
+def test_the_table():
     x1 = Refused(12_345, 50)
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 250, store_on_device=False, memory_budget=10**9)
+    options = {"store_on_device": False, "memory_budget": 10**9, "tile_size": 100}
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 250, **options)
     assert rows_of(nngp.plan(kernel_fn, x1, None, 2.0)) == {
         "examples": "12,345, x2 = x1",
         "rows through the network": "12,345",

@@ -72,11 +72,10 @@ def test_browser_draws_every_figure(run):
 
 
 def test_figures_hold_the_numbers_of_the_run(run):
-    from nngp_plugins.report._run import Run
+    from nngp_plugins.history import StoredRun
+    from nngp_plugins.report import curves, heat_maps
 
-    from nngp_plugins.report._figures import curves, heat_maps
-
-    loaded = Run.load(run)
+    loaded = StoredRun.load(run)
     titled = dict(curves(loaded))
     ranks = [line.y for line in titled["Effective rank"].data]
     np.testing.assert_array_equal(np.transpose(ranks), nngp.History.load(run).metric("effective_rank"))
@@ -133,7 +132,7 @@ def test_other_folders_are_refused(tmp_path):
 
 @pytest.mark.parametrize("values", [(3.2, 3.9), (0.6, 0.9), (1e-3, 10.0), (1.0, 5.0)])
 def test_log_axes_have_at_least_two_ticks_or_plotlys_own(values):
-    from nngp_plugins.callbacks._plot import _log_ticks
+    from nngp_plugins.charts import log_ticks
 
-    ticks = _log_ticks(np.array(values)).get("tickvals")
+    ticks = log_ticks(np.array(values)).get("tickvals")
     assert ticks is None or sum(values[0] <= tick <= values[1] for tick in ticks) >= 2

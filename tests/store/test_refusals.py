@@ -148,7 +148,7 @@ def test_a_second_writer(small, forks):
             time.sleep(0.001)
         os.kill(pid, signal.SIGSTOP)
         files = small.files()
-        with pytest.raises(BlockingIOError, match=rf"^path='{small.path}' is being written by another process; wait"):
+        with pytest.raises(BlockingIOError, match=rf"^path='{small.path}' is in use: another process"):
             small.write()
         assert small.files() == files
     finally:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nngp_plugins.engine._write import StoreWriter
 
 import nngp_plugins as nngp
+from nngp_plugins.engine import Tile
 
 
 @pytest.fixture
@@ -23,11 +23,13 @@ def count(monkeypatch):
         jax.debug.callback(rows, x)
         return jnp.tanh(x @ params)
 
-    def start(self, tile):
-        counted["tiles"] += 1
-        return tile()
+    compute = Tile.__call__
 
-    monkeypatch.setattr(StoreWriter, "start", start)
+    def computed(tile):
+        counted["tiles"] += 1
+        return compute(tile)
+
+    monkeypatch.setattr(Tile, "__call__", computed)
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(network), check=False)
 
     def run(small, kernel_fn=kernel_fn, **options):
