@@ -1,4 +1,4 @@
-"""Set before JAX starts; and processes that can be killed."""
+"""Settings that must be made before JAX starts, and processes that tests can kill."""
 
 import json
 import os
@@ -17,12 +17,12 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 
 class Forks:
-    """Starts processes in milliseconds: one that has imported JAX, but not used it, forks them."""
+    """Starts processes in milliseconds, by forking a process that has imported JAX and not yet used it."""
 
     def __init__(self, folder, jobs):
         self._errors = (folder / "stderr.txt").open("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-        # every one compiles the same functions
+        # All processes compile the same functions, so they share one cache.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         script = Path(__file__).with_name("forks.py")
         self._process = subprocess.Popen(
@@ -31,13 +31,13 @@ class Forks:
         assert self._process.stdout.readline() == "ready\n", self.errors()
 
     def start(self, path, **job):
-        """Begins a job of the folder's jobs.py; returns the process id."""
+        """Starts a job of the jobs.py in the test's folder, and returns the process id."""
         self._process.stdin.write(json.dumps({"path": str(path), **job}) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
     def wait(self):
-        """How it ended: its exit code, or minus the signal that killed it."""
+        """Waits for the process; returns its exit code, or minus the number of the signal that killed it."""
         return int(self._process.stdout.readline())
 
     def errors(self):

@@ -28,7 +28,7 @@ def main():
     run = runpy.run_path(sys.argv[1])["run"]
     say("ready")
     for line in sys.stdin:
-        # no JAX backend is there yet, so no threads are lost
+        # JAX has started no backend yet, so the fork loses no threads.
         pid = os.fork()
         if not pid:
             child(run, json.loads(line))

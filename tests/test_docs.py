@@ -8,7 +8,7 @@ import nngp_plugins as nngp
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
-    pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}")
+    pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}", marks=[] if page.parent == ROOT else pytest.mark.exhaustive)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]

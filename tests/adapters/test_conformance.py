@@ -110,8 +110,7 @@ def test_layers(name):
         assert eigenvalues[0] >= -1e-5 * eigenvalues[-1]
 
 
-@pytest.mark.once
-@every_model
+@a_model_of_each_framework
 def test_in_batches_it_is_the_same(name):
     model, (_, _, kernels) = built(name), outputs_of(name)
     if model.mixes:

@@ -1,4 +1,4 @@
-"""Kernels without geometry and features that are no numbers: nan, and never an exception or a made-up number."""
+"""Kernels without geometry, and features with nan or inf, give nan: never an exception, never a made-up number."""
 
 import jax
 import jax.numpy as jnp
@@ -79,13 +79,13 @@ def pairs(metrics):
     return lambda a, b: {name: metric(a, b) for name, metric in metrics.items()}
 
 
-# compiled once for each form and shape
+# These are compiled once for each form and shape, and shared by all tests of this file.
 OF_ONE = jax.jit(singles({**SINGLES, **DEFINED_AT_ZERO}))
 OF_TWO = jax.jit(pairs({**PAIRS, "bures_distance": bures_distance, "relative_change": relative_change}))
 
 
 def finite(values):
-    """What of nested metrics is a finite number, of which there should be none."""
+    """The finite numbers among nested metrics; every test expects none."""
     leaves = jax.tree_util.tree_leaves_with_path(values)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if np.isfinite(leaf).any()}
 

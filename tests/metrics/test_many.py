@@ -31,7 +31,7 @@ def test_the_oracle_of_features_is_that_of_kernels(debiased):
 
 @pytest.fixture(params=[20, 1030], ids=["dense", "by pairs"])
 def n(request):
-    """Numbers of examples: up to 1024 the kernels are formed once, and above it each pair is multiplied by itself."""
+    """Numbers of examples: up to 1024 the kernels are formed once, and above it the products of each pair are taken."""
     return request.param
 
 

@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from nngp_plugins.metrics import (
-    FeatureGram,
+from helpers.compiled import (
     alignment,
     bures_distance,
     centered_kernel_velocity,
     cka,
     effective_rank,
     eigenvector_overlap,
-    features,
     kernel_distance,
     participation_ratio,
     power_law_exponent,
@@ -22,6 +19,8 @@ from nngp_plugins.metrics import (
     stable_rank,
     von_neumann_entropy,
 )
+
+from nngp_plugins.metrics import FeatureGram, features
 
 from . import oracles
 

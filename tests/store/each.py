@@ -1,11 +1,13 @@
-"""Writes the small kernel to every folder named, and prints how each ended."""
+"""Writes the small kernel to every folder that the command line names, and prints how each attempt ended."""
 
 import sys
 from pathlib import Path
 
 
 def main():
-    from conftest import Small  # which is there when this is a script
+    # As a script, this file has only its own folder on the path, which is not where the helpers are.
+    sys.path.append(str(Path(__file__).parents[1]))
+    from conftest import Small
 
     for path in sys.argv[1:]:
         try:
