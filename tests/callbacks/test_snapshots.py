@@ -183,6 +183,65 @@ def test_a_layer_without_a_batch_in_batches():
         seen(0, 1.0)
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(16)(x)
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+
+
+NORMED = Normed()
+NORMED_VARIABLES = NORMED.init(jax.random.key(1), X, train=False)
+TRAINING = nngp.from_linen(NORMED, train=True, mutable=["batch_stats"])
+
+
+def refusal(call):
+    """What is said of a model in training mode, up to the remedy."""
+    with pytest.raises(ValueError, match="of f depends on the other examples in the batch") as error:
+        call()
+    return str(error.value).partition(", or ")[0]
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 7])
+def test_batches_of_a_model_in_training_mode_are_refused_by_the_words_of_batch(batch_size):
+    f = TRAINING.layers("norm")
+    seen = nngp.KernelTracker(f, PROBE, batch_size=batch_size)
+    by_tracker = refusal(lambda: seen(0, NORMED_VARIABLES))
+    by_batch = refusal(lambda: nngp.batch(nngp.empirical_nngp_fn(f), batch_size)(PROBE, None, NORMED_VARIABLES))
+    assert by_tracker == by_batch
+    assert f"between batches of {batch_size} and" in by_tracker
+    assert by_tracker.startswith("output 'norm' of f")
+    seen.close()
+    assert len(seen.history) == 0
+
+
+def test_batches_of_a_model_in_evaluation_mode_are_measured():
+    f = nngp.from_linen(NORMED, train=False).layers()
+    with nngp.KernelTracker(f, PROBE, batch_size=3) as seen:
+        assert seen(0, NORMED_VARIABLES)
+    assert len(seen.history) == 1
+
+
+@pytest.mark.parametrize("batch_size", [None, 10, 64])
+def test_a_model_in_training_mode_is_measured_on_the_whole_probe_at_once(batch_size):
+    with nngp.KernelTracker(TRAINING.layers("norm"), PROBE, batch_size=batch_size) as seen:
+        seen(0, NORMED_VARIABLES)
+    outputs, _ = NORMED.apply(NORMED_VARIABLES, PROBE, train=True, mutable=["batch_stats"])
+    assert outputs.shape == (10, 3)
+    assert seen.history.metric("scale") == pytest.approx(1, rel=1e-3)  # batch norm makes it so
+
+
+def test_no_metrics_are_the_default_ones_and_a_mapping_is_what_it_says():
+    def names(**options):
+        return list(nngp.KernelTracker(F, PROBE, **options).recorder.metrics)
+
+    default, targets = list(nngp.metrics.DEFAULT), list(nngp.metrics.of_targets(Y[:10]))
+    assert names() == names(metrics=None) == default
+    assert names(targets=Y[:10]) == default + targets
+    assert names(targets=Y[:10], metrics=dict(nngp.metrics.DEFAULT)) == default
+    assert names(targets=Y[:10], metrics=nngp.metrics.DEFAULT) == default
+
+
 @pytest.mark.parametrize("size", [0, -3])
 def test_bad_batches(size):
     with pytest.raises(ValueError, match=f"batch_size={size} must be positive, or None"):

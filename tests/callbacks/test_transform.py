@@ -224,3 +224,21 @@ def test_without_params():
         track = nngp.track_kernel(seen)
         with pytest.raises(ValueError, match=r"track_kernel measures params; pass them: optimizer.update\("):
             track.update({}, track.init({}))
+
+
+def test_batches_of_a_model_in_training_mode_cause_one_warning_and_no_end_of_training():
+    f = nngp.from_linen(NET, train=True, mutable=["batch_stats"]).layers("BatchNorm_0")
+    seen = nngp.KernelTracker(f, X[:12], schedule=SCHEDULE, batch_size=5)
+    optimizer = optax.chain(optax.sgd(0.3), nngp.track_kernel(seen))
+    carry = VARIABLES["params"], optimizer.init(VARIABLES["params"]), VARIABLES["batch_stats"]
+
+    def step(carry, _):
+        *new, loss = train_step(optimizer, *carry)
+        return tuple(new), loss
+
+    _, losses = jax.jit(lambda carry: jax.lax.scan(step, carry, length=STEPS))(carry)
+    with pytest.warns(UserWarning, match="output 'BatchNorm_0' of f depends on the other examples in") as warned:
+        seen.close()
+    assert len(warned) == 1
+    assert np.isfinite(losses).all()
+    assert seen.history.steps.tolist() == MEASURED
