@@ -100,8 +100,8 @@ class Measurement:
         size = self._batch_size or self.n
         compared = f"between batches of {size} and {smaller_batch(size)}"
         return [
-            dependence(f"output {name!r}", float(error), compared, "leave out batch_size")
-            for name, error in errors.items()
+            dependence(f"output {path!r}" if path else "the output", float(error), compared, "leave out batch_size")
+            for path, error in errors.items()
             if error > 0
         ]
 

@@ -371,7 +371,7 @@ class TestBadInput:
     def test_outputs_without_the_batch(self, probe, f, layer):
         with pytest.raises(ValueError, match="for a batch of 8 examples of probe_x") as error:
             nngp.KernelTracker(f, probe)(0, W)
-        assert f"layer {layer}" in str(error.value)
+        assert layer in str(error.value)
 
     def test_train_state(self, probe):
         f = nngp.from_linen(nn.Dense(2))
