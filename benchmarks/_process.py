@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PEER = Path(__file__).resolve().parents[1] / ".venv-peer"
-# the last versions that neural-tangents imports on; they need Python 3.11 or older
+# These are the last versions that neural-tangents imports on. They need Python 3.11 or older.
 PEER_PACKAGES = (
     "neural-tangents==0.6.5",
     "jax==0.4.30",
@@ -93,7 +93,7 @@ class Worker:
 
 def serve(order: str) -> None:
     """Sets a contender up in this process and measures it as often as it is asked to."""
-    # answers have the real stdout to themselves; what libraries print goes to stderr
+    # Only answers go to the real stdout; the text that libraries print goes to stderr.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     asked = json.loads(order)
@@ -109,7 +109,8 @@ def serve(order: str) -> None:
 
 def measured(run: Callable[[], Any]) -> dict[str, float]:
     """Seconds and bytes of one run, and a number that tells its result."""
-    with suppress(OSError):  # the peak from now on; where this is refused, from the start of the process
+    # This resets the peak. If the system refuses it, the peak counts from the start of the process.
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     start = time.perf_counter()

@@ -82,7 +82,8 @@ class Target:
         verdict = {"what": self.what, "unit": self.unit, "at_most": self.at_most, "at_least": self.at_least}
         values: list[float] = []
         for row in (medians, *rounds):
-            with suppress(KeyError):  # of a contender that could not run, or sat this round out
+            # A contender that could not run, or sat this round out, has no number.
+            with suppress(KeyError):
                 values.append(self.value(row, medians))
         if not values:
             return verdict | {"value": None, "rounds": [], "reached": None}
@@ -138,7 +139,8 @@ def compare(name: str, number: int, case: Case, rounds: int, quick: bool, say: C
                 continue
             order = {"name": name, "case": number, "contender": who, "quick": quick}
             workers[who] = stack.enter_context(Worker(python, order, contender.fresh))
-        for turn in range(-1, rounds):  # before the first round all are set up
+        # Turn -1 sets all contenders up.
+        for turn in range(-1, rounds):
             for who in rotated(list(workers), turn):
                 if turn < (case.contenders[who].rounds or rounds):
                     say(f"{name}: {f'round {turn + 1} of {rounds}' if turn >= 0 else 'set up'}, {who}")
@@ -203,7 +205,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the benchmarks named; 1 where a contender failed."""
-    from rich.console import Console  # which the environment of the peer, whose workers read this file, may lack
+    # The workers of the peer read this file too, and its environment may lack rich.
+    from rich.console import Console
 
     console, failed = Console(highlight=False), False
     for name in options.names or NAMES:
@@ -225,7 +228,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    # the benchmarks import this file as a module, so let that one run
+    # The benchmarks import this file as a module, so the main function of that module runs.
     from harness import main
 
     sys.exit(main())

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,18 @@ def forks(request, tmp_path_factory):
 APART = {"test_docs.py", "test_examples.py", "test_benchmarks.py", "test_batch_devices.py"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items):
-    """Keeps the tests of a file in one process under ``--dist loadgroup``, because they share compiled functions."""
+    """Keeps the tests of a file in one process under ``--dist loadgroup``, because they share compiled functions.
+
+    Of a test with the marker ``every(n)``, all but each n-th set of parameters becomes exhaustive.
+    """
+    counts = Counter()
     for item in items:
+        if every := item.get_closest_marker("every"):
+            name = item.nodeid.partition("[")[0]
+            if counts[name] % every.args[0]:
+                item.add_marker(pytest.mark.exhaustive)
+            counts[name] += 1
         if item.path.name not in APART and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))

@@ -152,6 +152,7 @@ def test_gradients(name):
         np.testing.assert_allclose((values[0] - values[1]) / 2e-2, size, rtol=0.05)
 
 
+@pytest.mark.every(4)
 @every_model
 def test_float64(name):
     model = built(name)
@@ -169,6 +170,7 @@ def test_float64(name):
     assert dtypes <= {np.dtype(np.float64), np.dtype(np.complex128)}
 
 
+@pytest.mark.every(3)
 @every_model
 def test_one_is_traced_once(name):
     model, traces = built(name), []

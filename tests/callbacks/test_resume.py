@@ -55,7 +55,7 @@ def whole(tmp_path):
 
 class TestKilled:
     @pytest.mark.once
-    @pytest.mark.parametrize(("least", "pause"), [(4, 0.005), pytest.param(20, 0.03, marks=pytest.mark.exhaustive)])
+    @pytest.mark.parametrize(("least", "pause"), [(2, 0.005), pytest.param(20, 0.03, marks=pytest.mark.exhaustive)])
     def test_at_random_moments(self, forks, least, pause, tmp_path):
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         whole.mkdir()

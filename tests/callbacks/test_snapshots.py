@@ -164,6 +164,7 @@ class TestKeptKernels:
             nngp.KernelTracker(lambda w, x: w * x, PROBE, keep_kernels=True)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 64])
 def test_batches_of_the_probe(batch_size):
     histories = []

@@ -101,6 +101,7 @@ def two_outputs(params, x):
     return {"y": y} if params is None else {"y": y, "z": params * y[:, 0, 0]}
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("store_on_device", [True, False], ids=["device", "host"])
 @pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
 @pytest.mark.parametrize("name", OUTPUTS)

@@ -173,6 +173,7 @@ class TestDuplicates:
         assert float(condition_number(same)) > 1e12
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_two_or_three_examples(form, n):

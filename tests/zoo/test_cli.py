@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import nngp_plugins as nngp
+from zoo.cli import app
 from zoo.registry import get_dataset, get_model
 
 NNGP_ZOO = Path(sys.executable).with_name("nngp-zoo")
@@ -18,6 +20,12 @@ def nngp_zoo(*arguments):
     # a wide terminal, so that no message is broken over lines
     env = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
     return subprocess.run([NNGP_ZOO, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300)
+
+
+def nngp_zoo_here(*arguments):
+    """The command in this process, which has imported everything already; the others start it as users do."""
+    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"}, prog_name="nngp-zoo")
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def test_track_ends_with_a_table_and_a_report(tracked):
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, message):
-    command = nngp_zoo("track", *[tmp_path / word if word == "new" else word for word in arguments])
+    command = nngp_zoo_here("track", *[tmp_path / word if word == "new" else word for word in arguments])
     assert command.returncode == 2
     assert message in command.stderr
     assert "Traceback" not in command.stderr
@@ -79,7 +87,7 @@ def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments,
 def test_a_run_folder_that_holds_a_run_is_refused_and_untouched(tracked):
     run, _ = tracked
     before = (run / "metrics.jsonl").read_bytes()
-    command = nngp_zoo("track", "linen/mlp", "--run", run)
+    command = nngp_zoo_here("track", "linen/mlp", "--run", run)
     assert command.returncode == 2
     assert "already holds a run; name another folder" in command.stderr
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -87,7 +95,7 @@ def test_a_run_folder_that_holds_a_run_is_refused_and_untouched(tracked):
 
 def test_help_lists_models_and_options():
     assert "track" in nngp_zoo("--help").stdout
-    help_text = nngp_zoo("track", "--help").stdout
+    help_text = nngp_zoo_here("track", "--help").stdout
     for word in ("linen/cnn", "nnx/mlp", "digits", "--steps", "--run", "--lr"):
         assert word in help_text
 
@@ -123,12 +131,12 @@ def test_kernel_again_goes_on_with_what_is_there(written):
     tile = path / "dense_0" / "c" / "1" / "2"
     before = tile.read_bytes()
     tile.unlink()
-    command = nngp_zoo("verify", path)
+    command = nngp_zoo_here("verify", path)
     assert (command.returncode, command.stdout) == (1, "")
     assert f"1 of 32 tiles are damaged or missing: {tile}" in command.stderr
-    assert nngp_zoo(*arguments).returncode == 0
+    assert nngp_zoo_here(*arguments).returncode == 0
     assert tile.read_bytes() == before
-    other = nngp_zoo(*arguments[:-1], 4)
+    other = nngp_zoo_here(*arguments[:-1], 4)
     assert other.returncode == 2
     assert "holds a kernel of other params" in other.stderr
 
@@ -140,10 +148,10 @@ def test_verify(written, tmp_path):
     ledger = path / "ledger.jsonl"
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(lines[:16]))
-    unfinished = nngp_zoo("verify", path)
+    unfinished = nngp_zoo_here("verify", path)
     assert unfinished.returncode == 1
     assert "50% written" in unfinished.stdout
     assert "unfinished: run the command that wrote it again" in unfinished.stdout
-    missing = nngp_zoo("verify", tmp_path / "other")
+    missing = nngp_zoo_here("verify", tmp_path / "other")
     assert missing.returncode == 2
     assert "holds no kernel" in missing.stderr
