@@ -89,6 +89,7 @@ def test_without_jit_it_is_the_same_and_nothing_changes(name):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+@pytest.mark.every(2)
 @every_model
 def test_layers(name):
     model, (y, layers, kernels) = built(name), outputs_of(name)

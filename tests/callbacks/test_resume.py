@@ -55,8 +55,10 @@ def whole(tmp_path):
 
 class TestKilled:
     @pytest.mark.once
-    @pytest.mark.parametrize(("least", "pause"), [(2, 0.005), pytest.param(20, 0.03, marks=pytest.mark.exhaustive)])
-    def test_at_random_moments(self, forks, least, pause, tmp_path):
+    @pytest.mark.parametrize(
+        ("least", "most", "pause"), [(4, 4, 0.005), pytest.param(20, 200, 0.03, marks=pytest.mark.exhaustive)]
+    )
+    def test_at_random_moments(self, forks, least, most, pause, tmp_path):
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         whole.mkdir()
         killed.mkdir()
@@ -75,8 +77,9 @@ class TestKilled:
             else:
                 self.wait_for_more(killed / "run", before, pid)
                 time.sleep(choice.random() * 0.04)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            if kills < most:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             code = forks.wait()
             assert code in (0, -signal.SIGKILL), forks.errors()
             lines = self.lines(killed / "run")
