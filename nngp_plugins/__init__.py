@@ -1,10 +1,9 @@
 """Empirical NNGP kernels of real networks, and how they move while optax trains."""
 
-__version__ = "0.1.0"
-
 from . import metrics
 from ._durable import FolderInUseError
 from ._model_gram import gram
+from ._version import __version__ as __version__
 from .adapters import ModelFn, as_model_fn, from_callable, from_equinox, from_haiku, from_keras, from_linen, from_nnx
 from .callbacks import (
     KernelTracker,

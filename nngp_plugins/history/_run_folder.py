@@ -17,6 +17,7 @@ import numpy as np
 
 from .._durable import AppendedLines, FolderInUseError, FolderLock, fingerprint, rename, replace_file
 from .._typing import PyTree
+from .._version import __version__
 from ._rows import Row
 
 RUN, METRICS, REFERENCE, LAST, NEXT = "run.json", "metrics.jsonl", "reference.npz", "last.npz", "next.npz"
@@ -171,9 +172,6 @@ class RunFolder:
 
 def description(probe: PyTree, targets: np.ndarray, config: Mapping[str, Any] | None, **about: Any) -> dict[str, Any]:
     """What ``run.json`` says of a run: versions, the fingerprint of the probe, and the user's config."""
-    # The package is not ready yet while this module is imported.
-    from .. import __version__
-
     versions = {"nngp-plugins": __version__, "jax": jax.__version__, "numpy": np.__version__}
     n = int(jax.tree.leaves(probe)[0].shape[0])
     return {
