@@ -27,7 +27,7 @@ demo: $(READY)
 	$(BIN)/nngp-zoo track linen/cnn --data digits --steps 500 --run runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # with the versions of the requirements, and nothing that these ask for and the models do not need
 .venv-packages/.ready: tests/adapters/models/packages/requirements.txt

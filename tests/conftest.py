@@ -57,22 +57,14 @@ def forks(request, tmp_path_factory):
     forks.close()
 
 
-# The tests of these files share nothing, and some take long: each of them may run in any process.
-APART = {"test_docs.py", "test_examples.py", "test_benchmarks.py", "test_batch_devices.py"}
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items):
-    """Keeps the tests of a file in one process under ``--dist loadgroup``, because they share compiled functions.
-
-    Of a test with the marker ``every(n)``, all but each n-th set of parameters becomes exhaustive.
-    """
+    """Of a test with the marker ``every(n)``, all but about each n-th set of parameters becomes exhaustive."""
     counts = Counter()
     for item in items:
         if every := item.get_closest_marker("every"):
-            name = item.nodeid.partition("[")[0]
-            if counts[name] % every.args[0]:
+            (n,), name = every.args, item.nodeid.partition("[")[0]
+            # Staggered, so that the sets are not all of one kind where the innermost parameter has n values.
+            if (counts[name] + counts[name] // n) % n:
                 item.add_marker(pytest.mark.exhaustive)
             counts[name] += 1
-        if item.path.name not in APART and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))

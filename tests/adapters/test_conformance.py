@@ -14,7 +14,7 @@ from .models import page
 from .models.table import MODELS, load
 
 load()
-# what is built and compiled for a model serves all its tests: with --dist loadgroup they run in one process
+# `make packages` runs all tests of a model in one process, because they share what is compiled for it.
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS]
 )

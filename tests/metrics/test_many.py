@@ -60,6 +60,7 @@ class TestMatrix:
         pairs = [[cka(a, b, debiased=debiased) for b in grams(second).values()] for a in grams(first).values()]
         np.testing.assert_allclose(measured, pairs, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.every(2)
     def test_of_one_model(self, n, debiased):
         own = grams(layers(n, (3, 7, 30)))
         measured = np.asarray(cka_matrix(own, debiased=debiased))
@@ -75,6 +76,7 @@ class TestMatrix:
             measured = jax.jit(lambda own: cka_matrix(own, debiased=debiased))(own)
             assert float(measured[0, 1]) == pytest.approx(expected, rel=1e-9)
 
+    @pytest.mark.every(2)
     def test_batches_are_averaged_before_the_ratio(self, n, debiased):
         # by hand, of batches of one size
         batches = [(layers(n, (3, 7), seed), layers(n, (4, 9), seed)) for seed in range(4)]

@@ -41,6 +41,7 @@ class TestSpectrum:
         assert measured.shape == (rank,)
         np.testing.assert_allclose(measured, expected, rtol=2e-4, atol=1e-6 * expected[0])
 
+    @pytest.mark.every(2)
     def test_eigenvectors(self, shape, form):
         phi = np.random.default_rng(0).normal(size=shape) * np.geomspace(1, 0.3, shape[1])
         kernel = phi @ phi.T
