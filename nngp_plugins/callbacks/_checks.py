@@ -31,11 +31,14 @@ def probe_size(probe: Any) -> int:
     return sizes.pop()
 
 
-def check_arguments(f: Any, schedule: Any, batch_size: int | None, keep_kernels: bool, run: Any, config: Any) -> None:
+def check_arguments(
+    f: Any, schedule: Any, batch_size: int | None, rng: Any, keep_kernels: bool, run: Any, config: Any
+) -> None:
     """Refuses arguments of a tracker that have another type or value.
 
     Raises:
-        TypeError: ``f`` is not a function, ``schedule`` is not a schedule, or ``config`` is not a mapping.
+        TypeError: ``f`` is not a function, ``schedule`` is not a schedule, ``rng`` is not a key, or ``config`` is not a
+            mapping.
         ValueError: ``batch_size`` is not positive, or kernels are kept without a run folder.
     """
     if not callable(f) or is_model(f):
@@ -44,6 +47,8 @@ def check_arguments(f: Any, schedule: Any, batch_size: int | None, keep_kernels:
         )
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
+    if rng is not None and not hasattr(rng, "dtype"):
+        raise TypeError(f"rng={reprlib.repr(rng)} is not a key; pass rng=jax.random.key({reprlib.repr(rng)}).")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
     if schedule is not None and not isinstance(schedule, Schedule):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..adapters import ModelFn
-from ..engine import NamedOutputs, dependence, smaller_batch, traced_errors, traced_outputs
+from ..engine import NEXT_TO_OTHERS, NamedOutputs, dependence, smaller_batch, traced_errors, traced_outputs
 from ..metrics import DenseGram, features, stacked_grams
 from ._checks import check_layers, probe_size
 
@@ -36,9 +36,10 @@ class Measurement:
     """From parameters to the Grams of all layers.
 
     Args:
-        f: ``f(params, x)``, or ``f(params, x, state=state)`` for a model with a state.
+        f: ``f(params, x)``, with ``state=`` for a model with a state and ``rng=`` for one that draws noise.
         probe_x: the examples to measure on, N of them along axis 0 of every array.
         batch_size: examples of a forward pass; None for all of them at once.
+        rng: the key of every measurement, so that the noise is always the same; None for a model that draws none.
         keep_features: whether to return the features of layers that are narrower than their kernels.
 
     Attributes:
@@ -47,8 +48,11 @@ class Measurement:
         expected_shapes: the shapes that another process recorded in the run folder; None for a new run.
     """
 
-    def __init__(self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, *, keep_features: bool):
+    def __init__(
+        self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
+    ):
         self.f, self.probe_x, self._keep_features = f, jax.tree.map(jnp.asarray, probe_x), keep_features
+        self._rng = rng
         self.n = probe_size(self.probe_x)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -98,15 +102,24 @@ class Measurement:
     def dependence(self, errors: Mapping[str, Any]) -> list[str]:
         """What to say of each layer that depends on the other examples in the batch."""
         size = self._batch_size or self.n
-        compared = f"between batches of {size} and {smaller_batch(size)}"
+        compared = f"between batches of {size} and {smaller_batch(size)}" if self._rng is None else NEXT_TO_OTHERS
         return [
             dependence(f"output {path!r}" if path else "the output", float(error), compared, "leave out batch_size")
             for path, error in errors.items()
             if error > 0
         ]
 
-    def _apply(self, params: Any, state: Any) -> Callable[[Any], Any]:
-        return lambda x: self.f(params, x) if state is None else self.f(params, x, state=state)
+    def _apply(self, params: Any, state: Any) -> Callable[..., Any]:
+        given = {} if state is None else {"state": state}
+
+        def apply(x: Any, batch: Any = 0) -> Any:
+            if self._rng is None:
+                return self.f(params, x, **given)
+            # Each batch draws noise of its own, as it does in nngp.batch.
+            rng = self._rng if self._batch_size is None else jax.random.fold_in(self._rng, batch)
+            return self.f(params, x, rng=rng, **given)
+
+        return apply
 
     def _layers(self, outputs: NamedOutputs) -> dict[str, Array]:
         if not outputs.leaves:
@@ -116,4 +129,5 @@ class Measurement:
     def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, Array]:
         if self._batch_size is None:
             return {}
-        return traced_errors(self._apply(params, state), probe_x, self._batch_size, PROBE)
+        apply, draws = self._apply(params, state), self._rng is not None
+        return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)

@@ -59,6 +59,7 @@ class KernelTracker:
             previous snapshot as its second argument. None for :func:`metrics.default_metrics`, which are
             :data:`metrics.DEFAULT` and, with targets, those of :func:`metrics.of_targets`.
         batch_size: examples of a forward pass; None for all of the probe at once.
+        rng: a key for models that always draw, such as a variational autoencoder. Every snapshot draws the same noise.
         run: the run folder to write, or to go on with; None keeps the history in memory only.
         writers: where else the numbers go, as ``kernel/<layer>/<metric>``: :mod:`nngp_plugins.writers`, anything with
             ``write_scalars(step, dict)``, such as clu's, or with ``log(dict, step=)``, such as a run of W&B.
@@ -105,6 +106,7 @@ class KernelTracker:
         schedule: Schedule | None = None,
         metrics: Mapping[str, Metric] | None = None,
         batch_size: int | None = None,
+        rng: Array | None = None,
         run: str | Path | None = None,
         writers: Sequence[Any] = (),
         keep_kernels: bool = False,
@@ -112,8 +114,8 @@ class KernelTracker:
         resume: bool = True,
         config: Mapping[str, Any] | None = None,
     ):
-        check_arguments(f, schedule, batch_size, keep_kernels, run, config)
-        self.measurement = Measurement(f, probe_x, batch_size, keep_features=keep_kernels)
+        check_arguments(f, schedule, batch_size, rng, keep_kernels, run, config)
+        self.measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
         labels = check_targets(targets, self.measurement.n)
         if metrics is None:
             metrics = default_metrics(labels if labels.size else None)

@@ -4,8 +4,13 @@ from ._arrays import ArrayBackend as ArrayBackend
 from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
 from ._devices import on_one_device as on_one_device
-from ._independence import dependence as dependence, smaller_batch as smaller_batch, traced_errors as traced_errors
-from ._inputs import Range as Range, batch_of as batch_of, unpacked as unpacked
+from ._independence import (
+    NEXT_TO_OTHERS as NEXT_TO_OTHERS,
+    dependence as dependence,
+    smaller_batch as smaller_batch,
+    traced_errors as traced_errors,
+)
+from ._inputs import Range as Range, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import TileSink as TileSink, progress as progress, run as run
 from ._nngp import KernelFn as KernelFn, LeafPair as LeafPair, empirical_nngp_fn as empirical_nngp_fn

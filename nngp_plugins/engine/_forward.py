@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from .._static import Static
 from .._typing import PyTree
 from ._arrays import ArrayBackend, Placement
-from ._independence import refuse_dependence, refuse_other_outputs, smaller_batch
+from ._independence import NEXT_TO_OTHERS, refuse_dependence, refuse_other_outputs, smaller_batch
 from ._inputs import batch_of, ranges
 from ._keys import KEYS, keys_of_batches
 from ._outputs import NamedOutputs, refuse_other_rows
@@ -201,7 +201,7 @@ class NetworkOutputs:
             rows, here, ends = width * count, (first, first + 1), (max(self.n - width + 1, 0), self.n)
             leaves = jax.tree.leaves(self._run([_rows(leaf, rows, here) for leaf in self._rows], index))
             others = self._run([_rows(leaf, rows, here, ends) for leaf in self._rows], index)
-            compared = "next to other examples"
+            compared = NEXT_TO_OTHERS
         else:
             few = smaller_batch(size)
             others, shared = self._outputs_of(first, few * count, index), min(few, size)

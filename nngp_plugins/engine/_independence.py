@@ -20,26 +20,38 @@ def smaller_batch(size: int) -> int:
     return 1 if size == 2 else 2
 
 
-def traced_errors(f: Callable[[PyTree], PyTree], x: PyTree, batch_size: int, argument: str) -> dict[str, Array]:
-    """How far the outputs of the first examples change with the size of the batch, for use within a compiled function.
+def traced_errors(
+    f: Callable[[PyTree], PyTree], x: PyTree, batch_size: int, argument: str, *, draws: bool
+) -> dict[str, Array]:
+    """How far the outputs of the first examples depend on the others in the batch, for use within a compiled function.
+
+    Compares batches of two sizes. Noise may depend on the size, so for an ``f`` that draws noise it compares the first
+    example next to itself with the same example next to others.
 
     Args:
         f: a function of the inputs alone.
         x: inputs with more examples than ``batch_size``.
         batch_size: the larger of the two sizes.
         argument: the argument that ``x`` was passed as, for messages.
+        draws: whether ``f`` draws noise.
 
     Returns:
         The relative error of each output by its path; zero if it is no more than rounding.
     """
-    few = smaller_batch(batch_size)
 
-    def first(rows: int) -> NamedOutputs:
-        return NamedOutputs.of(f(jax.tree.map(lambda leaf: leaf[:rows], x)))
+    def outputs(cut: Callable[[Array], Array]) -> NamedOutputs:
+        return NamedOutputs.of(f(jax.tree.map(cut, x)))
 
-    usual, other, shared = first(batch_size), first(few), min(few, batch_size)
-    refuse_other_outputs(usual, batch_size, other, few, argument)
-    refuse_other_rows(other, few, argument)
+    if draws:
+        width, shared = max(batch_size, 2), 1
+        usual = outputs(lambda leaf: jnp.concatenate([leaf[:1], leaf[1 - width :]]))
+        other = outputs(lambda leaf: jnp.concatenate([leaf[:1]] * width))
+    else:
+        few = smaller_batch(batch_size)
+        usual, other = outputs(lambda leaf: leaf[:batch_size]), outputs(lambda leaf: leaf[:few])
+        refuse_other_outputs(usual, batch_size, other, few, argument)
+        refuse_other_rows(other, few, argument)
+        shared = min(few, batch_size)
     errors = {}
     for path, a, b in zip(usual.paths, usual.leaves, other.leaves, strict=True):
         error = relative_error(a[:shared], b[:shared], jnp)
@@ -73,6 +85,9 @@ def tolerance(dtype: Any) -> float:
         return 0.0
     eps, single = float(jnp.finfo(dtype).eps), float(jnp.finfo("float32").eps)
     return 10 * max(eps, min(eps, single) ** 0.5)
+
+
+NEXT_TO_OTHERS = "next to other examples"
 
 
 def dependence(name: str, error: float, compared: str, remedy: str) -> str:

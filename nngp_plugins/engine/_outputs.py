@@ -68,13 +68,15 @@ def _as_array(name: str, y: Any) -> Array:
     return array
 
 
-def traced_outputs(f: Callable[[PyTree], PyTree], x: PyTree, argument: str, batch_size: int | None) -> NamedOutputs:
-    """The outputs of ``f(x)`` by batches of one size, for use within a compiled function.
+def traced_outputs(
+    f: Callable[[PyTree, Any], PyTree], x: PyTree, argument: str, batch_size: int | None
+) -> NamedOutputs:
+    """The outputs of ``f(x, i)`` by batches of one size, for use within a compiled function.
 
     The last batch is filled up with the first examples, whose outputs are cut off.
 
     Args:
-        f: a function of the inputs alone.
+        f: a function of the inputs, and of the number ``i`` of the batch.
         x: inputs with N examples along axis 0.
         argument: the argument that they were passed as, for messages.
         batch_size: examples of a forward pass; None for all of them at once.
@@ -87,8 +89,8 @@ def traced_outputs(f: Callable[[PyTree], PyTree], x: PyTree, argument: str, batc
     size = n if batch_size is None else min(batch_size, n)
     count = -(-n // size)
 
-    def run(x: PyTree) -> PyTree:
-        y = NamedOutputs.of(f(x))
+    def run(batch: tuple[PyTree, Any]) -> PyTree:
+        y = NamedOutputs.of(f(*batch))
         refuse_other_rows(y, size, argument)
         return y.structure.unflatten(y.leaves)
 
@@ -99,8 +101,8 @@ def traced_outputs(f: Callable[[PyTree], PyTree], x: PyTree, argument: str, batc
         return y.reshape(count * size, *y.shape[2:])[:n]
 
     if count == 1:
-        return NamedOutputs.unchecked(run(x))
-    return NamedOutputs.unchecked(jax.tree.map(joined, jax.lax.map(run, jax.tree.map(cut, x))))
+        return NamedOutputs.unchecked(run((x, 0)))
+    return NamedOutputs.unchecked(jax.tree.map(joined, jax.lax.map(run, (jax.tree.map(cut, x), jnp.arange(count)))))
 
 
 def refuse_other_rows(y: NamedOutputs, rows: int, argument: str, devices: int = 1) -> None:

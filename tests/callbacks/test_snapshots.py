@@ -330,3 +330,70 @@ def test_spectra_are_those_of_jax():
     for metric in ("effective_rank", "stable_rank", "participation_ratio"):
         expected = [float(nngp.metrics.DEFAULT[metric](gram, gram)) for gram in grams.values()]
         np.testing.assert_allclose(seen.history.metric(metric)[0], expected, rtol=1e-5)
+
+
+class Noisy(nn.Module):
+    """Draws at every call, as a variational autoencoder does."""
+
+    @nn.compact
+    def __call__(self, x):
+        mean = nn.Dense(4, name="mean")(x)
+        noise = jax.random.normal(self.make_rng("noise"), mean.shape)
+        return nn.Dense(6, name="decoder")(mean + noise)
+
+
+class TestModelsThatDraw:
+    f = nngp.from_linen(Noisy(), rngs=("noise",))
+    params = f.init(jax.random.key(1), X)[0]
+    key = jax.random.key(7)
+
+    @pytest.mark.parametrize("batch_size", [None, 4])
+    def test_every_snapshot_draws_the_noise_of_the_key(self, tmp_path, batch_size):
+        with nngp.KernelTracker(
+            self.f.layers(),
+            PROBE,
+            rng=self.key,
+            batch_size=batch_size,
+            schedule=nngp.every(1),
+            keep_kernels=True,
+            run=tmp_path,
+        ) as seen:
+            for step in range(3):
+                assert seen(step, self.params)
+        outputs = nngp.batch(nngp.empirical_nngp_fn(self.f.layers()), batch_size or 0, device_count=1)
+        y = outputs.outputs(PROBE, self.params, rng=self.key)["decoder"]
+        for step in range(3):
+            np.testing.assert_allclose(seen.history.kernel("decoder", step), kernel(y), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(seen.history.metric("cka"), 1, rtol=1e-4)
+
+    def test_without_a_key_the_error_names_the_argument(self):
+        seen = nngp.KernelTracker(self.f.layers(), PROBE)
+        with pytest.raises(ValueError, match=r"rng=None, but Noisy draws random numbers; pass rng="):
+            seen(0, self.params)
+        with pytest.raises(TypeError, match=r"^rng=3 is not a key; pass rng=jax\.random\.key\(3\)"):
+            nngp.KernelTracker(self.f.layers(), PROBE, rng=3)
+
+    def test_a_model_that_depends_on_the_batch_is_refused_though_it_draws(self):
+        def f(params, x, rng):
+            return (x - x.mean(axis=0)) * jax.random.bernoulli(rng, 0.9, x.shape)
+
+        seen = nngp.KernelTracker(f, PROBE, rng=self.key, batch_size=4)
+        with pytest.raises(ValueError, match="the output of f depends on the other examples in the batch") as error:
+            seen(0, jnp.ones(()))
+        assert "next to other examples" in str(error.value)
+
+    def test_the_transformation_draws_the_same_noise(self):
+        histories = []
+        for inside in (False, True):
+            seen = nngp.KernelTracker(self.f.layers(), PROBE, rng=self.key, batch_size=4, schedule=nngp.every(1))
+            if inside:
+                optimizer = nngp.track_kernel(seen)
+                jax.jit(
+                    lambda params, update=optimizer.update, init=optimizer.init: update(params, init(params), params)
+                )(self.params)
+            else:
+                seen(0, self.params)
+            seen.close()
+            histories.append(seen.history)
+        for metric in ("scale", "effective_rank"):
+            np.testing.assert_allclose(histories[0].metric(metric), histories[1].metric(metric), rtol=1e-4)
