@@ -388,9 +388,7 @@ class TestModelsThatDraw:
             seen = nngp.KernelTracker(self.f.layers(), PROBE, rng=self.key, batch_size=4, schedule=nngp.every(1))
             if inside:
                 optimizer = nngp.track_kernel(seen)
-                jax.jit(
-                    lambda params, update=optimizer.update, init=optimizer.init: update(params, init(params), params)
-                )(self.params)
+                jax.jit(optimizer.update)(self.params, optimizer.init(self.params), self.params)
             else:
                 seen(0, self.params)
             seen.close()
