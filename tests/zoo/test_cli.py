@@ -134,7 +134,8 @@ def test_kernel_again_goes_on_with_what_is_there(written):
     command = nngp_zoo_here("verify", path)
     assert (command.returncode, command.stdout) == (1, "")
     assert f"1 of 32 tiles are damaged or missing: {tile}" in command.stderr
-    assert nngp_zoo_here(*arguments).returncode == 0
+    # Not in this process, whose flags of XLA may change the last bits.
+    assert nngp_zoo(*arguments).returncode == 0
     assert tile.read_bytes() == before
     other = nngp_zoo_here(*arguments[:-1], 4)
     assert other.returncode == 2
