@@ -67,7 +67,6 @@ class AppendedLines:
 
     Attributes:
         path: the file.
-        lines: the whole lines that the file held when it was opened, without their ends.
         torn: whether it ended within a line.
     """
 
@@ -75,10 +74,15 @@ class AppendedLines:
         self.path = path
         data = path.read_bytes() if path.exists() else b""
         whole, end, rest = data.rpartition(b"\n")
-        self.lines: list[bytes] = whole.split(b"\n") if end else []
+        self._lines: list[bytes] = whole.split(b"\n") if end else []
         self.torn = bool(rest)
         self._size = len(whole + end)
         self._file: int | None = None
+
+    def take_lines(self) -> list[bytes]:
+        """The whole lines that the file held at first, without their ends; they are kept no longer than this."""
+        lines, self._lines = self._lines, []
+        return lines
 
     def open(self) -> None:
         """Makes the file if there is none, and cuts off a torn line."""

@@ -80,7 +80,7 @@ class RunFolder:
                 stacklevel=5,
             )
         rows: list[Row] = []
-        for number, line in enumerate(self._lines.lines, 1):
+        for number, line in enumerate(self._lines.take_lines(), 1):
             try:
                 rows.append({**json.loads(line)})
                 rows[-1]["step"] = int(rows[-1]["step"])

@@ -26,7 +26,7 @@ class Ledger:
     def __init__(self, path: Path):
         self._lines = AppendedLines(path)
         self.tiles: dict[Chunk, str] = {}
-        for number, line in enumerate(self._lines.lines, 1):
+        for number, line in enumerate(self._lines.take_lines(), 1):
             self.tiles.update([self._parse(line, number)])
 
     def _parse(self, line: bytes, number: int) -> tuple[Chunk, str]:
