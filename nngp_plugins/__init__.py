@@ -4,7 +4,17 @@ from . import metrics
 from ._durable import FolderInUseError
 from ._model_gram import gram
 from ._version import __version__ as __version__
-from .adapters import ModelFn, as_model_fn, from_callable, from_equinox, from_haiku, from_keras, from_linen, from_nnx
+from .adapters import (
+    ModelFn,
+    as_model_fn,
+    from_callable,
+    from_equinox,
+    from_haiku,
+    from_keras,
+    from_linen,
+    from_nnx,
+    tag,
+)
 from .callbacks import (
     KernelTracker,
     Schedule,
@@ -67,6 +77,7 @@ __all__ = [
     "metrics",
     "open_kernel",
     "plan",
+    "tag",
     "track_kernel",
     "when",
     "write_kernel",

@@ -8,3 +8,4 @@ from ._keras import from_keras as from_keras
 from ._linen import from_linen as from_linen
 from ._model_fn import ModelFn as ModelFn
 from ._nnx import from_nnx as from_nnx
+from ._tag import tag as tag

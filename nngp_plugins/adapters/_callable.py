@@ -9,7 +9,6 @@ from typing import Any
 
 from .._static import Static
 from .._typing import PyTree
-from ._layer_calls import LayerCall
 from ._model_fn import ModelFn, accepts_argument, frozen_kwargs
 
 
@@ -59,11 +58,13 @@ class CallableAdapter:
                 raise ValueError(f"{name}= was given, but this function takes no {name}.")
         return self.function.value(params, x, **given, **{**dict(self.kwargs), **kwargs})
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the function, which has no layers."""
-        return self.apply(params, state, rng, x, kwargs), []
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the outputs of the function, which tags its layers itself, by :func:`tag`."""
+        return self.apply(params, state, rng, x, kwargs)
+
+    def owners(self, params: PyTree) -> list[str]:
+        """Returns an empty list, because a function has no modules."""
+        return []
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and an empty state."""

@@ -14,8 +14,7 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
-from ._intercept import RecordCall, intercept, intercepting_class
-from ._layer_calls import CallRecord, LayerCall
+from ._intercept import tagging_class
 from ._model_fn import ModelFn, Spread, accepts_argument, frozen_kwargs, spread_input
 
 
@@ -135,22 +134,24 @@ class EquinoxAdapter:
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model."""
-        return self._map(lambda x, key: self._call(params, state, key, x, kwargs, lambda path, value: None), x, rng)
+        return self._map(lambda x, key: self._call(self._rebuild(params), params, state, key, x, kwargs), x, rng)
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the model and of its submodules."""
-        paths: list[str] = []
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the outputs of the model; what its submodules return is tagged."""
+        eqx = require("equinox", extra="equinox")
 
-        def run(x: PyTree, key: Any) -> tuple[PyTree, list[Any]]:
-            record = CallRecord()
-            outputs = self._call(params, state, key, x, kwargs, record)
-            paths[:] = [path for path, _ in record.calls]
-            return outputs, [self._without_state(value) for _, value in record.calls]
+        def run(x: PyTree, key: Any) -> PyTree:
+            model = self._rebuild(params)
+            for path, module in list(_iter_modules(model, "", eqx.Module)):
+                tagging = tagging_class(type(module), path, eqx.Module, self.method, (eqx.nn.State,))
+                object.__setattr__(module, "__class__", tagging)
+            return self._call(model, params, state, key, x, kwargs)
 
-        outputs, values = self._map(run, x, rng)
-        return outputs, list(zip(paths, values, strict=True))
+        return self._map(run, x, rng)
+
+    def owners(self, params: PyTree) -> list[str]:
+        """The path of the module of each parameter."""
+        return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -183,44 +184,37 @@ class EquinoxAdapter:
         return jax.vmap(run, in_axes=(0, key_axis), axis_size=size, axis_name=self.axis_name)(x, keys)
 
     def _call(
-        self, params: PyTree, state: PyTree, key: Any, x: PyTree, kwargs: dict[str, Any], record: RecordCall
+        self, model: Any, params: PyTree, state: PyTree, key: Any, x: PyTree, kwargs: dict[str, Any]
     ) -> PyTree:
         if self.stateful and state is None:
             raise ValueError(
                 "state=None, but this model has a state; pass the eqx.nn.State that eqx.nn.make_with_state gave."
             )
-        model, paths = self._rebuild(params)
         args, inputs = spread_input(x, self.spread)
         if self.stateful:
             # Equinox allows one update of each state object, so every call gets a copy.
             args = (*args, jax.tree.map(lambda leaf: leaf, state))
         keys = {"key": key} if key is not None and self.takes_key else {}
-        with intercept(paths, record):
-            try:
-                with explain_errors(self.name, params, x):
-                    y = getattr(model, self.method)(*args, **{**keys, **inputs, **dict(self.kwargs), **kwargs})
-            except RuntimeError as error:
-                if key is not None or "key" not in str(error):
-                    raise
-                raise ValueError(
-                    "rng=None, but this Equinox model draws random numbers; pass rng=jax.random.key(0), or convert "
-                    "eqx.nn.inference_mode(model)."
-                ) from error
+        try:
+            with explain_errors(self.name, params, x):
+                y = getattr(model, self.method)(*args, **{**keys, **inputs, **dict(self.kwargs), **kwargs})
+        except RuntimeError as error:
+            if key is not None or "key" not in str(error):
+                raise
+            raise ValueError(
+                "rng=None, but this Equinox model draws random numbers; pass rng=jax.random.key(0), or convert "
+                "eqx.nn.inference_mode(model)."
+            ) from error
         return self._without_state(y)
 
-    def _rebuild(self, params: PyTree) -> tuple[Any, dict[int, str]]:
-        """Returns a model with these parameters whose calls can be intercepted, and the paths of its modules by id."""
+    def _rebuild(self, params: PyTree) -> Any:
+        """Returns a model with these parameters."""
         eqx = require("equinox", extra="equinox")
         check_params(self.name, self.shapes, params)
         if self.shapes and type(params).__name__ != self.name:
             raise ValueError(f"params belong to a {type(params).__name__}, not to this {self.name}.")
         leaves, structure = self.not_arrays.value
-        model = eqx.combine(params, structure.unflatten(leaves))
-        paths = {}
-        for path, module in _iter_modules(model, "", eqx.Module):
-            paths[id(module)] = path
-            object.__setattr__(module, "__class__", intercepting_class(type(module)))
-        return model, paths
+        return eqx.combine(params, structure.unflatten(leaves))
 
     def _without_state(self, value: Any) -> PyTree:
         """Returns the arrays that a layer returned, without its state; ``vmap`` accepts nothing but arrays."""

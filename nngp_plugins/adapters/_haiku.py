@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ import jax
 from .._require import require
 from .._typing import PyTree
 from ._explain_errors import explain
-from ._layer_calls import CallRecord, LayerCall
 from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
+from ._tag import STACKED, inside, mark
 
 
 def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
@@ -112,21 +113,14 @@ class HaikuAdapter:
         key = jax.random.key(0) if rng is None else rng
         return explain(error, "this Haiku function", params, x, lambda: self.init(key, x, {**kwargs, **training})[0])
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the function and of its modules."""
-        record = CallRecord()
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the outputs of the function; what its modules return is tagged."""
+        with require("haiku", extra="haiku").intercept_methods(_Tagging(params)):
+            return self.apply(params, state, rng, x, kwargs)
 
-        def record_call(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-            value = call(*args, **kwargs)
-            if context.method_name == "__call__":
-                record(context.module.module_name, value)
-            return value
-
-        with require("haiku", extra="haiku").intercept_methods(record_call):
-            outputs = self.apply(params, state, rng, x, kwargs)
-        return outputs, record.calls
+    def owners(self, params: PyTree) -> list[str]:
+        """The path of the module of each parameter."""
+        return [_readable(path) for path in params]
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -137,3 +131,64 @@ class HaikuAdapter:
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
         """Returns None, because Haiku has no object that holds both parameters and state."""
         return None
+
+
+class _Tagging:
+    """Tags what the methods of modules return.
+
+    The modules inside ``hk.experimental.layer_stack`` have names of their own, without that of the stack. What the
+    stack lifts into the parameters comes right before them, and the names in the parameters hold both.
+    """
+
+    def __init__(self, params: Mapping[str, Any]):
+        self._known = {"/".join(path.split("/")[:i]) for path in params for i in range(1, path.count("/") + 2)}
+        self._lifts: list[tuple[str, Any]] = []
+        self._stacks: set[str] = set()
+
+    def __call__(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        module, method = context.module, context.method_name
+        if method.startswith("_") and method != "__call__":
+            return call(*args, **kwargs)
+        raw = self._raw_path(module.module_name)
+        path = self._marked(raw)
+        with inside(path):
+            outputs = call(*args, **kwargs)
+        if type(module).__name__ == "LiftingModule":
+            self._lifts.append((raw, _trace_state()))
+            self._stacks.add(raw)
+            return outputs
+        return mark(path, outputs, method="" if method == "__call__" else method)
+
+    def _raw_path(self, name: str) -> str:
+        """The path of a module in the parameters."""
+        here = _trace_state()
+        of_here = [i for i, (_, trace) in enumerate(self._lifts) if trace == here]
+        if of_here:
+            del self._lifts[of_here[-1] + 1 :]  # The scans of these are over.
+        if not self._lifts:
+            return name
+        lifted, known = f"{self._lifts[-1][0]}/{name}", name in self._known
+        return lifted if (lifted in self._known and not (known and of_here)) or not (known or of_here) else name
+
+    def _marked(self, raw: str) -> str:
+        """A readable path that says where the index of a layer comes."""
+        parts = raw.split("/")
+        for i in range(len(parts) - 1, 0, -1):
+            if "/".join(parts[:i]) in self._stacks:
+                parts.insert(i, STACKED)
+        return _readable("/".join(parts))
+
+
+def _readable(path: str) -> str:
+    """A path without the name that a layer stack has if its user gave it none."""
+    return re.sub(r"__layer_stack_(no|with)_per_layer", "layer_stack", path)
+
+
+def _trace_state() -> Any:
+    """Returns an object that compares equal within one transformation and unequal between two."""
+    try:
+        from jax.extend.core import get_opaque_trace_state
+    except ImportError:  # JAX before 0.10 has it in jax.core.
+        from jax.core import get_opaque_trace_state
+    typed: Callable[..., Any] = get_opaque_trace_state
+    return typed(convention="nngp")

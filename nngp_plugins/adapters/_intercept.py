@@ -1,65 +1,80 @@
-"""Intercepting the calls of modules in frameworks whose models are objects: NNX, Equinox and Keras."""
+"""Tagging the calls of modules in frameworks whose models are objects: NNX, Equinox and Keras."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
-RecordCall = Callable[[str, Any], None]
-"""Takes the path of a module and what the module returned."""
-
-_intercepted: ContextVar[tuple[Mapping[int, str], RecordCall]] = ContextVar("intercepted")
+from ._tag import inside, mark
 
 
-@contextmanager
-def intercept(paths: Mapping[int, str], record: RecordCall) -> Iterator[None]:
-    """Within this context, modules of an :func:`intercepting_class` pass what their calls return to ``record``.
+@functools.cache
+def tagging_class(module_type: Any, path: str, base: type, method: str = "", opaque: tuple[type, ...] = ()) -> Any:
+    """A subclass whose methods tag what they return and, in NNX, what they sow.
+
+    An adapter gives this class to its private copy of a model, or to a live model for the time of one call. The path is
+    part of the class, because transformations within a model make copies of its modules, which keep nothing but their
+    class. No class of the user changes.
 
     Args:
-        paths: paths of the modules by ``id``. The model itself has the empty path and is not recorded.
-        record: takes the path of a module and what the module returned.
+        module_type: the class of the module.
+        path: the path of the module in the model.
+        base: the class of all modules of the framework; its own methods are not those of a layer.
+        method: the method of the whole model that the adapter calls; what it returns are the outputs, and no layer.
+        opaque: types of nodes in what methods return that are left as they are.
     """
-    token = _intercepted.set((paths, record))
-    try:
-        yield
-    finally:
-        _intercepted.reset(token)
 
+    def tagging(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def tagged(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with inside(path):
+                outputs = call(self, *args, **kwargs)
+            return mark(path, outputs, method="" if name == "__call__" else name, opaque=opaque)
 
-def intercepting_class(module_type: Any) -> Any:
-    """Returns a subclass that records what its calls return and, in NNX, what it sows.
-
-    An adapter gives this class to its private copy of a model, or to a live model for the time of one call. Unlike
-    ``nnx.capture`` this changes no class of the user, sees inherited ``__call__`` methods, keeps forward order, and
-    leaves no variables behind in the model, which ``nnx.scan`` would refuse.
-    """
-    return _make_class(module_type)
-
-
-@cache
-def _make_class(module_type: Any) -> Any:
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs = module_type.__call__(self, *args, **kwargs)
-        paths, record = _intercepted.get()
-        if path := paths.get(id(self)):
-            record(path, outputs)
-        return outputs
+        return tagged
 
     def sow(self: Any, variable_type: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
-        paths, record = _intercepted.get()
-        # A transformation within the model makes copies of modules, whose ids are not in paths.
-        if id(self) in paths:
-            record("/".join(filter(None, [paths[id(self)], name])), value)
+        mark("/".join(filter(None, [path, name])), value)
         return True
 
-    body = {"__module__": module_type.__module__, "__doc__": module_type.__doc__}
-    if hasattr(module_type, "__call__"):  # noqa: B004 (the question is whether instances can be called)
-        body["__call__"] = __call__
-    if hasattr(module_type, "sow"):
-        body["sow"] = sow
+    methods = {name: tagging(name, call) for name, call in _methods(module_type, base).items() if path or name != method}
+    return _subclass(module_type, {**methods, "sow": sow} if hasattr(module_type, "sow") else methods)
+
+
+@functools.cache
+def sows(module_type: Any, base: type) -> bool:
+    """Whether the code of a class calls ``self.sow``.
+
+    Args:
+        module_type: the class of the module.
+        base: the class of all modules of the framework.
+    """
+    classes = [kind for kind in module_type.__mro__ if not issubclass(base, kind)]
+    functions = (inspect.unwrap(value) for kind in classes for value in vars(kind).values() if callable(value))
+    return any("sow" in function.__code__.co_names for function in functions if inspect.isfunction(function))
+
+
+@functools.cache
+def silent_class(module_type: Any) -> Any:
+    """A subclass whose modules sow nothing: what they sow would stay in the model, and ``nnx.scan`` refuses it."""
+    return _subclass(module_type, {"sow": lambda *args, **kwargs: True})
+
+
+def _subclass(module_type: Any, methods: dict[str, Any]) -> Any:
+    body = {"__module__": module_type.__module__, "__doc__": module_type.__doc__, **methods}
     # A subclass of an NNX class that opted out of being a PyTree has to opt out again.
     options = {} if getattr(module_type, "_pytree__is_pytree", True) else {"pytree": False}
     return type(module_type)(module_type.__name__, (module_type,), body, **options)
+
+
+def _methods(module_type: Any, base: type) -> dict[str, Callable[..., Any]]:
+    """The call of a class of modules, and the public methods that it has beyond those of all modules."""
+    found = {}
+    for name in dir(module_type):
+        method = inspect.getattr_static(module_type, name)
+        public = not name.startswith("_") and not hasattr(base, name)
+        if (public or name == "__call__") and inspect.isfunction(method):
+            found[name] = method
+    return found

@@ -16,8 +16,7 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._explain_errors import check_params, explain_errors
-from ._intercept import RecordCall, intercept, intercepting_class
-from ._layer_calls import CallRecord, LayerCall
+from ._intercept import tagging_class
 from ._model_fn import ModelFn, Spread, accepts_argument, frozen_kwargs, spread_input
 
 # Layers of a live model change their class during a capture, so only one capture may run at a time.
@@ -86,14 +85,14 @@ class KerasAdapter:
             outputs, _ = model.stateless_call(params, state, *args, **inputs, **kwargs)
         return outputs
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the model and of its layers."""
-        record = CallRecord()
-        with _intercept_layers(self.model.value, record):
-            outputs = self.apply(params, state, rng, x, kwargs)
-        return outputs, record.calls
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the outputs of the model; what its layers return is tagged."""
+        with _tagging_layers(self.model.value):
+            return self.apply(params, state, rng, x, kwargs)
+
+    def owners(self, params: PyTree) -> list[str]:
+        """The path of the layer of each parameter."""
+        return [_owners(self.model.value).get(id(v), "") for v in self.model.value.trainable_variables]
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Raises, because Keras makes the variables when it builds a model."""
@@ -142,22 +141,25 @@ class KerasAdapter:
 
 
 @contextmanager
-def _intercept_layers(model: Any, record: RecordCall) -> Iterator[None]:
-    """Within this context, the layers of a live model pass what they return to ``record``."""
+def _tagging_layers(model: Any) -> Iterator[None]:
+    """Within this context, the layers of a live model tag what they return."""
+    base = require("keras", extra="keras").Layer
     with _capture_lock:
-        paths, layer_types = {}, {}
-        for path, layer in _iter_layers(model, ""):
-            if id(layer) not in paths and layer is not model:
-                paths[id(layer)] = path
-                layer_types[layer] = type(layer)
+        layer_types: dict[Any, Any] = {}
         try:
-            for layer, layer_type in layer_types.items():
-                object.__setattr__(layer, "__class__", intercepting_class(layer_type))
-            with intercept(paths, record):
-                yield
+            for path, layer in _iter_layers(model, ""):
+                if layer not in layer_types and layer is not model:
+                    layer_types[layer] = type(layer)
+                    object.__setattr__(layer, "__class__", tagging_class(type(layer), path, base))
+            yield
         finally:
             for layer, layer_type in layer_types.items():
                 object.__setattr__(layer, "__class__", layer_type)
+
+
+def _owners(model: Any) -> dict[int, str]:
+    """The path of the innermost layer of each variable, by the ``id`` of the variable."""
+    return {id(v): path for path, layer in _iter_layers(model, "") for v in layer.trainable_variables}
 
 
 def _iter_layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:

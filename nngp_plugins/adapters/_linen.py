@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,9 @@ import jax
 from .._require import require
 from .._static import Static
 from .._typing import PyTree
-from ._explain_errors import explain_errors
-from ._layer_calls import LayerCall
+from ._explain_errors import explain_errors, shapes_of
 from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
-
-Path = tuple[str, ...]
+from ._tag import inside, mark
 
 # Intermediates and perturbations have the batch size of the call that made them, so they cannot persist.
 _NOT_STATE = ("params", "intermediates", "perturbations")
@@ -91,23 +90,27 @@ class LinenAdapter:
         outputs = self._apply(params, state, rng, x, kwargs, mutable=list(self.mutable) or False)
         return outputs[0] if self.mutable else outputs
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the module, of its submodules, and what they sowed."""
-        order: list[Path] = []
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the outputs of the module; what its submodules return or sow is tagged."""
+        nn = require("flax.linen", extra="flax")
+        main = self.method if isinstance(self.method, str) else "__call__"
 
-        def capture_call(module: Any, method: str) -> bool:
-            # Flax asks this question when a call returns, and forward order can be learned nowhere else.
-            if method != "__call__":
-                return False
-            order.append(module.path)
-            return True
+        def tagging(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            module, method = context.module, context.method_name
+            path = "/".join(module.path)
+            with inside(path), _tagging_sow(module, path):
+                outputs = call(*args, **kwargs)
+            public = method == "__call__" or not (method.startswith("_") or hasattr(nn.Module, method))
+            if not public or (not path and method == main):
+                return outputs
+            return mark(path, outputs, method="" if method == "__call__" else method)
 
-        outputs, variables = self._apply(
-            params, state, rng, x, kwargs, mutable=["intermediates", *self.mutable], capture_intermediates=capture_call
-        )
-        return outputs, _in_forward_order(order, variables.get("intermediates", {}))
+        with nn.intercept_methods(tagging):
+            return self.apply(params, state, rng, x, kwargs)
+
+    def owners(self, params: PyTree) -> list[str]:
+        """The path of the module of each parameter."""
+        return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -165,54 +168,21 @@ class LinenAdapter:
             ) from error
 
 
-def _in_forward_order(order: Sequence[Path], intermediates: Mapping[str, Any]) -> list[LayerCall]:
-    """Returns the calls of submodules, and the values that modules sowed, in forward order.
+@contextmanager
+def _tagging_sow(module: Any, path: str) -> Iterator[None]:
+    """Within this context, what a bound module sows is tagged, wherever the module runs."""
+    if "sow" in vars(module):
+        yield
+        return
 
-    Args:
-        order: path of the module of each call, in the order in which the calls returned.
-        intermediates: the collection with the values of these calls, and with the sown values.
-    """
-    places: dict[Path, list[float]] = {}
-    found: list[tuple[float, Path, Any]] = []
-    for place, path in enumerate(order):
-        values = _at_path(intermediates, path).get("__call__", ())
-        earlier_calls = places.setdefault(path, [])
-        if len(earlier_calls) < len(values):
-            found.append((place, path, values[len(earlier_calls)]))
-            earlier_calls.append(place)
-    for path, name, sown, previous in _sown_values(intermediates):
-        sown_places = _places_of_sown(path, previous, places)
-        for j, value in enumerate(sown if isinstance(sown, tuple) else (sown,)):
-            place_of_value = sown_places[min(j, len(sown_places) - 1)]
-            found.append((place_of_value, (*path, name), value))
-    return [("/".join(path), value) for _, path, value in sorted(found, key=lambda call: call[0]) if path]
+    def sow(collection: str, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
+        mark("/".join(filter(None, [path, name])), value)
+        sown: bool = type(module).sow(module, collection, name, value, *args, **kwargs)
+        return sown
 
-
-def _places_of_sown(path: Path, previous: Path | None, places: Mapping[Path, list[float]]) -> list[float]:
-    """Returns the places in forward order of the values that a module sowed under one name.
-
-    The j-th value comes after the j-th call of the submodule that wrote before it. Without such a submodule, the first
-    value comes where the module starts, and the others after the module's own calls.
-    """
-    calls_inside = [calls[0] for other, calls in places.items() if calls and other[: len(path)] == path]
-    start = min(calls_inside, default=0) - 0.5
-    if previous is None:
-        return [start, *places.get(path, ())]
-    return places.get(previous) or [start]
-
-
-def _at_path(tree: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    for name in path:
-        tree = tree.get(name, {})
-    return tree
-
-
-def _sown_values(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, str, Any, Path | None]]:
-    """Yields (path of the module, name, sown values, path of the submodule that wrote just before it or None)."""
-    previous = None
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            previous = (*path, name)
-            yield from _sown_values(value, previous)
-        elif name != "__call__":
-            yield path, name, value, previous
+    # Modules refuse attributes that are set from outside, and this one is gone after the call.
+    object.__setattr__(module, "sow", sow)
+    try:
+        yield
+    finally:
+        object.__delattr__(module, "sow")

@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol
 import jax
 
 from .._typing import PyTree
-from ._layer_calls import LayerCall, select_layers
+from ._harvest import Arguments, Harvest
+from ._layer_names import select
+from ._replay import Reducer
 from ._summary import Summary
 
 Spread = Literal["args", "kwargs"] | None
@@ -23,10 +25,11 @@ class Adapter(Protocol):
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model."""
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the model, and each call of a layer in forward order."""
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the same outputs; what each layer returns is tagged, by :func:`_tag.mark`."""
+
+    def owners(self, params: PyTree) -> list[str]:
+        """Returns the paths of the modules that own parameters."""
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -45,10 +48,14 @@ class ModelFn:
     Attributes:
         adapter: the part that knows the framework.
         patterns: patterns of the layers that are the outputs; None for the model's own outputs.
+        functions: whether activation functions that follow a layer are layers, too.
+        reducer: what to make of each layer, in the place where it is computed; None for the layers themselves.
     """
 
     adapter: Adapter
     patterns: tuple[str, ...] | None = None
+    functions: bool = False
+    reducer: Reducer | None = None
 
     def __call__(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
@@ -79,8 +86,11 @@ class ModelFn:
         params, state = self.variables(params, state)
         if self.patterns is None:
             return self.adapter.apply(params, state, rng, x, kwargs)
-        outputs, calls = self.adapter.capture(params, state, rng, x, kwargs)
-        return select_layers(calls, outputs, x, self.patterns)
+        harvest = self._harvest(params, state, rng, x, kwargs)
+        return harvest.values(select(harvest.layers, harvest.left_out, self.patterns), self.reducer)
+
+    def _harvest(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Harvest:
+        return Harvest(self.adapter.tagged, Arguments.of(params, state, rng, x, kwargs), functions=self.functions)
 
     def init(self, rng: jax.Array, x: PyTree, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Returns new parameters.
@@ -115,52 +125,61 @@ class ModelFn:
             )
         return parts
 
-    def layers(self, *patterns: str) -> ModelFn:
-        """Returns the same model with layers as its outputs.
+    def layers(self, *patterns: str, functions: bool = False) -> ModelFn:
+        """Returns the same model with layers as its outputs, also those inside ``scan``, ``remat``, ``vmap`` and ``jit``.
 
         Args:
             *patterns: :mod:`fnmatch` patterns on the path of a layer, such as ``"Dense_*"``. A pattern that starts
                 with ``!``, such as ``"!*dropout*"``, leaves layers out. No patterns select all layers.
+            functions: whether activation functions that are called on a layer are layers, too: ``Dense_0/relu``.
 
         Returns:
-            A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A module that is
-            called twice gives ``name`` and ``name#1``; a tuple output gives ``name/0``. The model's own output comes
-            last as ``output``, unless a layer already returned that very array. Two kinds of layers are left out: those
-            whose axis 0 does not have the size of the batch, and those that are called inside a transformation within
-            the model (``scan``, ``vmap``, ``remat``, ``jit``).
+            A :class:`ModelFn` whose outputs are ``{"path/of/layer": activation}`` in forward order. A second call gives
+            ``name#1``, a tuple ``name:0``, another method ``name.encode``. A scan over layers gives ``blocks/0/up``,
+            ``blocks/1/up``, and a scan over time one layer ``(N, T, ...)``. Equal arrays are one layer. The model's own
+            output comes last, as ``output``, or as ``:output`` if a layer is called so.
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
             >>> f = nngp.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
             >>> x = jnp.ones((4, 3))
             >>> params, state = f.init(jax.random.key(0), x)
-            >>> [(name, y.shape) for name, y in f.layers()(params, x).items()]
-            [('layers_0', (4, 8)), ('layers_2', (4, 2))]
+            >>> [(name, y.shape) for name, y in f.layers(functions=True)(params, x).items()]
+            [('layers_0', (4, 8)), ('layers_0/relu', (4, 8)), ('layers_2', (4, 2))]
         """
         for pattern in patterns:
             if not isinstance(pattern, str):
                 raise TypeError(f"layers({pattern!r}) takes patterns as strings, such as f.layers('Dense_*', 'head').")
-        return replace(self, patterns=patterns or ("*",))
+        return replace(self, patterns=patterns or ("*",), functions=functions)
+
+    def reduced(self, reducer: Reducer) -> ModelFn:
+        """Returns the same layers, each reduced where it is computed: in a scan, inside its body.
+
+        So nothing of a layer is stacked but what the reducer makes of it.
+
+        Args:
+            reducer: a function of a layer ``(N, ...)`` that can be hashed. Its method ``stepwise(shape)`` says whether
+                the result for a layer of this shape is the mean of those of the steps of a scan over time.
+
+        Raises:
+            ValueError: there are no layers to reduce.
+        """
+        if self.patterns is None:
+            raise ValueError("f.reduced(...) reduces layers; choose them first, as in f.layers().reduced(...).")
+        return replace(self, reducer=reducer)
 
     def layer_shapes(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
     ) -> OrderedDict[str, jax.ShapeDtypeStruct]:
         """Returns shape and dtype of each layer's output, in forward order, without running the model."""
-        f = self if self.patterns is not None else self.layers()
-        params, state = self.variables(params, state)
-
-        def run(params: PyTree, state: PyTree, rng: Any, x: PyTree) -> PyTree:
-            return f(params, x, state=state, rng=rng, **kwargs)
-
-        shapes: OrderedDict[str, jax.ShapeDtypeStruct] = jax.eval_shape(run, params, state, rng, x)
-        return shapes
+        return OrderedDict(self.summary(params, x, state=state, rng=rng, **kwargs).shapes)
 
     def summary(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
     ) -> Summary:
         """Returns the layers with their shapes and the cost of their kernels, without running the model.
 
-        ``print`` shows it as a table.
+        ``print`` shows it as a table, with the modules that own parameters and are not seen.
 
         Example:
             >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
@@ -169,7 +188,14 @@ class ModelFn:
             >>> f.summary(f.init(jax.random.key(0), x)[0], x).flops
             {'layers_0': 256, 'layers_2': 64}
         """
-        return Summary(self.layer_shapes(params, x, state=state, rng=rng, **kwargs))
+        params, state = self.variables(params, state)
+        harvest = self._harvest(params, state, rng, x, kwargs)
+        layers = select(harvest.layers, harvest.left_out, self.patterns or ("*",))
+        return Summary(
+            shapes={layer.name: layer.shape for layer in layers},
+            others={layer.name: layer.others for layer in layers if layer.others},
+            unseen=harvest.unseen_of(self.adapter.owners(params)),
+        )
 
     def variables(self, params: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:
         """Returns parameters and state as plain PyTrees.

@@ -16,8 +16,7 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
-from ._intercept import RecordCall, intercept, intercepting_class
-from ._layer_calls import CallRecord, LayerCall
+from ._intercept import silent_class, sows, tagging_class
 from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
 
 
@@ -123,14 +122,25 @@ class NNXAdapter:
 
     def apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model."""
-        return self._call(params, state, rng, x, kwargs, lambda path, value: None)
+        nnx = require("flax.nnx", extra="flax")
+        model = self._merge(params, state, rng)
+        for _, module in nnx.iter_modules(model):
+            if sows(type(module), nnx.Module):
+                object.__setattr__(module, "__class__", silent_class(type(module)))
+        return self._call(model, params, x, kwargs)
 
-    def capture(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> tuple[PyTree, list[LayerCall]]:
-        """Returns the outputs of the model, of its submodules, and what they sowed."""
-        record = CallRecord()
-        return self._call(params, state, rng, x, kwargs, record), record.calls
+    def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        """Returns the outputs of the model; what its submodules return or sow is tagged."""
+        nnx = require("flax.nnx", extra="flax")
+        model = self._merge(params, state, rng)
+        for path, module in nnx.iter_modules(model):
+            name, method = "/".join(map(str, path)), self.method or "__call__"
+            object.__setattr__(module, "__class__", tagging_class(type(module), name, nnx.Module, method))
+        return self._call(model, params, x, kwargs)
+
+    def owners(self, params: PyTree) -> list[str]:
+        """The path of the module of each parameter."""
+        return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -174,17 +184,9 @@ class NNXAdapter:
         # The model writes to its variables; copy=True keeps those of the caller unchanged.
         return nnx.merge(self.graphdef.value, params, random, rest, copy=True)
 
-    def _call(
-        self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], record: RecordCall
-    ) -> PyTree:
-        nnx = require("flax.nnx", extra="flax")
-        model = self._merge(params, state, rng)
-        paths = {}
-        for path, module in nnx.iter_modules(model):
-            paths[id(module)] = "/".join(map(str, path))
-            object.__setattr__(module, "__class__", intercepting_class(type(module)))
+    def _call(self, model: Any, params: PyTree, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         args, inputs = spread_input(x, self.spread)
-        with intercept(paths, record), explain_errors(self.name, params, x):
+        with explain_errors(self.name, params, x):
             return getattr(model, self.method or "__call__")(*args, **{**inputs, **dict(self.kwargs), **kwargs})
 
 

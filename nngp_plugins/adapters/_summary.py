@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,9 +21,13 @@ class Summary:
 
     Attributes:
         shapes: shape and dtype of each layer's output, in forward order.
+        others: the other names of an array, by the name of its layer.
+        unseen: the modules that own parameters and that no layer covers, each with the reason.
     """
 
     shapes: Mapping[str, jax.ShapeDtypeStruct]
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def flops(self) -> dict[str, int]:
@@ -38,12 +42,15 @@ class Summary:
     def __rich__(self) -> Table:
         from rich.table import Table
 
-        table = Table(caption="kernel: operations of y yᵀ over all axes but the batch", caption_justify="left")
+        notes = ["kernel: operations of y yᵀ over all axes but the batch"]
+        notes += [f"not seen: {path}, because {reason}" for path, reason in self.unseen.items()]
+        table = Table(caption="\n".join(notes), caption_justify="left")
         for i, name in enumerate(("layer", "shape", "dtype", "output", "kernel")):
             table.add_column(name, justify="right" if i > 2 else "left", overflow="fold")
         flops, sizes = self.flops, self.output_bytes
         for name, y in self.shapes.items():
-            table.add_row(name, str(y.shape), str(y.dtype), human(sizes[name], "B"), human(flops[name], "FLOP"))
+            names = "\n  = ".join([name, *self.others.get(name, ())])
+            table.add_row(names, str(y.shape), str(y.dtype), human(sizes[name], "B"), human(flops[name], "FLOP"))
         table.add_section()
         total = human(sum(sizes.values()), "B"), human(sum(flops.values()), "FLOP")
         table.add_row(f"{len(self.shapes)} layers", "", "", *total)

@@ -101,7 +101,9 @@ def test_layers(name):
     assert {a.shape[0] for a in layers.values()} == {rows}
     own = [leaf for leaf in jax.tree.leaves(y) if leaf.shape[:1] == (rows,)]
     assert own
-    assert all(any(a.shape == b.shape and np.array_equal(a, b, True) for a in layers.values()) for b in own)
+    # A scan that returns layers is another program, which XLA may round in another way.
+    like = [np.asarray(a, np.result_type(a.dtype, np.float32)) for a in layers.values()]
+    assert all(any(a.shape == b.shape and np.allclose(a, b, 1e-5, 1e-6, True) for a in like) for b in own)
     assert str(model.f.summary(model.params, model.x, **model.kwargs)).count("\n") >= len(layers) + 4
     for layer, a in layers.items():
         a = np.asarray(a, np.complex128 if np.iscomplexobj(a) else np.float64).reshape(rows, -1)

@@ -166,19 +166,22 @@ class TestCallForms:
         assert all(np.isfinite(kernel).all() for kernel in kernels.values())
 
     @pytest.mark.parametrize(
-        "inner",
+        ("inner", "inner_names"),
         [
-            lambda x: hk.remat(hk.Linear(3, name="inner"))(x),
-            lambda x: hk.experimental.layer_stack(2)(lambda x: hk.Linear(3, name="inner")(x))(x),
+            (lambda x: hk.remat(hk.Linear(3, name="inner"))(x), ["inner"]),
+            (
+                lambda x: hk.experimental.layer_stack(2)(lambda x: hk.Linear(3, name="inner")(x))(x),
+                ["layer_stack/0/inner", "layer_stack/1/inner"],
+            ),
         ],
         ids=["remat", "layer_stack"],
     )
-    def test_layers_around_a_transformation(self, inner, x):
+    def test_layers_around_a_transformation(self, inner, inner_names, x):
         transformed = hk.transform(lambda x: hk.Linear(2, name="head")(inner(x)))
         f = nngp.from_haiku(transformed)
         params, _ = f.init(jax.random.key(0), x)
         layers = jax.jit(f.layers())(params, x)
-        assert list(layers) == ["head"]
+        assert list(layers) == [*inner_names, "head"]
         np.testing.assert_allclose(layers["head"], transformed.apply(params, None, x), rtol=1e-5)
 
     def test_attention(self, x):
@@ -202,5 +205,5 @@ def test_layers_of_deep_resnets(depth, blocks):
     shapes = f.layer_shapes(params, x, state=state)
     assert {name for name in params if "conv" in name} <= {*shapes}
     assert sum(re.fullmatch(r".*/block_group_\d/~/block_\d+", name) is not None for name in shapes) == blocks
-    assert list(shapes)[-1].endswith(f"res_net{depth}")
+    assert list(shapes)[-1].endswith(f"res_net{depth}/~/logits")
     assert list(shapes.values())[-1].shape == (4, 10)

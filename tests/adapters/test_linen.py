@@ -163,7 +163,9 @@ class TestCallForms:
         f = nngp.from_linen(Model())
         params, _ = f.init(jax.random.key(0), sequences)
         layers = jax.jit(f.layers())(params, sequences)
-        assert list(layers) == ["RNN_0", "Dense_0"]
+        gates = [f"LSTMCell_0/{a}{b}" for b in "ifgo" for a in "ih"]
+        assert sorted(layers) == sorted([*gates, "LSTMCell_0:0:0", "RNN_0", "Dense_0"])
+        assert {y.shape for name, y in layers.items() if name != "Dense_0"} == {(4, 3, 4)}
         np.testing.assert_allclose(layers["Dense_0"], Model().apply({"params": params}, sequences), rtol=1e-5)
 
     def test_attention(self, x):

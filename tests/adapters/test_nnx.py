@@ -296,9 +296,8 @@ class TestCallForms:
 
         model = Model(nnx.Rngs(0))
         f = nngp.from_nnx(model)
-        # what runs inside the scan has no value outside
         layers = jax.jit(f.layers())(model, x)
-        assert list(layers) == ["head"]
+        assert list(layers) == [*(f"blocks/{i}" for i in range(5)), "head"]
         np.testing.assert_allclose(layers["head"], model(x), rtol=1e-5)
 
     def test_rnn(self, x):

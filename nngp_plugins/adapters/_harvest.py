@@ -1,0 +1,209 @@
+"""A model traced with tags: its layers, wherever they run, with their names, their shapes and their values."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._typing import PyTree
+from ._layer_names import Layer, named_layers
+from ._replay import Reducer, Replay, Wanted, Whole
+from ._sites import PARAMS, Analysis, Known, Site, X
+from ._tag import looking
+
+# JAX keeps what it traced of the functions inside a model by the axes that exist around them. An axis of our own makes
+# it trace them again with tags, and leaves what it keeps for training as it is.
+_AXIS = [("nngp_layers", 1)]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a model, taken apart into arrays and the rest.
+
+    Attributes:
+        leaves: all leaves.
+        structure: the PyTree ``(params, state, rng, x, kwargs)``.
+        arrays: the numbers of the leaves that are arrays.
+        depends: for each array, the bits of what it is.
+        rows: for each array, whether axis 0 is the batch.
+        n: the number of examples; None if the inputs do not agree on it.
+    """
+
+    leaves: tuple[Any, ...]
+    structure: Any
+    arrays: tuple[int, ...]
+    depends: tuple[int, ...]
+    rows: tuple[bool, ...]
+    n: int | None
+
+    @classmethod
+    def of(cls, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Arguments:
+        """Takes the arguments of a call apart."""
+        lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(x) if _is_array(leaf)}
+        n = lengths.pop() if len(lengths) == 1 else None
+        leaves, structure = jax.tree.flatten((params, state, rng, x, kwargs))
+        roles = [i for i, part in enumerate((params, state, rng, x, kwargs)) for _ in jax.tree.leaves(part)]
+        arrays = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf))
+        depends = tuple((PARAMS, PARAMS, 0, X, X)[roles[i]] for i in arrays)
+        rows = tuple(roles[i] >= 3 and n is not None and leaves[i].shape[:1] == (n,) for i in arrays)
+        return cls(tuple(leaves), structure, arrays, depends, rows, n)
+
+    @property
+    def values(self) -> list[Any]:
+        """The arrays."""
+        return [self.leaves[i] for i in self.arrays]
+
+    def of_twice_the_batch(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of the arrays for twice as many examples."""
+        structs = []
+        for value, rows in zip(self.values, self.rows, strict=True):
+            shape = (2 * value.shape[0], *value.shape[1:]) if rows else value.shape
+            structs.append(jax.ShapeDtypeStruct(shape, value.dtype))
+        return structs
+
+    def with_arrays(self, arrays: Sequence[Any]) -> Any:
+        """The arguments with other arrays."""
+        leaves = list(self.leaves)
+        for i, array in zip(self.arrays, arrays, strict=True):
+            leaves[i] = array
+        return self.structure.unflatten(leaves)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as a jaxpr, and what is known of it.
+
+    Attributes:
+        jaxpr: the closed jaxpr from the arrays of the arguments to those of the outputs.
+        sites: the tagged arrays.
+        unseen: why tags cannot be taken, by the path of the module.
+        outputs: the model's own outputs as sites, by the path inside the outputs.
+    """
+
+    jaxpr: Any
+    sites: tuple[Site, ...]
+    unseen: dict[str, str]
+    outputs: tuple[Site, ...]
+
+    @classmethod
+    def of(
+        cls, run: Callable[..., PyTree], arguments: Arguments, arrays: Sequence[Any], *, functions: bool = False
+    ) -> Traced:
+        """Traces ``run(params, state, rng, x, kwargs)``, which tags its layers."""
+        parts: list[str] = []
+
+        def flat(*arrays: Any) -> list[Any]:
+            outputs = jax.tree_util.tree_leaves_with_path(run(*arguments.with_arrays(arrays)))
+            found = [(path, leaf) for path, leaf in outputs if _is_array(leaf)]
+            parts[:] = [jax.tree_util.keystr(path, simple=True, separator=":") for path, _ in found]
+            return [leaf for _, leaf in found]
+
+        with looking():
+            jaxpr = jax.make_jaxpr(flat, axis_env=_AXIS)(*arrays)
+        analysis = Analysis(functions)
+        known = analysis.walk(jaxpr.jaxpr, [analysis.fresh(depends) for depends in arguments.depends])
+        outputs = tuple(
+            Site((), "output", "", part, aval, (), Known(one.depends | X, one.token))
+            for part, aval, one in zip(parts, jaxpr.out_avals, known, strict=True)
+        )
+        return cls(jaxpr, tuple(analysis.sites), analysis.unseen, outputs)
+
+
+class Harvest:
+    """The layers of a model on given arguments, found by tracing it. Nothing is computed before :meth:`values`.
+
+    Args:
+        run: ``run(params, state, rng, x, kwargs)``, which tags what its layers return.
+        arguments: the arguments.
+        functions: whether activation functions that follow a layer are layers, too.
+
+    Attributes:
+        layers: all layers in forward order, with the model's own outputs last.
+        left_out: why an array is no layer, by its name.
+        unseen: why the calls of a module cannot be seen, by its path.
+    """
+
+    def __init__(self, run: Callable[..., PyTree], arguments: Arguments, *, functions: bool = False):
+        self._arguments = arguments
+        self._traced = traced = Traced.of(run, arguments, arguments.values, functions=functions)
+        sites = (*traced.sites, *traced.outputs)
+        self._batch = _axes_of_twice(run, arguments, sites, functions) or _axes_by_length(arguments, sites)
+        named = zip(traced.sites, self._batch, strict=False)
+        own = zip(traced.outputs, self._batch[len(traced.sites) :], strict=True)
+        self.layers, self.left_out = named_layers(list(named), list(own))
+        self.unseen = traced.unseen
+
+    def unseen_of(self, owners: Sequence[str]) -> dict[str, str]:
+        """Why no layer covers a module, by the path of each such module of those that own parameters."""
+        covered = {layer.site.module for layer in self.layers} | {""}
+        reasons = {**{site.module: self.left_out.get(site.module, "") for site in self._traced.sites}, **self.unseen}
+        found = {}
+        for path in OrderedDict.fromkeys(owners):
+            reason = reasons.get(path) or "no call of it returns an array"
+            # A module that only holds parameters is covered by the module that uses them.
+            if path not in covered and (path in self.unseen or path.rpartition("/")[0] not in covered):
+                found[path] = reason
+        return found
+
+    def values(self, layers: Sequence[Layer], reducer: Reducer | None = None) -> OrderedDict[str, Any]:
+        """Runs the model.
+
+        Args:
+            layers: those that are wanted, of :attr:`layers`.
+            reducer: what to make of each of them; None for the arrays themselves.
+
+        Returns:
+            What the reducer makes of each layer, by its name. An ``OrderedDict``, because ``jit`` sorts a plain one.
+        """
+        reducer = reducer or Whole()
+        wanted = {
+            layer.site.at: Wanted(layer.site, layer.batch, reducer) for layer in layers if layer.site.at
+        }
+        jaxpr = self._traced.jaxpr
+        outs, found = Replay(wanted).run(jaxpr.jaxpr, jaxpr.consts, self._arguments.values)
+        values = OrderedDict[str, Any]()
+        for layer in layers:
+            if layer.site.at:
+                value = found[layer.site.at]
+                values[layer.name] = jax.tree.map(lambda y: y[layer.index], value) if layer.index else value  # noqa: B023
+            else:
+                y = outs[self._traced.outputs.index(layer.site)]
+                values[layer.name] = reducer(jnp.moveaxis(y, layer.batch, 0))
+        return values
+
+
+def _axes_of_twice(
+    run: Callable[..., PyTree], arguments: Arguments, sites: Sequence[Site], functions: bool
+) -> list[int | None] | None:
+    """The axis of each site that is twice as long with twice as many examples; None if the model does not run so."""
+    if arguments.n is None:
+        return None
+    try:
+        twice = Traced.of(run, arguments, arguments.of_twice_the_batch(), functions=functions)
+    except Exception:  # noqa: BLE001 (a model may be made for one size of the batch, and fails in its own way)
+        return None
+    others = (*twice.sites, *twice.outputs)
+    if [(site.at, site.aval.ndim) for site in others] != [(site.at, site.aval.ndim) for site in sites]:
+        return None
+    n, axes = arguments.n, []
+    for site, other in zip(sites, others, strict=True):
+        pairs = list(zip(site.aval.shape, other.aval.shape, strict=True))
+        axes.append(pairs.index((n, 2 * n)) if (n, 2 * n) in pairs else None)
+    return axes
+
+
+def _axes_by_length(arguments: Arguments, sites: Sequence[Site]) -> list[int | None]:
+    """Axis 0 of each site that is as long as the batch."""
+    n = arguments.n
+    if n is None or not any(site.aval.shape[:1] == (n,) for site in sites if not site.at):
+        n = next((site.aval.shape[0] for site in sites if not site.at and site.aval.ndim), None)
+    return [0 if site.aval.shape[:1] == (n,) else None for site in sites]
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

@@ -1,0 +1,179 @@
+"""From tagged arrays to named layers in forward order, and to those that patterns select."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+
+from ._sites import Place, Scope, Site, X, iteration, transposed
+from ._tag import STACKED
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer.
+
+    Attributes:
+        name: its name.
+        site: where its array is.
+        batch: the axis of the batch in that array.
+        index: the index of the layer in each scan over layers around it.
+        others: the other names of the same array.
+    """
+
+    name: str
+    site: Site
+    batch: int
+    index: tuple[int, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype, batch first."""
+        shape = list(self.site.aval.shape)
+        n = shape.pop(self.batch)
+        return jax.ShapeDtypeStruct((n, *self.site.times, *shape), self.site.aval.dtype)
+
+    @property
+    def token(self) -> Hashable:
+        """Equal for two layers only if they are the same array once the batch comes first."""
+        token, steps = iteration(self.site.known.token, self.site.scopes, self.index), len(self.site.times)
+        rest = [steps + axis for axis in range(self.site.aval.ndim) if axis != self.batch]
+        return transposed(token, [steps + self.batch, *range(steps), *rest])
+
+
+Sited = tuple[Site, int | None]
+"""A site with the axis of the batch, if it has one."""
+
+
+def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list[Layer], dict[str, str]]:
+    """Names every array: ``name#1`` for a second call, ``name:0`` inside a tuple, ``name/0`` in a scan over layers.
+
+    Args:
+        sites: the tagged arrays.
+        outputs: the model's own outputs.
+
+    Returns:
+        The layers in forward order, and the reason why an array is no layer by its name.
+    """
+    layers: list[Layer] = []
+    left_out: dict[str, str] = {}
+    positions = _positions_of_indices([site for site, batch in sites if batch is not None and site.known.depends & X])
+    times: Counter[tuple[str, str]] = Counter()
+    for site, batch, index in sorted(_iterations(sites), key=_in_forward_order):
+        call = _with_indices(site, index, positions)
+        if site.method:
+            call = f"{call}.{site.method}" if call else site.method
+        k = times[call, site.part]
+        times[call, site.part] += 1
+        name = ":".join(filter(None, [f"{call}#{k}" if k else call, site.part]))
+        _add(name, site, batch, index, layers, left_out)
+    taken = any(layer.name.split("/")[0].split(":")[0] == "output" for layer in layers)
+    for site, batch in outputs:
+        name = ":".join(filter(None, [":output" if taken else "output", site.part]))
+        _add(name, site, batch, (), layers, left_out)
+    return layers, left_out
+
+
+def _add(
+    name: str, site: Site, batch: int | None, index: tuple[int, ...], layers: list[Layer], left_out: dict[str, str]
+) -> None:
+    if not site.known.depends & X:
+        left_out[name] = "it does not depend on the inputs"
+    elif batch is None:
+        shape = tuple(site.aval.shape)
+        left_out[name] = f"it has no row for each example: its shape is {shape}" if shape else "it is a scalar"
+    else:
+        layers.append(Layer(name, site, batch, index))
+
+
+def _iterations(sites: Sequence[Sited]) -> Iterator[tuple[Site, int | None, tuple[int, ...]]]:
+    """Every site, once for each layer of the scans over layers around it."""
+    for site, batch in sites:
+        lengths = [range(scope.length) for scope in site.scopes if scope.kind == "depth"]
+        for index in itertools.product(*lengths):
+            yield site, batch, index
+
+
+def _in_forward_order(one: tuple[Site, int | None, tuple[int, ...]]) -> Place:
+    """A key that sorts the layers of a scan by the time at which they run."""
+    site, _, index = one
+    key = list(site.at)
+    depth_scopes = [scope for scope in site.scopes if scope.kind == "depth"]
+    for scope, i in reversed(list(zip(depth_scopes, index, strict=True))):
+        key.insert(len(scope.at), scope.length - 1 - i if scope.reverse else i)
+    return tuple(key)
+
+
+def _positions_of_indices(sites: Sequence[Site]) -> dict[Place, int]:
+    """For each scan over layers, how many parts of the path come before the index: those that all its layers share."""
+    paths: dict[Place, list[list[str]]] = {}
+    for site in sites:
+        for scope in site.scopes:
+            paths.setdefault(scope.at, []).append(site.path.split("/"))
+    return {at: len(os.path.commonprefix(inside)) or 1 for at, inside in paths.items()}
+
+
+def _with_indices(site: Site, index: tuple[int, ...], positions: Mapping[Place, int]) -> str:
+    parts = [part for part in site.path.split("/") if part]
+    depth_scopes: list[Scope] = [scope for scope in site.scopes if scope.kind == "depth"]
+    for scope, i in reversed(list(zip(depth_scopes, index, strict=True))):
+        if STACKED in parts:
+            parts[len(parts) - 1 - parts[::-1].index(STACKED)] = str(i)
+        else:
+            parts.insert(positions.get(scope.at, 1), str(i))
+    return "/".join(part for part in parts if part != STACKED)
+
+
+def select(layers: Sequence[Layer], left_out: Mapping[str, str], patterns: Sequence[str]) -> list[Layer]:
+    """The layers whose names match, in forward order; equal arrays once, under the first name that matches.
+
+    Args:
+        layers: all layers.
+        left_out: why an array is no layer, by its name.
+        patterns: ``fnmatch`` patterns; a pattern with ``!`` in front excludes names.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing is left.
+    """
+    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    names = [layer.name for layer in layers]
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(_no_match_message(pattern, names, left_out))
+    groups: OrderedDict[Hashable, list[Layer]] = OrderedDict()
+    for layer in layers:
+        if any(fnmatchcase(layer.name, pattern) for pattern in wanted or ["*"]) and not any(
+            fnmatchcase(layer.name, pattern) for pattern in excluded
+        ):
+            first = groups.get(layer.token, [layer])[0].site.path
+            # The result of a numbered stack keeps a name of its own, which does not change with the number of blocks.
+            of_stack = first.rpartition("/")[2].isdigit() and first.rpartition("/")[0] == layer.site.path
+            groups.setdefault(("stack", layer.token) if of_stack else layer.token, []).append(layer)
+    if not groups:
+        raise ValueError(f"layers({', '.join(map(repr, patterns))}) leaves no layer of {', '.join(map(repr, names))}.")
+    return [_as_one(group) for group in groups.values()]
+
+
+def _as_one(group: list[Layer]) -> Layer:
+    """One layer for all names of an array; the call of a module names it better than a method, or a place in a tuple."""
+    first = min(group, key=lambda layer: (bool(layer.site.method), bool(layer.site.part)))
+    return replace(first, others=tuple(layer.name for layer in group if layer is not first))
+
+
+def _no_match_message(pattern: str, names: Sequence[str], left_out: Mapping[str, str]) -> str:
+    """Says why a pattern selects nothing: what it matches is no layer, or it matches nothing at all."""
+    for name, reason in left_out.items():
+        if fnmatchcase(name, pattern):
+            return f"layers({pattern!r}) matches {name!r}, which is no layer: {reason}."
+    closest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3] or ["none"]
+    return f"layers({pattern!r}) matches no layer; the closest are {', '.join(map(repr, closest))}."

@@ -1,0 +1,202 @@
+"""Runs a jaxpr again, with the arrays at chosen sites as further outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend import core
+
+from .._typing import PyTree
+from ._sites import Place, Scope, Site, inner_consts, inner_jaxpr, scan_counts
+from ._tag import tag_p
+
+Found = dict[Place, Any]
+"""What is taken at each site."""
+
+
+class Reducer(Protocol):
+    """What a consumer makes of a layer, inside the scan that the layer runs in."""
+
+    def __call__(self, y: Array) -> PyTree:
+        """Reduces an output ``(N, ...)``."""
+
+    def stepwise(self, shape: jax.ShapeDtypeStruct) -> bool:
+        """Whether the result for an output of this shape is the mean of those of the steps of a scan over time."""
+
+
+class Whole:
+    """The reducer that leaves outputs as they are."""
+
+    def __call__(self, y: Array) -> PyTree:
+        """Returns ``y``."""
+        return y
+
+    def stepwise(self, shape: jax.ShapeDtypeStruct) -> bool:
+        """Returns False: steps are stacked."""
+        return False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A site whose array is taken.
+
+    Attributes:
+        site: the site.
+        batch: the axis of the batch in its array.
+        reducer: what to make of it.
+    """
+
+    site: Site
+    batch: int
+    reducer: Reducer
+
+    @property
+    def shape(self) -> jax.ShapeDtypeStruct:
+        """Shape of the whole layer: the batch, the steps of scans over time, and the rest."""
+        shape = list(self.site.aval.shape)
+        n = shape.pop(self.batch)
+        return jax.ShapeDtypeStruct((n, *self.site.times, *shape), self.site.aval.dtype)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether it is reduced at each step of the scans over time around it."""
+        return bool(self.site.times) and self.reducer.stepwise(self.shape)
+
+    def take(self, y: Array) -> PyTree:
+        """The array at the site, batch first, reduced if no scan over time has to be left before."""
+        y = jnp.moveaxis(y, self.batch, 0)
+        return self.reducer(y) if self.stepwise or not self.site.times else y
+
+    def leave(self, scope: Scope, value: Any) -> PyTree:
+        """What leaves a scan over time, from the stacked steps."""
+        inner = self.site.scopes[self.site.scopes.index(scope) + 1 :]
+        layers = sum(other.kind == "depth" for other in inner)
+        value = jnp.moveaxis(value, 0, layers + 1)
+        if any(other.kind == "time" for other in self.site.scopes[: self.site.scopes.index(scope)]):
+            return value
+        reduce: Callable[[Any], PyTree] = self.reducer
+        for _ in range(layers):
+            reduce = jax.vmap(reduce)
+        return reduce(value)
+
+    def zeros(self, scope: Scope) -> PyTree:
+        """What the mean over the steps of a scan over time begins with."""
+        inner = self.site.scopes[self.site.scopes.index(scope) + 1 :]
+        layers = [other.length for other in inner if other.kind == "depth"]
+        n, *rest = self.shape.shape
+        step = jax.ShapeDtypeStruct((n, *rest[len(self.site.times) :]), self.site.aval.dtype)
+        return jax.tree.map(lambda s: jnp.zeros((*layers, *s.shape), s.dtype), jax.eval_shape(self.reducer, step))
+
+
+class Replay:
+    """Runs a jaxpr again; see :meth:`run`."""
+
+    def __init__(self, wanted: Mapping[Place, Wanted]):
+        self._wanted = wanted
+        self._on_the_way = {at[:i] for at in wanted for i in range(1, len(at))}
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], ins: Sequence[Any], at: Place = ()) -> tuple[list[Any], Found]:
+        """Returns the outputs of a jaxpr, and what is taken at the sites inside it.
+
+        What leaves a scan over layers has one more axis in front.
+
+        Args:
+            jaxpr: an open jaxpr.
+            consts: its constants.
+            ins: its inputs.
+            at: the place of the equation that holds it.
+        """
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, ins, strict=True))
+        found: Found = {}
+
+        def read(v: Any) -> Any:
+            return v.val if isinstance(v, core.Literal) else env[v]
+
+        for i, eqn in enumerate(jaxpr.eqns):
+            outs = self._equation(eqn, [read(v) for v in eqn.invars], (*at, i), found)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(v) for v in jaxpr.outvars], found
+
+    def _equation(self, eqn: Any, ins: list[Any], at: Place, found: Found) -> Sequence[Any]:
+        if eqn.primitive is tag_p:
+            outs: Sequence[Any] = ins
+        elif at not in self._on_the_way:
+            outs = bind(eqn, ins)
+        else:
+            with eqn.ctx.manager:
+                outs = self._call(eqn, ins, at, found)
+        if at in self._wanted:
+            found[at] = self._wanted[at].take(outs[0])
+        return outs
+
+    def _call(self, eqn: Any, ins: list[Any], at: Place, found: Found) -> Sequence[Any]:
+        """Runs an equation that holds wanted sites."""
+        name, inner, consts = eqn.primitive.name, inner_jaxpr(eqn), inner_consts(eqn)
+
+        def run(*ins: Any) -> tuple[list[Any], Found]:
+            return self.run(inner, consts, ins, at)
+
+        if name == "scan":
+            outs, taken = self._scan(eqn, ins, at)
+        elif name in ("checkpoint", "remat", "remat2"):
+            policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
+            outs, taken = jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*ins)
+        elif name.startswith("custom_"):
+            # The outputs keep their own rule of differentiation, and XLA computes what both have in common once.
+            outs, taken = bind(eqn, ins), run(*ins)[1]
+        elif name in ("jit", "pjit") and (shardings := _shardings(eqn)) is not None:
+            before, after = shardings
+            outs, taken = jax.jit(run, in_shardings=before, out_shardings=(after, None))(*ins)
+        else:
+            outs, taken = run(*ins)
+        found.update(taken)
+        return outs
+
+    def _scan(self, eqn: Any, ins: list[Any], at: Place) -> tuple[list[Any], Found]:
+        params, (consts, carries) = eqn.params, scan_counts(eqn)
+        body, body_consts = inner_jaxpr(eqn), inner_consts(eqn)
+        inside = [wanted for place, wanted in self._wanted.items() if place[: len(at)] == at]
+        scope = next(scope for scope in inside[0].site.scopes if scope.at == at)
+        over_time = scope.kind == "time"
+        means: Found = {w.site.at: w.zeros(scope) for w in inside if over_time and w.stepwise}
+
+        def step(carry: Any, xs: Any) -> Any:
+            carry, means = carry
+            outs, found = self.run(body, body_consts, [*ins[:consts], *carry, *xs], at)
+            means = {
+                place: jax.tree.map(lambda mean, new: mean + new / scope.length, mean, found.pop(place))
+                for place, mean in means.items()
+            }
+            return (outs[:carries], means), (outs[carries:], found)
+
+        start = list(ins[consts : consts + carries]), means
+        options = {name: params[name] for name in ("length", "reverse", "unroll")}
+        (carry, means), (ys, found) = jax.lax.scan(step, start, list(ins[consts + carries :]), **options)
+        if over_time:
+            found = {place: self._wanted[place].leave(scope, value) for place, value in found.items()}
+        return [*carry, *ys], {**found, **means}
+
+
+def bind(eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:
+    """Runs an equation as it is."""
+    # JAX before 0.10 returns the functions and the parameters apart.
+    got = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = got if isinstance(got, tuple) else ((), got)
+    with eqn.ctx.manager:
+        outs = eqn.primitive.bind(*functions, *ins, **params)
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def _shardings(eqn: Any) -> tuple[tuple[Any, ...], list[Any]] | None:
+    """The shardings of a ``jit`` in the form of its arguments; None if it has none."""
+    given = [
+        [sharding if isinstance(sharding, jax.sharding.Sharding) else None for sharding in eqn.params[name]]
+        for name in ("in_shardings", "out_shardings")
+    ]
+    return (tuple(given[0]), given[1]) if any(any(one) for one in given) else None

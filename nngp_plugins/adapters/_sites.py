@@ -1,0 +1,289 @@
+"""Where a jaxpr holds tagged arrays, and what is known of them before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.extend import core
+
+from ._tag import STACKED, tag_p
+
+PARAMS, X = 1, 2
+"""Bits for what a value depends on."""
+
+Place = tuple[int, ...]
+"""The numbers of the equations that lead to a place: in the jaxpr, in the jaxpr inside that equation, and so on."""
+
+INLINED = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_vmap_call"}
+    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+)
+# What leaves a value as it is if it leaves its shape and dtype as they are.
+_IDENTITIES = frozenset(
+    {"copy", "copy_p", "name", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "stop_gradient"}
+    | {"sharding_constraint", "nngp_tag"}
+)
+_ACTIVATIONS = frozenset({"tanh", "logistic", "sin", "erf"})
+
+
+class Known(NamedTuple):
+    """What is known of a value.
+
+    Attributes:
+        depends: bits of :data:`PARAMS` and :data:`X`.
+        token: equal for two values only if they are the same array.
+    """
+
+    depends: int
+    token: Hashable
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A ``scan`` around a site.
+
+    Attributes:
+        kind: ``"depth"`` if it runs over layers with parameters of their own, ``"time"`` otherwise.
+        length: how many times its body runs.
+        reverse: whether it begins with the last index.
+        at: the place of the ``scan``.
+    """
+
+    kind: Literal["depth", "time"]
+    length: int
+    reverse: bool
+    at: Place
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tagged array.
+
+    Attributes:
+        at: its place.
+        path: the path of the module.
+        method: the method that returned it; empty for the module's call.
+        part: the place in what was returned; empty for a single array.
+        aval: shape and dtype, within the innermost transformation.
+        scopes: the scans around it, from outside.
+        known: what it depends on, and which array it is.
+    """
+
+    at: Place
+    path: str
+    method: str
+    part: str
+    aval: Any
+    scopes: tuple[Scope, ...]
+    known: Known
+
+    @property
+    def module(self) -> str:
+        """The path of the module, without marks."""
+        return "/".join(part for part in self.path.split("/") if part != STACKED)
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """Lengths of the scans over time around it."""
+        return tuple(scope.length for scope in self.scopes if scope.kind == "time")
+
+
+@dataclass
+class Analysis:
+    """Walks a jaxpr and collects its sites.
+
+    Attributes:
+        functions: whether the activation functions that follow a layer are sites, too.
+        sites: the sites in forward order.
+        unseen: why tags cannot be taken, by the path of the module.
+    """
+
+    functions: bool = False
+    sites: list[Site] = field(default_factory=list)
+    unseen: dict[str, str] = field(default_factory=dict)
+    _tokens: Iterator[int] = field(default_factory=count)
+    _by_token: dict[Hashable, Site] = field(default_factory=dict)
+
+    def fresh(self, depends: int) -> Known:
+        """What is known of a new value."""
+        return Known(depends, next(self._tokens))
+
+    def walk(self, jaxpr: Any, ins: Sequence[Known], at: Place = (), scopes: tuple[Scope, ...] = ()) -> list[Known]:
+        """Collects the sites of a jaxpr, and returns what is known of its outputs.
+
+        Args:
+            jaxpr: an open jaxpr.
+            ins: what is known of its inputs.
+            at: the place of the equation that holds it.
+            scopes: the scans around it.
+        """
+        env: dict[Any, Known] = {v: self.fresh(0) for v in jaxpr.constvars}
+        env.update(zip(jaxpr.invars, ins, strict=True))
+
+        def read(v: Any) -> Known:
+            return self.fresh(0) if isinstance(v, core.Literal) else env[v]
+
+        for i, eqn in enumerate(jaxpr.eqns):
+            known = [read(v) for v in eqn.invars]
+            env.update(zip(eqn.outvars, self._equation(eqn, known, (*at, i), scopes), strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, ins: list[Known], at: Place, scopes: tuple[Scope, ...]) -> list[Known]:
+        depends = 0
+        for known in ins:
+            depends |= known.depends
+        name, inner = eqn.primitive.name, inner_jaxpr(eqn)
+        if eqn.primitive is tag_p:
+            params = eqn.params
+            self._add(Site(at, params["path"], params["method"], params["part"], eqn.outvars[0].aval, scopes, ins[0]))
+            return ins
+        if inner is not None and holds_tags(inner):
+            if name == "scan":
+                return self._scan(eqn, ins, at, scopes)
+            if name in INLINED:
+                return self.walk(inner, ins, at, scopes)
+        elif name in _IDENTITIES and is_identity(eqn):
+            return ins
+        elif name == "transpose":
+            return [Known(depends, transposed(ins[0].token, eqn.params["permutation"]))]
+        for path in tags_inside(eqn):
+            self.unseen.setdefault(path, f"it is called inside {name.removesuffix('_p')}")
+        outs = [self.fresh(depends) for _ in eqn.outvars]
+        if self.functions and len(outs) == 1 and (function := function_name(eqn)):
+            followed = next((self._by_token[known.token] for known in ins if known.token in self._by_token), None)
+            if followed is not None:
+                path = "/".join(filter(None, [followed.path, function]))
+                self._add(Site(at, path, "", followed.part, eqn.outvars[0].aval, scopes, outs[0]))
+        return outs
+
+    def _add(self, site: Site) -> None:
+        self.sites.append(site)
+        self._by_token.setdefault(site.known.token, site)
+
+    def _scan(self, eqn: Any, ins: list[Known], at: Place, scopes: tuple[Scope, ...]) -> list[Known]:
+        body = inner_jaxpr(eqn)
+        consts, carries = scan_counts(eqn)
+        depends = [known.depends for known in ins]
+        while True:
+            # What the carry depends on after one step is what it depends on before the next.
+            after = _depends(body, depends)
+            joined = [a | b for a, b in zip(depends[consts : consts + carries], after, strict=False)]
+            if joined == depends[consts : consts + carries]:
+                break
+            depends[consts : consts + carries] = joined
+        of_layers = any(d == PARAMS for d in depends[consts + carries :])
+        length, reverse = eqn.params["length"], eqn.params["reverse"]
+        scope = Scope("depth" if of_layers else "time", length, reverse, at)
+        outs = self.walk(body, [self.fresh(d) for d in depends], at, (*scopes, scope))
+        last = 0 if reverse else length - 1
+        results = []
+        for i, known in enumerate(outs):
+            # The result of a stack is what its last layer returned; the stacked results of time are the layer itself.
+            if of_layers and i < carries:
+                results.append(Known(known.depends, iteration(known.token, (scope,), (last,))))
+            elif not of_layers and i >= carries:
+                results.append(Known(known.depends, ("over time", at, known.token)))
+            else:
+                results.append(self.fresh(known.depends))
+        return results
+
+
+def iteration(token: Hashable, scopes: Sequence[Scope], indices: Sequence[int]) -> Hashable:
+    """The token outside its scans of a value inside them: of one iteration of each depth scan, and of all times."""
+    indices = list(indices)
+    for scope in reversed(scopes):
+        token = ("layer", scope.at, indices.pop(), token) if scope.kind == "depth" else ("over time", scope.at, token)
+    return token
+
+
+def transposed(token: Hashable, axes: Sequence[int]) -> Hashable:
+    """The token of an array with its axes in another order."""
+    if isinstance(token, tuple) and token[0] == "transposed":
+        token, axes = token[1], [token[2][axis] for axis in axes]
+    return token if list(axes) == sorted(axes) else ("transposed", token, tuple(axes))
+
+
+def _depends(jaxpr: Any, ins: Sequence[int]) -> list[int]:
+    """What the outputs of a jaxpr depend on; an equation's outputs depend on all of its inputs."""
+    env: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=True))
+
+    def read(v: Any) -> int:
+        return 0 if isinstance(v, core.Literal) else env.get(v, 0)
+
+    for eqn in jaxpr.eqns:
+        depends = 0
+        for v in eqn.invars:
+            depends |= read(v)
+        env.update(dict.fromkeys(eqn.outvars, depends))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def inner_jaxpr(eqn: Any) -> Any:
+    """The open jaxpr inside an equation that has exactly one; None for others."""
+    found = list(_jaxprs(eqn))
+    return found[0] if len(found) == 1 else None
+
+
+def _jaxprs(eqn: Any) -> Iterator[Any]:
+    for value in eqn.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
+
+
+def inner_consts(eqn: Any) -> Sequence[Any]:
+    """The constants of the jaxpr inside an equation."""
+    closed = (value.consts for value in eqn.params.values() if isinstance(value, core.ClosedJaxpr))
+    return next(closed, ())
+
+
+def tags_inside(eqn: Any) -> Iterator[str]:
+    """The paths of the tags inside an equation."""
+    for jaxpr in _jaxprs(eqn):
+        for inner in jaxpr.eqns:
+            if inner.primitive is tag_p:
+                yield inner.params["path"]
+            yield from tags_inside(inner)
+
+
+def holds_tags(jaxpr: Any) -> bool:
+    """Whether a jaxpr holds a tag, however deep."""
+    return any(eqn.primitive is tag_p or any(map(holds_tags, _jaxprs(eqn))) for eqn in jaxpr.eqns)
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many of the inputs of a ``scan`` are constants, and how many are carried.
+
+    Its parameters hold these numbers in another form since JAX 0.12; shapes tell them in every version, because only
+    what is scanned over has an axis more outside than inside.
+    """
+    body = inner_jaxpr(eqn)
+
+    def scanned(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        return sum(o.aval.ndim > i.aval.ndim for o, i in zip(outer, inner, strict=True))
+
+    carries = len(eqn.outvars) - scanned(eqn.outvars, body.outvars)
+    return len(eqn.invars) - carries - scanned(eqn.invars, body.invars), carries
+
+
+def is_identity(eqn: Any) -> bool:
+    """Whether the one output of an equation has shape and dtype of its one input."""
+    if len(eqn.invars) != 1 or len(eqn.outvars) != 1:
+        return False
+    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+    return bool(before.shape == after.shape and before.dtype == after.dtype)
+
+
+def function_name(eqn: Any) -> str:
+    """The name of an activation function that an equation calls, such as ``relu``; empty for other equations."""
+    name: str = eqn.primitive.name
+    if name in ("jit", "pjit"):
+        called = eqn.params["name"]
+        return called if callable(getattr(jax.nn, called, None)) else ""
+    return name if name in _ACTIVATIONS else ""

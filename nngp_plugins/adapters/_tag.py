@@ -1,0 +1,113 @@
+"""Marks arrays as layers: a tag is the identity, and a harvest finds it in the jaxpr of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from .._typing import PyTree
+
+tag_p = core.Primitive("nngp_tag")
+tag_p.def_impl(lambda y, **_: y)
+tag_p.def_abstract_eval(lambda aval, **_: aval)
+mlir.register_lowering(tag_p, lambda ctx, y, **_: [y])
+ad.primitive_jvps[tag_p] = lambda ys, tangents, **params: (tag_p.bind(*ys, **params), tangents[0])
+
+
+def _batched(ys: Any, axes: Any, *, vmaps: int, **params: Any) -> tuple[Any, int]:
+    """The rule of ``vmap``: the mapped axis comes to the front, and is counted."""
+    return tag_p.bind(jnp.moveaxis(ys[0], axes[0], 0), vmaps=vmaps + 1, **params), 0
+
+
+batching.primitive_batchers[tag_p] = _batched
+
+STACKED = "*"
+"""The part of a path that holds the index of a layer in a scan over layers, where a framework says which part it is."""
+
+_looking: ContextVar[bool] = ContextVar("looking", default=False)
+_module: ContextVar[str] = ContextVar("module", default="")
+
+
+def tag(name: str, y: PyTree) -> PyTree:
+    """Marks what a function computes as a layer, for :meth:`ModelFn.layers`.
+
+    It works in any function, and inside ``scan``, ``remat``, ``vmap`` and ``jit``: in plain JAX, and in frameworks that
+    have no adapter of their own. It is the identity unless a :class:`ModelFn` looks for layers.
+
+    Args:
+        name: the name of the layer. Within a module, the path of the module comes before it.
+        y: an array, or a PyTree of arrays.
+
+    Returns:
+        ``y``, which takes the place of the argument.
+
+    Raises:
+        TypeError: ``name`` is not a string, or is empty.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
+        >>> def apply(params, x):
+        ...     def block(x, w):
+        ...         return nngp.tag("block", jnp.tanh(x @ w)), None
+        ...     return jax.lax.scan(block, x, params)[0].sum(1)
+        >>> f = nngp.from_callable(apply)
+        >>> list(f.layers()(jnp.ones((2, 3, 3)), jnp.ones((4, 3))))
+        ['block/0', 'block/1', 'output']
+    """
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"tag(name={name!r}, ...) takes the name of a layer as a string, such as tag('hidden', y).")
+    return mark("/".join(filter(None, [_module.get(), name])), y) if _looking.get() else y
+
+
+def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = ()) -> PyTree:
+    """Tags every array of what a module returned.
+
+    Args:
+        path: the path of the module.
+        y: what it returned.
+        method: the name of the method that returned it; empty for the module's call.
+        opaque: types of nodes in ``y`` that are left as they are.
+    """
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(y, is_leaf=lambda node: isinstance(node, opaque))
+    arrays = [i for i, (_, leaf) in enumerate(leaves) if hasattr(leaf, "ndim") and hasattr(leaf, "dtype")]
+    marked = [leaf for _, leaf in leaves]
+    for i in arrays:
+        key_path, leaf = leaves[i]
+        # Many modules return (y, None), or (y,): their only array is their output.
+        alone = len(arrays) == 1 and all(isinstance(key, jax.tree_util.SequenceKey) for key in key_path)
+        part = "" if alone else jax.tree_util.keystr(key_path, simple=True, separator=":")
+        marked[i] = tag_p.bind(leaf, path=path, method=method, part=part, vmaps=0)
+    return structure.unflatten(marked)
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Within this context, tags are left in what is traced."""
+    token = _looking.set(True)
+    try:
+        yield
+    finally:
+        _looking.reset(token)
+
+
+@contextmanager
+def inside(path: str) -> Iterator[None]:
+    """Within this context, the module at ``path`` runs."""
+    token = _module.set(path)
+    try:
+        yield
+    finally:
+        _module.reset(token)
+
+
+def module_path() -> str:
+    """The path of the module that runs now; empty outside any module."""
+    return _module.get()
