@@ -1,7 +1,7 @@
 """Adapters turn a model of any framework into ``f(params, x, **kwargs)``."""
 
 from ._callable import from_callable as from_callable
-from ._detect import as_model_fn as as_model_fn, is_model as is_model
+from ._detect import as_model_fn as as_model_fn, holds_module as holds_module, is_model as is_model
 from ._equinox import from_equinox as from_equinox
 from ._haiku import from_haiku as from_haiku
 from ._keras import from_keras as from_keras

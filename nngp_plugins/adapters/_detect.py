@@ -50,6 +50,11 @@ def as_model_fn(model: Any, **adapter_kwargs: Any) -> ModelFn:
         return model
     convert = _converter(model)
     if convert is None:
+        if holds_module(model):
+            raise TypeError(
+                f"as_model_fn got a {type(model).__name__}, which holds a Flax Linen module; pass the module, "
+                "as_model_fn(model.module), and model.params as the parameters."
+            )
         raise TypeError(
             "as_model_fn takes a Flax Linen module, a Flax NNX model, what hk.transform returns, an Equinox module or "
             f"a Keras layer, got {reprlib.repr(model)}. A plain f(params, x) needs no adapter: pass it to "
@@ -61,6 +66,13 @@ def as_model_fn(model: Any, **adapter_kwargs: Any) -> ModelFn:
 def is_model(model: Any) -> bool:
     """Returns whether :func:`as_model_fn` can convert ``model``."""
     return _converter(model) is not None
+
+
+def holds_module(model: Any) -> bool:
+    """Returns whether this is an object around a Linen module and its parameters, such as a model of Hugging Face."""
+    linen = sys.modules.get("flax.linen")
+    # dir() runs no code of the object, whose params may be a property that raises.
+    return linen is not None and "params" in dir(model) and isinstance(getattr(model, "module", None), linen.Module)
 
 
 def _converter(model: Any) -> Callable[..., ModelFn] | None:

@@ -69,6 +69,7 @@ def from_equinox(
             not_arrays=Static((tuple(leaves), structure)),
             shapes=shapes_of(eqx.filter(model, _is_array)),
             stateful=_has_state(model),
+            signature=Static(inspect.signature(call)),
             takes_key=accepts_argument(call, "key"),
             factory=factory,
             batched=batched,
@@ -124,6 +125,7 @@ class EquinoxAdapter:
     not_arrays: Static
     shapes: Shapes
     stateful: bool
+    signature: Static
     takes_key: bool
     factory: Callable[..., Any] | None
     batched: bool
@@ -143,8 +145,9 @@ class EquinoxAdapter:
         def run(x: PyTree, key: Any) -> PyTree:
             model = self._rebuild(params)
             for path, module in list(_iter_modules(model, "", eqx.Module)):
-                tagging = tagging_class(type(module), path, eqx.Module, self.method, (eqx.nn.State,))
-                object.__setattr__(module, "__class__", tagging)
+                kind: Any = type(module)
+                kind = tagging_class(kind, path, eqx.Module, self.method, (eqx.nn.State,))
+                object.__setattr__(module, "__class__", kind)
             return self._call(model, params, state, key, x, kwargs)
 
         return self._map(run, x, rng)
@@ -183,9 +186,7 @@ class EquinoxAdapter:
         key_axis = None if rng is None else 0
         return jax.vmap(run, in_axes=(0, key_axis), axis_size=size, axis_name=self.axis_name)(x, keys)
 
-    def _call(
-        self, model: Any, params: PyTree, state: PyTree, key: Any, x: PyTree, kwargs: dict[str, Any]
-    ) -> PyTree:
+    def _call(self, model: Any, params: PyTree, state: PyTree, key: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         if self.stateful and state is None:
             raise ValueError(
                 "state=None, but this model has a state; pass the eqx.nn.State that eqx.nn.make_with_state gave."
@@ -194,12 +195,20 @@ class EquinoxAdapter:
         if self.stateful:
             # Equinox allows one update of each state object, so every call gets a copy.
             args = (*args, jax.tree.map(lambda leaf: leaf, state))
-        keys = {"key": key} if key is not None and self.takes_key else {}
+        given = {**inputs, **dict(self.kwargs), **kwargs}
+        if key is not None and self.takes_key:
+            given = {"key": key, **given}
+        elif _lacks_key(self.signature.value, args, given):
+            raise ValueError(
+                "rng=None, but this Equinox model requires a key; pass rng=jax.random.key(0), or convert it by "
+                "from_equinox(model, key=None) if it draws nothing in its inference mode."
+            )
         try:
             with explain_errors(self.name, params, x):
-                y = getattr(model, self.method)(*args, **{**keys, **inputs, **dict(self.kwargs), **kwargs})
-        except RuntimeError as error:
-            if key is not None or "key" not in str(error):
+                y = getattr(model, self.method)(*args, **given)
+        except (RuntimeError, ValueError) as error:
+            # Layers of Equinox raise the first for want of a key; JAX tells that None is no PRNG key.
+            if key is not None or ("key" if isinstance(error, RuntimeError) else "PRNG key") not in str(error):
                 raise
             raise ValueError(
                 "rng=None, but this Equinox model draws random numbers; pass rng=jax.random.key(0), or convert "
@@ -222,6 +231,19 @@ class EquinoxAdapter:
         if isinstance(value, tuple) and value and isinstance(value[-1], eqx.nn.State):
             value = value[0] if len(value) == 2 else value[:-1]
         return eqx.filter(value, _is_array)
+
+
+def _lacks_key(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Returns whether these arguments can be passed only with a key among them."""
+
+    def fits(**key: None) -> bool:
+        try:
+            signature.bind(*args, **{**key, **kwargs})
+        except TypeError:
+            return False
+        return True
+
+    return not fits() and fits(key=None)
 
 
 def _iter_modules(node: Any, path: str, module_type: Any) -> Iterator[tuple[str, Any]]:

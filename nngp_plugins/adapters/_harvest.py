@@ -161,9 +161,7 @@ class Harvest:
             What the reducer makes of each layer, by its name. An ``OrderedDict``, because ``jit`` sorts a plain one.
         """
         reducer = reducer or Whole()
-        wanted = {
-            layer.site.at: Wanted(layer.site, layer.batch, reducer) for layer in layers if layer.site.at
-        }
+        wanted = {layer.site.at: Wanted(layer.site, layer.batch, reducer) for layer in layers if layer.site.at}
         jaxpr = self._traced.jaxpr
         outs, found = Replay(wanted).run(jaxpr.jaxpr, jaxpr.consts, self._arguments.values)
         values = OrderedDict[str, Any]()

@@ -39,7 +39,9 @@ def tagging_class(module_type: Any, path: str, base: type, method: str = "", opa
         mark("/".join(filter(None, [path, name])), value)
         return True
 
-    methods = {name: tagging(name, call) for name, call in _methods(module_type, base).items() if path or name != method}
+    methods = {
+        name: tagging(name, call) for name, call in _methods(module_type, base).items() if path or name != method
+    }
     return _subclass(module_type, {**methods, "sow": sow} if hasattr(module_type, "sow") else methods)
 
 
@@ -71,7 +73,7 @@ def _subclass(module_type: Any, methods: dict[str, Any]) -> Any:
 
 def _methods(module_type: Any, base: type) -> dict[str, Callable[..., Any]]:
     """The call of a class of modules, and the public methods that it has beyond those of all modules."""
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name in dir(module_type):
         method = inspect.getattr_static(module_type, name)
         public = not name.startswith("_") and not hasattr(base, name)

@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._require import require
 from .._static import Static
@@ -82,7 +83,11 @@ class KerasAdapter:
         args, inputs = spread_input(x, self.spread)
         self._check_params(params)
         with explain_errors(model.name, params, x):
-            outputs, _ = model.stateless_call(params, state, *args, **inputs, **kwargs)
+            outputs, new_state = model.stateless_call(params, state, *args, **inputs, **kwargs)
+        if rng is None and any(new_state[i] is not state[i] for i in self._seeds()):
+            raise ValueError(
+                "rng=None, but this Keras model draws random numbers at every call; pass rng=jax.random.key(0)."
+            )
         return outputs
 
     def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
@@ -119,8 +124,7 @@ class KerasAdapter:
 
     def _state(self, state: PyTree, rng: Any, training: bool) -> PyTree:
         """Returns the state with seeds drawn from ``rng``."""
-        variables = self.model.value.non_trainable_variables
-        seeds = [i for i, v in enumerate(variables) if v.path.endswith("seed_generator_state")]
+        variables, seeds = self.model.value.non_trainable_variables, self._seeds()
         if state is None:
             if missing := [v.path for i, v in enumerate(variables) if i not in seeds]:
                 raise ValueError(
@@ -134,10 +138,17 @@ class KerasAdapter:
                 "leave out training=True."
             )
         state = list(state)
-        if rng is not None:
-            for i in seeds:
+        for i in seeds:
+            # As an array of JAX, a seed that was not drawn from comes back as the same object.
+            state[i] = jnp.asarray(state[i], variables[i].dtype)
+            if rng is not None:
                 state[i] = jax.random.bits(jax.random.fold_in(rng, i), state[i].shape, state[i].dtype)
         return state
+
+    def _seeds(self) -> list[int]:
+        """Returns the places of the seeds in the state."""
+        variables = self.model.value.non_trainable_variables
+        return [i for i, v in enumerate(variables) if v.path.endswith("seed_generator_state")]
 
 
 @contextmanager
@@ -146,11 +157,12 @@ def _tagging_layers(model: Any) -> Iterator[None]:
     base = require("keras", extra="keras").Layer
     with _capture_lock:
         layer_types: dict[Any, Any] = {}
+        kind: Any
         try:
             for path, layer in _iter_layers(model, ""):
                 if layer not in layer_types and layer is not model:
-                    layer_types[layer] = type(layer)
-                    object.__setattr__(layer, "__class__", tagging_class(type(layer), path, base))
+                    layer_types[layer] = kind = type(layer)
+                    object.__setattr__(layer, "__class__", tagging_class(kind, path, base))
             yield
         finally:
             for layer, layer_type in layer_types.items():

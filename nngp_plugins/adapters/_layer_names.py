@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import jax
 
@@ -119,7 +117,12 @@ def _positions_of_indices(sites: Sequence[Site]) -> dict[Place, int]:
     for site in sites:
         for scope in site.scopes:
             paths.setdefault(scope.at, []).append(site.path.split("/"))
-    return {at: len(os.path.commonprefix(inside)) or 1 for at, inside in paths.items()}
+    return {at: _common(inside) or 1 for at, inside in paths.items()}
+
+
+def _common(paths: Sequence[Sequence[str]]) -> int:
+    """How many parts in front all paths share."""
+    return len(list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))))
 
 
 def _with_indices(site: Site, index: tuple[int, ...], positions: Mapping[Place, int]) -> str:
@@ -165,7 +168,7 @@ def select(layers: Sequence[Layer], left_out: Mapping[str, str], patterns: Seque
 
 
 def _as_one(group: list[Layer]) -> Layer:
-    """One layer for all names of an array; the call of a module names it better than a method, or a place in a tuple."""
+    """One layer for all names of an array; a module names it better than its method, or a place in a tuple."""
     first = min(group, key=lambda layer: (bool(layer.site.method), bool(layer.site.part)))
     return replace(first, others=tuple(layer.name for layer in group if layer is not first))
 

@@ -117,7 +117,8 @@ class LinenAdapter:
         args, inputs = spread_input(x, self.spread)
         streams = {"params": rng, **self._streams(rng)}
         kwargs = {**inputs, **dict(self.kwargs), **kwargs}
-        variables = self.module.value.init(streams, *args, method=self.method, **kwargs)
+        module = self.module.value
+        variables = type(module).init(module, streams, *args, method=self.method, **kwargs)
         return self._split(variables)
 
     def split(self, model: Any) -> tuple[PyTree, PyTree] | None:
@@ -135,11 +136,14 @@ class LinenAdapter:
     def _apply(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any], **options: Any) -> Any:
         errors = require("flax.errors", extra="flax")
         args, inputs = spread_input(x, self.spread)
-        name = type(self.module.value).__name__
+        module = self.module.value
+        name = type(module).__name__
         key = jax.random.key(0) if rng is None else rng
         try:
             with explain_errors(name, params, x, lambda: self.init(key, x, kwargs)[0]):
-                return self.module.value.apply(
+                # A training script may have put a compiled function in place of module.apply, so the class is asked.
+                return type(module).apply(
+                    module,
                     {**(state or {}), "params": params},
                     *args,
                     rngs=self._streams(rng),
@@ -150,7 +154,10 @@ class LinenAdapter:
                 )
         except errors.InvalidRngError as error:
             if rng is not None:
-                raise
+                raise ValueError(
+                    f"rngs={self.rngs!r}, but {name} draws from a stream of another name; name all of them, such as "
+                    "from_linen(module, rngs=('dropout', 'noise'))."
+                ) from error
             raise ValueError(
                 f"rng=None, but {name} draws random numbers; pass rng=jax.random.key(0), or "
                 "call it in its deterministic mode, such as from_linen(module, deterministic=True)."

@@ -126,7 +126,7 @@ class ModelFn:
         return parts
 
     def layers(self, *patterns: str, functions: bool = False) -> ModelFn:
-        """Returns the same model with layers as its outputs, also those inside ``scan``, ``remat``, ``vmap`` and ``jit``.
+        """Returns the same model with layers as its outputs, those inside ``scan``, ``remat``, ``vmap``, ``jit`` too.
 
         Args:
             *patterns: :mod:`fnmatch` patterns on the path of a layer, such as ``"Dense_*"``. A pattern that starts

@@ -125,8 +125,9 @@ class NNXAdapter:
         nnx = require("flax.nnx", extra="flax")
         model = self._merge(params, state, rng)
         for _, module in nnx.iter_modules(model):
-            if sows(type(module), nnx.Module):
-                object.__setattr__(module, "__class__", silent_class(type(module)))
+            kind: Any = type(module)
+            if sows(kind, nnx.Module):
+                object.__setattr__(module, "__class__", silent_class(kind))
         return self._call(model, params, x, kwargs)
 
     def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
@@ -135,7 +136,8 @@ class NNXAdapter:
         model = self._merge(params, state, rng)
         for path, module in nnx.iter_modules(model):
             name, method = "/".join(map(str, path)), self.method or "__call__"
-            object.__setattr__(module, "__class__", tagging_class(type(module), name, nnx.Module, method))
+            kind: Any = type(module)
+            object.__setattr__(module, "__class__", tagging_class(kind, name, nnx.Module, method))
         return self._call(model, params, x, kwargs)
 
     def owners(self, params: PyTree) -> list[str]:

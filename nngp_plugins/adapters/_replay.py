@@ -138,6 +138,7 @@ class Replay:
     def _call(self, eqn: Any, ins: list[Any], at: Place, found: Found) -> Sequence[Any]:
         """Runs an equation that holds wanted sites."""
         name, inner, consts = eqn.primitive.name, inner_jaxpr(eqn), inner_consts(eqn)
+        outs: list[Any]
 
         def run(*ins: Any) -> tuple[list[Any], Found]:
             return self.run(inner, consts, ins, at)
@@ -149,7 +150,7 @@ class Replay:
             outs, taken = jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*ins)
         elif name.startswith("custom_"):
             # The outputs keep their own rule of differentiation, and XLA computes what both have in common once.
-            outs, taken = bind(eqn, ins), run(*ins)[1]
+            outs, taken = list(bind(eqn, ins)), run(*ins)[1]
         elif name in ("jit", "pjit") and (shardings := _shardings(eqn)) is not None:
             before, after = shardings
             outs, taken = jax.jit(run, in_shardings=before, out_shardings=(after, None))(*ins)

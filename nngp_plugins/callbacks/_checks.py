@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..adapters import is_model
+from ..adapters import holds_module, is_model
 from ..history import is_own_name
 from ..metrics import DenseGram, Metric
 from ._schedules import Schedule
@@ -41,10 +41,11 @@ def check_arguments(
             mapping.
         ValueError: ``batch_size`` is not positive, or kernels are kept without a run folder.
     """
-    if not callable(f) or is_model(f):
-        raise TypeError(
-            f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as nngp.as_model_fn(model).layers()."
-        )
+    if not callable(f) or is_model(f) or holds_module(f):
+        such = "nngp.as_model_fn(model).layers()"
+        if holds_module(f):
+            such = "nngp.as_model_fn(model.module).layers(), and model.params to each call"
+        raise TypeError(f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as {such}.")
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
     if rng is not None and not hasattr(rng, "dtype"):
@@ -55,6 +56,20 @@ def check_arguments(
         raise TypeError(f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced().")
     if keep_kernels and run is None:
         raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
+
+
+def check_concrete(**arguments: Any) -> None:
+    """Refuses arguments that a compiled function traces: the tracker would hold them when the trace has ended.
+
+    Raises:
+        TypeError: names the first such argument.
+    """
+    for name, value in arguments.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                f"{name} is traced, because this tracker is made inside a compiled function; make the tracker outside "
+                "of it, or pass an array that was made outside of it, such as a NumPy array."
+            )
 
 
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:

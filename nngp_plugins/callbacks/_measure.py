@@ -51,8 +51,10 @@ class Measurement:
     def __init__(
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):
-        self.f, self.probe_x, self._keep_features = f, jax.tree.map(jnp.asarray, probe_x), keep_features
-        self._rng = rng
+        # A compiled function may make the tracker, which outlives what JAX traces there.
+        with jax.ensure_compile_time_eval():
+            self.probe_x = jax.tree.map(jnp.asarray, probe_x)
+        self.f, self._rng, self._keep_features = f, rng, keep_features
         self.n = probe_size(self.probe_x)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
         self.shapes: dict[str, tuple[int, ...]] = {}

@@ -15,7 +15,7 @@ from ..adapters import ModelFn
 from ..engine import on_one_device
 from ..history import History, RunFolder, description
 from ..metrics import Metric, default_metrics
-from ._checks import check_arguments, check_metrics, check_names, check_scalars, check_targets
+from ._checks import check_arguments, check_concrete, check_metrics, check_names, check_scalars, check_targets
 from ._clock import Clock
 from ._measure import LayerGrams, Measurement
 from ._recorder import Recorder, Snapshot
@@ -76,7 +76,8 @@ class KernelTracker:
             of its own, such as :func:`track_kernel`, uses these three.
 
     Raises:
-        TypeError: ``f``, ``schedule``, ``config``, a writer or a metric has another type.
+        TypeError: ``f``, ``schedule``, ``config``, a writer or a metric has another type; ``probe_x``, ``targets`` or
+            ``rng`` is traced, because a compiled function makes the tracker.
         ValueError: the targets do not match the probe; the probe is empty, or too small for a metric; ``run`` holds a
             run of another probe or with other metrics. At the first measurement: the outputs depend on the other
             examples in a batch of ``batch_size``.
@@ -115,6 +116,7 @@ class KernelTracker:
         config: Mapping[str, Any] | None = None,
     ):
         check_arguments(f, schedule, batch_size, rng, keep_kernels, run, config)
+        check_concrete(probe_x=probe_x, targets=targets, rng=rng)
         self.measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
         labels = check_targets(targets, self.measurement.n)
         if metrics is None:
@@ -124,7 +126,9 @@ class KernelTracker:
         settings = {"schedule": repr(schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
         about = description(self.measurement.probe_x, labels, config, **settings)
         folder = None if run is None else RunFolder(run, about, resume=resume)
-        self._begin(folder, schedule, metrics, writers, targets=labels, name=name, keep_kernels=keep_kernels)
+        # A compiled function may make the tracker, which outlives what JAX traces there.
+        with jax.ensure_compile_time_eval():
+            self._begin(folder, schedule, metrics, writers, targets=labels, name=name, keep_kernels=keep_kernels)
 
     def _begin(
         self,

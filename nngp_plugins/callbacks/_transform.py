@@ -50,7 +50,7 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         An :class:`optax.GradientTransformationExtraArgs`, for any place in :func:`optax.chain`.
 
     Raises:
-        ValueError: ``update`` without ``params``.
+        ValueError: ``update`` without ``params``, or of several trainings at once under ``vmap``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, nngp_plugins as nngp
@@ -90,17 +90,38 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
             raise ValueError("track_kernel measures params; pass them: optimizer.update(grads, opt_state, params).")
         scalars = {name: value for name, value in extra.items() if _is_number(value)}
         check_names(scalars, tracker.recorder.metrics)
+        step = _step_of_one_training(state.step, _arrays((updates, scalars, params, model_state)))
         # The results of the callbacks go into the next step, so that calls come in order on any number of devices.
-        due = io_callback(host.is_due, jax.ShapeDtypeStruct((), bool), state.step, scalars)
+        due = io_callback(host.is_due, jax.ShapeDtypeStruct((), bool), step, scalars)
 
         def measure() -> Array:
             measured = measurement.traced(params, model_state, measurement.probe_x, check=True)
-            return io_callback(host.take, jax.ShapeDtypeStruct((), jnp.int32), state.step, scalars, measured)
+            return io_callback(host.take, jax.ShapeDtypeStruct((), jnp.int32), step, scalars, measured)
 
         nothing = jax.lax.cond(due, measure, lambda: jnp.zeros((), jnp.int32))
-        return updates, TrackKernelState(state.step + 1 + nothing)
+        return updates, TrackKernelState(step + 1 + nothing)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _arrays(tree: Any) -> list[Array]:
+    """Returns the arrays of a tree; a whole Equinox model also has leaves that are none, such as its activation."""
+    return jax.lax.stop_gradient([leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, Array)])
+
+
+@jax.custom_batching.custom_vmap
+def _step_of_one_training(step: Array, given: list[Array]) -> Array:
+    """Returns the step, and refuses what ``vmap`` maps over several trainings; JAX alone would not say why it fails."""
+    return step
+
+
+@_step_of_one_training.def_vmap
+def _refuse_several(axis_size: int, in_batched: Any, step: Array, given: list[Array]) -> tuple[Array, Any]:
+    raise ValueError(
+        f"vmap maps track_kernel over {axis_size} trainings, but a tracker follows one. Train the seeds one after "
+        "another, with a new tracker for each. Or leave track_kernel out, run some steps at a time under vmap, and "
+        "then call a tracker for each seed i: trackers[i](step, jax.tree.map(lambda leaf: leaf[i], params))."
+    )
 
 
 class HostSide:

@@ -113,6 +113,10 @@ class TestRng:
         with pytest.raises(ValueError, match=told):
             f(split[0], x, state=split[1], train=True)
 
+    def test_a_stream_of_another_name(self, x):
+        with pytest.raises(ValueError, match=r"^rngs=\('dropout',\), but Noisy draws from a stream of another name"):
+            nngp.from_linen(Noisy())({}, x, rng=jax.random.key(0))
+
 
 class Pair(nn.Module):
     def setup(self):
@@ -188,6 +192,17 @@ class TestCallForms:
         params, _ = f.init(jax.random.key(0), x)
         kernel = params["inner"]["kernel"]
         np.testing.assert_allclose(f(params, x), jnp.tanh(x @ kernel @ kernel.T), rtol=1e-5)
+
+
+def test_an_apply_and_an_init_that_the_user_overwrote(x):
+    """As training scripts do, so that the module itself need not be passed around."""
+    module, own = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+    module.apply, module.init = jax.jit(module.apply), jax.jit(module.init)
+    f = nngp.from_linen(module, method="__call__")
+    params, _ = f.init(jax.random.key(0), x)
+    jax.tree.map(equal, params, own.init(jax.random.key(0), x)["params"])
+    np.testing.assert_allclose(f(params, x), own.apply({"params": params}, x), rtol=1e-6)
+    assert list(f.layers()(params, x)) == ["layers_0", "layers_2"]
 
 
 def test_train_mode_without_mutable_says_what_to_name(split, x):

@@ -184,6 +184,20 @@ class TestAsModelFn:
         with pytest.raises(TypeError, match=told):
             nngp.as_model_fn(other)
 
+    def test_an_object_around_a_module_and_its_parameters(self):
+        with pytest.raises(TypeError, match=r"got a Pretrained, .* pass the module, as_model_fn\(model\.module\)"):
+            nngp.as_model_fn(Pretrained())
+
+
+class Pretrained:
+    """Has the shape of a Flax model of Hugging Face, which may refuse to show its parameters."""
+
+    module = nn.Dense(2)
+
+    @property
+    def params(self):
+        raise ValueError("made without parameters")
+
 
 @pytest.mark.parametrize(
     ("convert", "told"),

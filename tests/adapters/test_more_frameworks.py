@@ -27,6 +27,20 @@ class Stateful(eqx.Module):
         return self.dropout(x, key=key), state
 
 
+class NeedsKey(eqx.Module):
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, key):
+        self.linear, self.dropout = eqx.nn.Linear(3, 5, key=key), eqx.nn.Dropout(0.5)
+
+    def __call__(self, x, key):
+        return self.dropout(self.linear(x), key=key)
+
+    def decode(self, x, *, key, scale=1.0):
+        return scale * x + jax.random.normal(key, x.shape)
+
+
 def network():
     parts = keras.layers.Dense(5, name="hidden"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)
     return keras.Sequential([keras.Input((3,)), *parts])
@@ -67,6 +81,29 @@ class TestEquinox:
         with pytest.raises(TypeError, match=r"^the factory given to from_equinox returned int"):
             nngp.from_equinox(lambda key: 3)
 
+    @pytest.mark.parametrize("method", ["__call__", "decode"])
+    def test_a_required_key(self, method):
+        model = NeedsKey(jax.random.key(0))
+        f = nngp.from_equinox(model, method=method)
+        keys = jax.random.split(jax.random.key(1), 4)
+        expected = jax.vmap(lambda x, key: getattr(model, method)(x, key=key))(X, keys)
+        np.testing.assert_allclose(f(model, X, rng=jax.random.key(1)), expected, atol=1e-6)
+        for call in (f, f.layers(), jax.jit(f)):
+            with pytest.raises(ValueError, match=r"^rng=None, but this Equinox model requires a key; pass rng=jax\.ra"):
+                call(f.split(model)[0], X)
+
+    def test_a_required_key_that_is_given(self):
+        model = eqx.nn.inference_mode(NeedsKey(jax.random.key(0)))
+        hidden = jax.vmap(model.linear)(X)
+        np.testing.assert_allclose(nngp.from_equinox(model, key=None)(model, X), hidden, atol=1e-6)
+        np.testing.assert_allclose(nngp.from_equinox(model)(model, X, key=None), hidden, atol=1e-6)
+        keys = jax.random.split(jax.random.key(1), 4)
+        for spread, inputs in (("args", (X, keys)), ("kwargs", {"x": X, "key": keys})):
+            f = nngp.from_equinox(model, spread=spread)
+            np.testing.assert_allclose(f(model, inputs), hidden, atol=1e-6)
+        with pytest.raises(ValueError, match=r"^NeedsKey does not run on x of .*'depth'"):
+            nngp.from_equinox(model)(model, X, depth=3)
+
 
 class TestKeras:
     def test_values_are_those_of_the_model(self):
@@ -97,6 +134,12 @@ class TestKeras:
             nngp.from_keras(keras.layers.Dense(5))
         with pytest.raises(TypeError, match=r"^from_keras takes a keras\.Model or keras\.Layer, got 3"):
             nngp.from_keras(3)
+
+    def test_seeds_that_are_not_drawn_from_need_no_rng(self):
+        model = network()
+        f = nngp.from_keras(model)
+        params, state = f.split(model)
+        np.testing.assert_array_equal(f(params, X, state=[np.asarray(leaf) for leaf in state]), f(model, X))
 
 
 class TestFunctions:

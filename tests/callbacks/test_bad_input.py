@@ -17,11 +17,21 @@ def linear(w, x):
     return {"hidden": x * w}
 
 
+class Pretrained:
+    """Can be called like a Flax model of Hugging Face, which holds its module and its parameters."""
+
+    module, params = nn.Dense(2), {}
+
+    def __call__(self, input_ids):
+        return self.module.apply(self.params, input_ids)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"f": 3}, TypeError, r"f=3 is no function f\(params, x\); pass one"),
         ({"f": nn.Dense(3)}, TypeError, r"is no function f\(params, x\); .* nngp.as_model_fn\(model\)"),
+        ({"f": Pretrained()}, TypeError, r"; pass one, such as nngp.as_model_fn\(model.module\).* and model.params to"),
         ({"metrics": ["cka"]}, TypeError, r"metrics=\['cka'\] is not a dict"),
         ({"metrics": {"s": nngp.metrics.scale}}, TypeError, r"metrics\['s'\] is no metric\(gram, reference_gram\)"),
         ({"metrics": {"d": lambda gram, _: gram.diagonal()}}, TypeError, r"metrics\['d'\] returns .* shape \(8,\)"),
