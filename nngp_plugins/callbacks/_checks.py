@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
+from operator import index
 from typing import Any
 
 import jax
@@ -55,6 +56,29 @@ def check_arguments(
         raise TypeError(f"schedule={schedule!r} is not a schedule; pass nngp.every({schedule!r}) or nngp.log_spaced().")
     if keep_kernels and run is None:
         raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
+
+
+def check_reference(reference: Any) -> int | None:
+    """The first step whose kernels may be references, as an int; None for every step.
+
+    Raises:
+        TypeError: ``reference`` is not an integer.
+        ValueError: it is negative.
+    """
+    if reference is None:
+        return None
+    try:
+        if isinstance(reference, bool):  # It counts as an integer.
+            raise TypeError
+        step = index(reference)
+    except TypeError:
+        raise TypeError(
+            f"reference={reprlib.repr(reference)} is not a step; pass an int, such as reference=1000, or None for the "
+            "first kernel of each layer that is not zero."
+        ) from None
+    if step < 0:
+        raise ValueError(f"reference={step} is negative; pass the step of the reference, such as reference=1000.")
+    return step
 
 
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
