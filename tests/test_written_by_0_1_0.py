@@ -35,13 +35,13 @@ def weights(step):
     }
 
 
-def track(run, steps, stop=None):
+def track(run, steps, stop=None, first=0):
     """Trains on to the end of ``steps``; an error ends it at step ``stop``, as a killed process would."""
     schedule = nngp.every(2)
     with nngp.KernelTracker(
         net, PROBE, targets=TARGETS, schedule=schedule, run=run, keep_kernels=True, config={"lr": 0.1}
     ) as tracker:
-        for step in range(steps):
+        for step in range(first, steps):
             if step == stop:
                 raise InterruptedError
             tracker(step, weights(step), loss=1 / (1 + step))
@@ -111,6 +111,27 @@ class TestRunFolder:
         page = nngp.write_report(old / "run").read_text()
         assert "head/0" in page
         assert "hidden" in page
+
+    def test_its_references_are_the_first_snapshot(self, old):
+        assert nngp.History.load(old / "run").reference_steps == {"head/0": 0, "hidden": 0}
+        page = nngp.write_report(old / "run").read_text()
+        assert "The reference of a layer" not in page
+        assert '"text":"step 0"' in page
+
+    def test_a_layer_that_was_zero_gets_a_reference(self, old):
+        with np.load(old / "run/reference.npz") as saved:
+            arrays = dict(saved)
+        for name in ("kernels", "centered"):
+            arrays[name][0] = 0
+        np.savez(old / "run/reference.npz", **arrays)
+        resumed = track(old / "run", 9, first=5)
+        assert resumed.reference_steps == {"head/0": 6, "hidden": 0}
+        np.testing.assert_allclose(resumed.metric("cka")[3, 0], 1, rtol=1e-5)
+        assert resumed.metric("cka")[4, 0] < 1
+
+    def test_another_reference_is_refused(self, old):
+        with pytest.raises(ValueError, match="is a run with other reference: None there, 4 now"):
+            nngp.KernelTracker(net, PROBE, targets=TARGETS, run=old / "run", keep_kernels=True, reference=4)
 
     def test_another_probe_is_refused(self, old):
         with pytest.raises(ValueError, match="is a run with other probe"):

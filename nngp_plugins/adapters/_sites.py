@@ -203,7 +203,8 @@ def iteration(token: Hashable, scopes: Sequence[Scope], indices: Sequence[int]) 
 def transposed(token: Hashable, axes: Sequence[int]) -> Hashable:
     """The token of an array with its axes in another order."""
     if isinstance(token, tuple) and token[0] == "transposed":
-        token, axes = token[1], [token[2][axis] for axis in axes]
+        _, token, before = token
+        axes = [before[axis] for axis in axes]
     return token if list(axes) == sorted(axes) else ("transposed", token, tuple(axes))
 
 

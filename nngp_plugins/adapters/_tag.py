@@ -75,7 +75,11 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
         method: the name of the method that returned it; empty for the module's call.
         opaque: types of nodes in ``y`` that are left as they are.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(y, is_leaf=lambda node: isinstance(node, opaque))
+
+    def is_leaf(node: Any) -> bool:
+        return isinstance(node, opaque)
+
+    leaves, structure = jax.tree_util.tree_leaves_with_path(y, is_leaf), jax.tree.structure(y, is_leaf)
     arrays = [i for i, (_, leaf) in enumerate(leaves) if hasattr(leaf, "ndim") and hasattr(leaf, "dtype")]
     marked = [leaf for _, leaf in leaves]
     for i in arrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
+from operator import index
 from typing import Any
 
 import jax
@@ -58,6 +59,7 @@ def check_arguments(
         raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
 
 
+<<<<<<< HEAD
 def check_concrete(**arguments: Any) -> None:
     """Refuses arguments that a compiled function traces: the tracker would hold them when the trace has ended.
 
@@ -70,6 +72,29 @@ def check_concrete(**arguments: Any) -> None:
                 f"{name} is traced, because this tracker is made inside a compiled function; make the tracker outside "
                 "of it, or pass an array that was made outside of it, such as a NumPy array."
             )
+=======
+def check_reference(reference: Any) -> int | None:
+    """The first step whose kernels may be references, as an int; None for every step.
+
+    Raises:
+        TypeError: ``reference`` is not an integer.
+        ValueError: it is negative.
+    """
+    if reference is None:
+        return None
+    try:
+        if isinstance(reference, bool):  # It counts as an integer.
+            raise TypeError
+        step = index(reference)
+    except TypeError:
+        raise TypeError(
+            f"reference={reprlib.repr(reference)} is not a step; pass an int, such as reference=1000, or None for the "
+            "first kernel of each layer that is not zero."
+        ) from None
+    if step < 0:
+        raise ValueError(f"reference={step} is negative; pass the step of the reference, such as reference=1000.")
+    return step
+>>>>>>> wt-zero
 
 
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:

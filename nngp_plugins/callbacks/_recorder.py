@@ -7,14 +7,28 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..history import DIVERGED, LAST, NEXT, PREFIX, REFERENCE, History, KeptKernels, Row, RunFolder, key_of
+from ..history import (
+    DIVERGED,
+    LAST,
+    NEXT,
+    PREFIX,
+    REFERENCE,
+    REFERENCE_OF,
+    History,
+    KeptKernels,
+    Row,
+    RunFolder,
+    key_of,
+)
 from ..metrics import DenseGram, Metric, evaluate, needs_spectrum, with_eigenvalues
+from ._reference import NOT_FINITE, Reference, flaws_of, message_of, promise_of
 from .writers import Guarded, Writer
 
 
@@ -49,10 +63,11 @@ class Recorder:
         targets: the targets of the probe, which the run folder keeps; empty if there are none.
         name: the prefix of the names that writers get.
         keep_kernels: whether the run folder keeps all kernels.
+        since: the first step whose kernels may be references; None for all steps.
 
     Attributes:
         metrics: what is computed of every layer.
-        reference: the Grams of the first snapshot; None before it, and after :meth:`close`.
+        reference: the :class:`Reference` of the layers; None before the first snapshot, and after :meth:`close`.
     """
 
     def __init__(
@@ -65,6 +80,7 @@ class Recorder:
         targets: np.ndarray,
         name: str,
         keep_kernels: bool,
+        since: int | None,
     ):
         self.metrics, self._history, self._folder, self._targets = metrics, history, folder, targets
         self._spectral = needs_spectrum(metrics)
@@ -75,9 +91,10 @@ class Recorder:
         self._worker = ThreadPoolExecutor(1, "kernel-tracker")
         self._jobs: deque[Future[None]] = deque()
         self._messages: deque[str] = deque()
-        self._warned_of: set[str] = set()
-        self._is_fed_from_jit = self._keeping_failed = False
-        self.reference: DenseGram | None = None
+        self._warned_of: set[tuple[str, str]] = set()
+        self._is_fed_from_jit = self._keeping_failed = self._is_reference_unsaved = False
+        self._since = since
+        self.reference: Reference | None = None
         self._previous: tuple[int, DenseGram] | None = None
         if folder is not None:
             folder.warn = self.warn
@@ -85,7 +102,8 @@ class Recorder:
                 self._resume(folder, history.rows[-1]["step"])
 
     def _resume(self, folder: RunFolder, step: int) -> None:
-        self.reference = self._with_spectrum(_grams(folder.load(REFERENCE)))
+        saved = folder.load(REFERENCE)
+        self.reference = Reference.of_saved(saved, self._with_spectrum(_grams(saved)), step)
         # A process may have been killed after it wrote the line of a snapshot, before next.npz became last.npz.
         for name in (NEXT, LAST):
             if self._previous is None and (folder.path / name).exists():
@@ -107,8 +125,10 @@ class Recorder:
         Raises:
             ValueError: they differ by more than rounding.
         """
-        first = self.reference
-        if first is not None and jnp.abs(grams.matrix - first.matrix).max() > 1e-3 * jnp.abs(first.matrix).max():
+        if self.reference is None:
+            return
+        first = self.reference.first
+        if jnp.abs(grams.matrix - first).max() > 1e-3 * jnp.abs(first).max():
             raise ValueError(
                 f"step={step} has other kernels than the first snapshot of this run folder: this is another "
                 "training; name another folder, or go on with the parameters of this one."
@@ -186,59 +206,66 @@ class Recorder:
     def _record_now(self, snapshot: Snapshot) -> None:
         step, grams = snapshot.step, self._with_spectrum(_on_cpu(snapshot.grams))
         snapshot = snapshot._replace(grams=grams)
-        if self.reference is None:
-            self.reference = grams
-            if self._folder is not None:
-                shapes = {name: list(shape) for name, shape in snapshot.shapes.items()}
-                self._folder.describe({**self._folder.about, "layers": shapes})
-                self._save(REFERENCE, snapshot)
+        flaws = flaws_of(grams)
+        reference, said = self._refer(snapshot, flaws)
         before, previous = self._previous or (np.nan, grams)
         steps = jnp.asarray(step - before, grams.matrix.dtype)
-        values, traces = self._compiled(grams)(grams, self.reference, previous, steps)
-        row = self._row(snapshot, *jax.device_get((values, traces, dict(snapshot.scalars))))
+        values, _ = self._compiled(grams)(grams, reference.grams, previous, steps)
+        row = self._row(snapshot, flaws, *jax.device_get((values, dict(snapshot.scalars)))) | said
         self._previous = step, grams
         if self._folder is not None:
             self._keep(snapshot)
-            self._save(NEXT, snapshot)
+            self._save(NEXT, snapshot, grams, step=step)
             self._folder.append(row)
             self._folder.next_becomes_last()
         self._history.rows.append(row)
         numbers = {}
         for key, value in row.items():
-            if key not in ("step", DIVERGED):
+            if key not in ("step", DIVERGED, REFERENCE_OF):
                 numbers[self._prefix + key if key.startswith(PREFIX) else key] = value
         for writer in self._writers:
             writer.write_scalars(step, numbers)
 
+    def _refer(self, snapshot: Snapshot, flaws: Sequence[str]) -> tuple[Reference, Row]:
+        """The reference of each layer, which may be this snapshot, and what the row says of it."""
+        step, is_first = snapshot.step, self.reference is None
+        reference = self.reference or Reference.none_yet(step, snapshot.grams)
+        counts = self._since is None or step >= self._since
+        taken = reference.lacks() & [counts and not flaw for flaw in flaws]
+        self.reference = reference = reference.taking(step, snapshot.grams, taken)
+        for layer, flaw, lacks in zip(snapshot.shapes, flaws, reference.lacks(), strict=True):
+            if flaw and (layer, flaw) not in self._warned_of:
+                self._warned_of.add((layer, flaw))
+                self.warn(message_of(layer, flaw, step) + (promise_of(flaw, step, self._since) if lacks else ""))
+        if is_first and self._folder is not None:
+            shapes = {name: list(shape) for name, shape in snapshot.shapes.items()}
+            self._folder.describe({**self._folder.about, "layers": shapes})
+        # What the disk refuses is saved at a later snapshot.
+        if is_first or taken.any() or self._is_reference_unsaved:
+            arrays = reference.to_save()
+            self._is_reference_unsaved = not self._save(REFERENCE, snapshot, reference.grams, **arrays)
+        # The rule goes without saying: the first snapshot is the reference of all layers, and a later one of none.
+        if (taken == is_first).all():
+            return reference, {}
+        return reference, {REFERENCE_OF: list(compress(snapshot.shapes, taken))}
+
     def _with_spectrum(self, grams: DenseGram) -> DenseGram:
         return with_eigenvalues(grams) if self._spectral else grams
 
-    def _row(self, snapshot: Snapshot, values: Any, traces: Any, scalars: Mapping[str, Any]) -> Row:
+    def _row(self, snapshot: Snapshot, flaws: Sequence[str], values: Any, scalars: Mapping[str, Any]) -> Row:
         row: Row = {"step": snapshot.step, "seconds": round(snapshot.seconds, 3)}
         row |= {name: float(scalars[name]) for name in snapshot.scalars}
-        diverged = []
         for i, layer in enumerate(snapshot.shapes):
             row |= {key_of(layer, metric): float(values[metric][i]) for metric in self.metrics}
-            self._warn_if_degenerate(snapshot.step, layer, float(traces[0][i]), float(traces[1][i]))
-            if not np.isfinite(traces[0][i]):
-                diverged.append(layer)
+        diverged = [layer for layer, flaw in zip(snapshot.shapes, flaws, strict=True) if flaw == NOT_FINITE]
         return {**row, DIVERGED: diverged} if diverged else row
 
-    def _warn_if_degenerate(self, step: int, layer: str, trace: float, centered_trace: float) -> None:
-        if layer in self._warned_of or (np.isfinite(trace) and centered_trace > 0):
-            return
-        self._warned_of.add(layer)
-        what = "not finite"
-        if np.isfinite(trace):
-            what = "zero" if trace == 0 else "constant"
-        message = f"the kernel of layer {layer!r} is {what} at step {step}: its metrics are nan"
-        first = not self._history.rows and np.isfinite(trace)
-        self.warn(message + (", and those relative to this first snapshot will stay so." if first else "."))
-
-    def _save(self, name: str, snapshot: Snapshot) -> None:
-        if self._folder is not None:
-            grams = {"kernels": snapshot.grams.matrix, "centered": snapshot.grams.centered, "targets": self._targets}
-            self._folder.save(name, step=snapshot.step, layers=list(snapshot.shapes), **grams)
+    def _save(self, name: str, snapshot: Snapshot, grams: DenseGram, **others: Any) -> bool:
+        """Saves Grams of all layers in the run folder; returns whether it is done."""
+        if self._folder is None:
+            return True
+        arrays = {"kernels": grams.matrix, "centered": grams.centered, "targets": self._targets, **others}
+        return self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
     def _keep(self, snapshot: Snapshot) -> None:
         if self._kept is None:

@@ -15,7 +15,15 @@ from ..adapters import ModelFn
 from ..engine import on_one_device
 from ..history import History, RunFolder, description
 from ..metrics import Metric, default_metrics
-from ._checks import check_arguments, check_concrete, check_metrics, check_names, check_scalars, check_targets
+from ._checks import (
+    check_arguments,
+    check_concrete,
+    check_metrics,
+    check_names,
+    check_reference,
+    check_scalars,
+    check_targets,
+)
 from ._clock import Clock
 from ._measure import LayerGrams, Measurement
 from ._recorder import Recorder, Snapshot
@@ -40,7 +48,7 @@ class LastCall(NamedTuple):
 
 
 class KernelTracker:
-    """Measures the kernels of a network's layers on a fixed probe as it trains, against its first snapshot.
+    """Measures the kernels of a network's layers on a fixed probe as it trains, against their first ones.
 
     Call it once in each training step. It measures at the first call, when the schedule says so, and at :meth:`close`.
     It does not wait for the numbers: a thread of its own computes and writes them, one snapshot behind training.
@@ -65,6 +73,9 @@ class KernelTracker:
             ``write_scalars(step, dict)``, such as clu's, or with ``log(dict, step=)``, such as a run of W&B.
         keep_kernels: whether to keep all kernels in the run folder, for :meth:`History.kernel`.
         name: a prefix of the names that writers get, to tell several trackers apart: ``<name>/kernel/...``.
+        reference: what ``cka`` and other metrics compare a layer with. None for its first kernel that is neither zero
+            nor constant. A step, such as the end of a warm-up, for the first such kernel at or after that step; before
+            it, these metrics are nan.
         resume: whether a run folder that holds a run may go on.
         config: what to remember of this run in ``run.json``, such as the learning rate.
 
@@ -76,11 +87,11 @@ class KernelTracker:
             of its own, such as :func:`track_kernel`, uses these three.
 
     Raises:
-        TypeError: ``f``, ``schedule``, ``config``, a writer or a metric has another type; ``probe_x``, ``targets`` or
-            ``rng`` is traced, because a compiled function makes the tracker.
-        ValueError: the targets do not match the probe; the probe is empty, or too small for a metric; ``run`` holds a
-            run of another probe or with other metrics. At the first measurement: the outputs depend on the other
-            examples in a batch of ``batch_size``.
+        TypeError: ``f``, ``schedule``, ``reference``, ``config``, a writer or a metric has another type; ``probe_x``,
+            ``targets`` or ``rng`` is traced, because a compiled function makes the tracker.
+        ValueError: the targets do not match the probe; the probe is empty, or too small for a metric; ``reference`` is
+            negative; ``run`` holds a run of another probe, with other metrics or another reference. At the first
+            measurement: the outputs depend on the other examples in a batch of ``batch_size``.
         FolderInUseError: another process writes to ``run``; it is a ``FileExistsError`` too.
         FileExistsError: ``run`` holds a run, and ``resume`` is false.
         OSError: ``run`` can't be written.
@@ -112,6 +123,7 @@ class KernelTracker:
         writers: Sequence[Any] = (),
         keep_kernels: bool = False,
         name: str = "",
+        reference: int | None = None,
         resume: bool = True,
         config: Mapping[str, Any] | None = None,
     ):
@@ -123,12 +135,15 @@ class KernelTracker:
             metrics = default_metrics(labels if labels.size else None)
         check_metrics(metrics, self.measurement.n)
         schedule, writers = schedule or log_spaced(), [as_writer(writer) for writer in writers]
+        since = check_reference(reference)
         settings = {"schedule": repr(schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
+        settings["reference"] = since
         about = description(self.measurement.probe_x, labels, config, **settings)
         folder = None if run is None else RunFolder(run, about, resume=resume)
+        options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": since}
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
-            self._begin(folder, schedule, metrics, writers, targets=labels, name=name, keep_kernels=keep_kernels)
+            self._begin(folder, schedule, metrics, writers, **options)
 
     def _begin(
         self,

@@ -4,7 +4,14 @@ from ._compare import Comparison as Comparison, compare as compare
 from ._curves import first_and_last as first_and_last, history_chart as history_chart, title_of as title_of
 from ._history import History as History
 from ._kept import KeptKernels as KeptKernels
-from ._rows import DIVERGED as DIVERGED, PREFIX as PREFIX, Row as Row, is_own_name as is_own_name, key_of as key_of
+from ._rows import (
+    DIVERGED as DIVERGED,
+    PREFIX as PREFIX,
+    REFERENCE_OF as REFERENCE_OF,
+    Row as Row,
+    is_own_name as is_own_name,
+    key_of as key_of,
+)
 from ._run_folder import (
     LAST as LAST,
     NEXT as NEXT,

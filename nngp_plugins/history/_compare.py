@@ -126,7 +126,8 @@ class Comparison:
             drawn = line(history.rows, _label(name, history), key, x, color)
             if drawn.x.size:
                 lines.append(drawn)
-        heading = f"{title_of(metric)}: {_which(layers)}" if of_layers else title_of(metric)
+        heading = title_of(metric, *(history.rows for history in self.runs.values()))
+        heading = f"{heading}: {_which(layers)}" if of_layers else heading
         chart = Chart(heading, x, lines, is_log(metric, lines))
         return plotly_figure(chart) if ax is None else draw(chart, ax)
 

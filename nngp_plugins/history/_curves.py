@@ -10,7 +10,7 @@ import numpy as np
 
 from ..charts import INK, Chart, Line, depth_colors, number
 from ..metrics import entry_of
-from ._rows import Row, diverged_layers_of, key_of, layers_of, metrics_of, scalars_of
+from ._rows import Row, diverged_layers_of, key_of, layers_of, metrics_of, reference_steps_of, scalars_of
 
 
 def history_chart(rows: Sequence[Row], name: str, layers: str | Sequence[str] | None = None, x: str = "step") -> Chart:
@@ -38,7 +38,7 @@ def history_chart(rows: Sequence[Row], name: str, layers: str | Sequence[str] | 
         raise ValueError(f"layers={layers!r} is given, but {name!r} is a scalar of the whole run; leave layers out.")
     diverged = min(diverged_layers_of(rows).values(), default=None)
     ends = [row[x] for row in rows if row["step"] == diverged and x in row]
-    return Chart(title_of(name), x, lines, is_log(name, lines), ends[0] if ends else None)
+    return Chart(title_of(name, rows), x, lines, is_log(name, lines), ends[0] if ends else None)
 
 
 def check_known(metrics: Iterable[str], scalars: Iterable[str], name: str, x: str) -> None:
@@ -61,10 +61,16 @@ def line(rows: Sequence[Row], label: str, key: str, x: str, color: str) -> Line:
     return Line(label, np.array([row[x] for row in both]), np.where(np.isfinite(y), y, np.nan), color)
 
 
-def title_of(name: str) -> str:
-    """The title of a metric, from its catalogue entry, or of a scalar."""
+def title_of(name: str, *runs: Sequence[Row]) -> str:
+    """The title of a metric, from its catalogue entry, or of a scalar.
+
+    Titles speak of "init", which would be wrong for the rows of runs where some reference is of a later snapshot.
+    """
     entry = entry_of(name)
-    return entry.title if entry is not None else (name[:1].upper() + name[1:]).replace("_", " ")
+    if entry is None:
+        return (name[:1].upper() + name[1:]).replace("_", " ")
+    is_later = any(step > rows[0]["step"] for rows in runs for step in reference_steps_of(rows).values())
+    return entry.title.replace(" init", " reference") if is_later else entry.title
 
 
 def is_log(name: str, lines: Sequence[Line]) -> bool:

@@ -13,7 +13,7 @@ from .._require import require
 from ..charts import draw, plotly_figure, stacked_table
 from ._curves import first_and_last, history_chart, last, title_of
 from ._kept import kept_kernel
-from ._rows import DIVERGED, Row, diverged_layers_of, key_of, layers_of, metrics_of, scalars_of
+from ._rows import DIVERGED, Row, diverged_layers_of, key_of, layers_of, metrics_of, reference_steps_of, scalars_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,6 +96,11 @@ class History:
         """The layers whose kernel was not finite, each with the first such step."""
         return diverged_layers_of(self.rows)
 
+    @property
+    def reference_steps(self) -> dict[str, int]:
+        """The step of the kernel that each layer is compared with; a layer that has no reference yet is missing."""
+        return reference_steps_of(self.rows)
+
     def metric(self, name: str) -> np.ndarray:
         """One metric of all layers, ``(S, L)``: rows are snapshots, columns :attr:`layers`; nan if not measured.
 
@@ -131,7 +136,7 @@ class History:
         variables: dict[str, Any] = {name: ("step", self.scalar(name)) for name in ("seconds", *self.scalars)}
         for name in self.metrics:
             # The plots of xarray show the long name.
-            variables[name] = (("step", "layer"), self.metric(name), {"long_name": title_of(name)})
+            variables[name] = (("step", "layer"), self.metric(name), {"long_name": title_of(name, self.rows)})
         return xr.Dataset(variables, {"step": self.steps, "layer": np.array(self.layers, dtype=str)})
 
     def plot(

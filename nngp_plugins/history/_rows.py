@@ -9,12 +9,15 @@ from typing import Any
 Row = dict[str, Any]
 """One snapshot: ``step``, ``seconds``, the user's scalars, and ``kernel/<layer>/<metric>``, each a number.
 
-If kernels are not finite, ``diverged`` is the list of their layers; other rows do not have it.
+If kernels are not finite, ``diverged`` is the list of their layers; other rows do not have it. ``reference_of`` is the
+list of the layers whose reference is this snapshot. Without it, the first snapshot is that of all layers, and a later
+one that of none.
 """
 
 PREFIX = "kernel/"
 DIVERGED = "diverged"
-_OWN_NAMES = ("step", "seconds", DIVERGED)
+REFERENCE_OF = "reference_of"
+_OWN_NAMES = ("step", "seconds", DIVERGED, REFERENCE_OF)
 
 
 def key_of(layer: str, metric: str) -> str:
@@ -49,6 +52,15 @@ def diverged_layers_of(rows: Sequence[Row]) -> dict[str, int]:
         for layer in row.get(DIVERGED, ()):
             first.setdefault(layer, int(row["step"]))
     return first
+
+
+def reference_steps_of(rows: Sequence[Row]) -> dict[str, int]:
+    """The step of the reference of each layer that has one, in forward order."""
+    layers, steps = layers_of(rows), dict[str, int]()
+    for i, row in enumerate(rows):
+        for layer in row.get(REFERENCE_OF, () if i else layers):
+            steps[layer] = int(row["step"])
+    return {layer: steps[layer] for layer in layers if layer in steps}
 
 
 def _names(rows: Sequence[Row]) -> dict[str, None]:

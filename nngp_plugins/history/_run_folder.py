@@ -21,6 +21,8 @@ from .._version import __version__
 from ._rows import Row
 
 RUN, METRICS, REFERENCE, LAST, NEXT = "run.json", "metrics.jsonl", "reference.npz", "last.npz", "next.npz"
+# Settings that cannot change; a message can show their values.
+_SHOWN = ("metrics", "keep_kernels", "reference")
 
 
 class RunFolder:
@@ -93,7 +95,8 @@ class RunFolder:
 
         Raises:
             FileExistsError: ``resume`` is false.
-            ValueError: the run has another probe, other targets or other metrics, or keeps kernels or not.
+            ValueError: the run has another probe, other targets, other metrics or another reference, or keeps kernels
+                or not.
         """
         if not resume:
             raise FileExistsError(f"{self._argument} already holds a run; name another folder, or delete this one.")
@@ -101,10 +104,10 @@ class RunFolder:
             old = json.loads((self.path / RUN).read_text())
         except ValueError as error:
             raise ValueError(f"{self._argument} holds a damaged {RUN}: {error}.") from error
-        for name in ("probe", "targets", "metrics", "keep_kernels"):
+        for name in ("probe", "targets", *_SHOWN):
             there, now = old.get(name), json.loads(json.dumps(about[name]))
             if there != now:
-                shown = f": {there} there, {now} now" if name in ("metrics", "keep_kernels") else ""
+                shown = f": {there} there, {now} now" if name in _SHOWN else ""
                 raise ValueError(
                     f"{self._argument} is a run with other {name}{shown}; go on with the same, or name another folder."
                 )
@@ -138,10 +141,12 @@ class RunFolder:
                 )
             self._warned = True
 
-    def save(self, name: str, **arrays: Any) -> None:
-        """Saves arrays as ``name``, whole or not at all."""
+    def save(self, name: str, **arrays: Any) -> bool:
+        """Saves arrays as ``name``, whole or not at all; returns whether the disk took them."""
         with self.warn_once():
             replace_file(self.path / name, lambda file: np.savez(file, **arrays))
+            return True
+        return False
 
     def next_becomes_last(self) -> None:
         """Makes the arrays that were saved as ``next.npz`` those of the last snapshot, once its line is written."""

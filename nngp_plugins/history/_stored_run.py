@@ -20,7 +20,8 @@ class StoredRun:
         about: the contents of ``run.json``.
         history: the snapshots.
         layers: the names of the layers, in forward order.
-        before: the centred kernels at the first snapshot, ``(L, N, N)``.
+        before: the centred kernel of each layer that is its reference, ``(L, N, N)``; nan if it has none yet.
+        before_steps: the steps of these, ``(L,)``; nan for a layer that has none yet.
         after: the centred kernels at the last snapshot; None if there is none yet.
         targets: the labels of the probe, ``(N,)``; empty if there are none.
     """
@@ -29,6 +30,7 @@ class StoredRun:
     history: History
     layers: list[str]
     before: np.ndarray
+    before_steps: np.ndarray
     after: np.ndarray | None
     targets: np.ndarray
 
@@ -49,6 +51,8 @@ class StoredRun:
             )
         with np.load(path / "reference.npz") as reference:
             layers, before, targets = (reference[name] for name in ("layers", "centered", "targets"))
+            # One step stands for all layers.
+            steps = reference["steps"] if "steps" in reference else np.full(len(layers), reference["step"])
         after = None
         if (path / "last.npz").is_file():
             with np.load(path / "last.npz") as last:
@@ -58,6 +62,7 @@ class StoredRun:
             history=history,
             layers=[str(name) for name in layers],
             before=before,
+            before_steps=steps,
             after=after,
             targets=targets.argmax(axis=1) if targets.ndim == 2 else targets,
         )

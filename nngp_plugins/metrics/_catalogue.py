@@ -14,7 +14,8 @@ from ._gram import Gram
 Metric = Callable[[Gram, Gram], Array]
 """What a tracker calls: it takes a layer's Gram and its reference Gram, and returns a scalar.
 
-The reference is the layer's first snapshot. A :class:`Velocity` gets the previous snapshot instead."""
+The reference is the layer's first kernel that is not zero, unless the tracker is told another step. A
+:class:`Velocity` gets the previous snapshot instead."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 ROTATION, SCALE, TRANSLATION = "rotation of features", "scale", "translation of features"

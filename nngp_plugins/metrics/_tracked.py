@@ -73,7 +73,7 @@ def _as_tracked(known: Entry, **targets: Any) -> Metric:
 
 
 DEFAULT: Mapping[str, Metric] = MappingProxyType(default_metrics())
-"""The metrics of this package that a tracker logs if it has no targets: similarity to the first snapshot, scale and
+"""The metrics of this package that a tracker logs if it has no targets: similarity to the reference, scale and
 spread. :func:`of_targets` adds four; :func:`default_metrics` adds metrics that were registered from outside."""
 
 

@@ -12,6 +12,7 @@ from ..history import StoredRun, history_chart
 
 # The colours of the table name more layers than a legend can.
 _LAYERS_IN_LEGEND = 8
+_NO_REFERENCE = "no reference yet"
 
 
 def curves(run: StoredRun) -> list[tuple[str, Any]]:
@@ -26,7 +27,7 @@ def curves(run: StoredRun) -> list[tuple[str, Any]]:
 
 
 def heat_maps(run: StoredRun, at_most: int = 8) -> list[tuple[str, Any]]:
-    """A figure with its title for each layer: its kernel at the first and at the last snapshot.
+    """A figure with its title for each layer: its reference, which is usually its first kernel, and its last kernel.
 
     Examples are ordered by class. The figure shows the centred kernel scaled to a unit diagonal: its entries are the
     cosines between centred features, so that both sides share one colour scale. Of more layers than ``at_most``, evenly
@@ -35,16 +36,16 @@ def heat_maps(run: StoredRun, at_most: int = 8) -> list[tuple[str, Any]]:
     order = np.argsort(run.targets, kind="stable") if run.targets.size else np.arange(run.before.shape[1])
     labels = run.targets[order] if run.targets.size else None
     shown = np.unique(np.linspace(0, len(run.layers) - 1, min(at_most, len(run.layers))).round().astype(int))
-    first, last = run.history.steps[[0, -1]]
     figures = []
     for i in shown:
-        stacks = {f"step {first}": run.before}
+        step = run.before_steps[i]
+        stacks = {_NO_REFERENCE if np.isnan(step) else f"step {step:.0f}": run.before}
         if run.after is not None:
-            stacks[f"step {last}"] = run.after
+            stacks[f"step {run.history.steps[-1]}"] = run.after
         kernels = {}
         for title, stack in stacks.items():
-            finite = np.isfinite(stack[i]).all()
-            kernels[title if finite else f"{title}: not finite"] = _cosines(stack[i])[np.ix_(order, order)]
+            said = title == _NO_REFERENCE or np.isfinite(stack[i]).all()
+            kernels[title if said else f"{title}: not finite"] = _cosines(stack[i])[np.ix_(order, order)]
         figures.append((run.layers[i], _heat_figure(kernels, labels)))
     return figures
 

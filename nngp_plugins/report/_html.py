@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         diverged=_diverged(stored.history),
         velocity="kernel_velocity" in stored.history.metrics,
         facts=_facts(stored),
-        header=["Layer", *map(title_of, stored.history.metrics)],
+        header=["Layer", *(title_of(name, stored.history.rows) for name in stored.history.metrics)],
+        references=_references(stored),
         rows=_summary(stored),
         curves=[(name, _div(figure, f"curve-{i}")) for i, (name, figure) in enumerate(curves(stored))],
         heat_maps=[(name, _div(figure, f"kernel-{i}")) for i, (name, figure) in enumerate(heat_maps(stored))],
@@ -90,10 +92,32 @@ def _diverged(history: History) -> tuple[int, str] | None:
     layers = [layer for layer, first in history.diverged_layers.items() if first == step]
     if len(layers) == 1:
         return step, f"the kernel of {layers[0]} is not finite"
+    return step, f"the kernels of {_listed(layers)} are not finite"
+
+
+def _references(run: StoredRun) -> list[str]:
+    """Sentences that say what each layer is compared with; none if that is the first snapshot for all layers."""
+    known, first = run.history.reference_steps, run.history.steps[0]
+    layers_at: dict[int | None, list[str]] = {}
+    for layer in run.layers:
+        layers_at.setdefault(known.get(layer), []).append(layer)
+    if list(layers_at) == [first]:
+        return []
+    since = run.about.get("reference")
+    from_then = "" if since is None else f" from step {since:,} on"
+    sentences = [f"The reference of a layer is its first kernel{from_then} that is neither zero nor constant."]
+    for step, layers in layers_at.items():
+        names = "all layers" if layers == run.layers else _listed(layers)
+        which = "There is none yet" if step is None else f"It is the kernel of step {step:,}"
+        sentences.append(f"{which} for {names}.")
+    return sentences
+
+
+def _listed(layers: Sequence[str]) -> str:
+    """The names of layers as they stand in a sentence, as far as a reader reads them."""
     named, more = layers[:_LAYERS_IN_BANNER], len(layers) - _LAYERS_IN_BANNER
     *others, final = [*named, f"{more} more"] if more > 0 else named
-    names = f"{', '.join(others)} and {final}"
-    return step, f"the kernels of {names} are not finite"
+    return f"{', '.join(others)} and {final}" if others else final
 
 
 def _div(figure: Any, name: str) -> str:

@@ -38,6 +38,11 @@ class Pretrained:
         ({"probe_x": PROBE[:3]}, ValueError, r"metrics\['cka'\] on a probe of 3 examples: .* needs N >= 4"),
         ({"targets": np.zeros((8, 2, 2))}, ValueError, r"targets of shape \(8, 2, 2\) do not label"),
         ({"config": 3}, TypeError, "config=3 is not a mapping"),
+        ({"reference": 1.5}, TypeError, r"reference=1\.5 is not a step; pass an int, such as reference=1000, or None"),
+        ({"reference": True}, TypeError, "reference=True is not a step"),
+        ({"reference": "first"}, TypeError, "reference='first' is not a step"),
+        ({"reference": np.arange(2)}, TypeError, r"reference=array\(\[0, 1\]\) is not a step"),
+        ({"reference": -1}, ValueError, "reference=-1 is negative; pass the step of the reference"),
         ({"schedule": 10}, TypeError, r"schedule=10 is not a schedule; pass nngp.every\(10\)"),
         ({"metrics": {"top/1": lambda gram, reference: gram.trace()}}, ValueError, "'top/1' has a slash"),
         ({"probe_x": jnp.ones((0, 3))}, ValueError, r"probe_x must hold arrays .* got batch sizes \[0\]"),
@@ -57,7 +62,7 @@ def test_what_is_not_a_scalar(scalar):
         nngp.KernelTracker(linear, PROBE)(0, 1.0, loss=scalar)
 
 
-@pytest.mark.parametrize("name", ["seconds", "layer", "cka", "kernel/hidden/cka"])
+@pytest.mark.parametrize("name", ["seconds", "layer", "diverged", "reference_of", "cka", "kernel/hidden/cka"])
 def test_names_of_the_trackers_own(name):
     with pytest.raises(ValueError, match=f"the scalar '{name}' has a name of the tracker's own"):
         nngp.KernelTracker(linear, PROBE)(0, 1.0, **{name: 1.0})
@@ -131,7 +136,8 @@ def test_a_live_model_trained_further_is_not_measured_as_the_step_seen():
 def test_a_constant_kernel_warns():
     tracker = nngp.KernelTracker(lambda w, x: jnp.full((8, 3), w), PROBE)
     tracker(0, 0.1)
-    with pytest.warns(UserWarning, match="'output' is constant at step 0: its metrics are nan, and those relative"):
+    told = r"'output' is constant at step 0: its metrics are nan\. Its reference .* first kernel that is not constant\."
+    with pytest.warns(UserWarning, match=told):
         tracker.close()
 
 

@@ -69,7 +69,7 @@ class TestKilled:
         forks.start(whole)
         assert forks.wait() == 0, forks.errors()
         longest = time.monotonic() - start  # of a process that finds nothing left to do
-        choice, kills, reference, before = random.Random(0), 0, None, []
+        choice, kills, references, before = random.Random(0), 0, {}, []
         for _ in range(200):
             pid = forks.start(killed, pause=pause)
             if choice.random() < 0.3:
@@ -85,15 +85,16 @@ class TestKilled:
             lines = self.lines(killed / "run")
             assert lines[: len(before)] == before  # nothing that was there is gone, or other
             before = lines
-            if lines and reference is None:
-                reference = (killed / "run" / "reference.npz").read_bytes()
+            if lines:
+                assert references.items() <= (references := self.references(killed / "run")).items()
             kills += code != 0
             if code == 0:
                 break
         assert kills >= least, kills
-        assert (killed / "run" / "reference.npz").read_bytes() == reference
+        assert {layer: step for layer, (step, _) in references.items()} == expected.reference_steps
+        assert expected.reference_steps["late"] > expected.reference_steps["head"] == 0
         assert_equal(nngp.History.load(killed / "run"), expected)
-        for layer in ("hidden", "head"):
+        for layer in ("hidden", "head", "late"):
             kept = [self.kept(path / "run", layer) for path in (killed, whole)]
             np.testing.assert_allclose(*kept, rtol=1e-5, atol=1e-6)
             assert len(kept[0]) == len(expected)
@@ -104,6 +105,15 @@ class TestKilled:
             while len(self.lines(run)) <= len(lines):
                 os.kill(pid, 0)
                 time.sleep(0.001)
+
+    def references(self, run):
+        """The step and the bytes of the kernel of each layer that has a reference by the last line."""
+        last = nngp.History.load(run).steps[-1]
+        with np.load(run / "reference.npz") as saved:
+            steps = saved["steps"].tolist()
+            kernels = [kernel.tobytes() for kernel in saved["kernels"]]
+            found = zip(saved["layers"].tolist(), steps, kernels, strict=True)
+            return {layer: (step, kernel) for layer, step, kernel in found if step <= last}
 
     def lines(self, run):
         with contextlib.suppress(FileNotFoundError):

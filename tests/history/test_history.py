@@ -295,6 +295,52 @@ def test_divergence_is_read_back(tmp_path, diverging):
     np.testing.assert_array_equal(loaded.metric("kernel_velocity"), diverging.metric("kernel_velocity"))
 
 
+class TestReferenceSteps:
+    def history(self, *said):
+        """Snapshots of two layers at steps 3, 4, 5; each says of which layers it is the reference, or nothing."""
+        numbers = {"stem": (1.0, NAN), "head": (1.0, NAN)}
+        given = ({} if layers is None else {"reference_of": layers} for layers in said)
+        return nngp.History(rows(*((3 + i, numbers, others) for i, others in enumerate(given))))
+
+    @pytest.mark.parametrize(
+        ("said", "steps"),
+        [
+            ([None, None, None], {"stem": 3, "head": 3}),
+            ([["stem"], None, ["head"]], {"stem": 3, "head": 5}),
+            ([["head"], ["stem"], None], {"stem": 4, "head": 3}),
+            ([[], ["stem", "head"], None], {"stem": 4, "head": 4}),
+            ([["stem"], None, None], {"stem": 3}),
+            ([None, ["head"], None], {"stem": 3, "head": 4}),  # a run of version 0.1.0 that went on
+            ([], {}),
+        ],
+    )
+    def test_are_those_of_the_rows(self, tmp_path, said, steps):
+        history = self.history(*said)
+        assert list(history.reference_steps.items()) == list(steps.items())
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history.rows))
+        assert nngp.History.load(tmp_path).reference_steps == steps
+
+    def test_they_are_no_scalars(self):
+        pytest.importorskip("xarray")
+        history = self.history(["stem"], None, ["head"])
+        assert history.scalars == []
+        assert list(history.to_pandas()) == list(history.to_xarray()) == ["seconds", "cka", "kernel_velocity"]
+        assert "reference_of" not in shown(history.table())
+
+    def test_titles_speak_of_init_only_if_that_is_the_reference(self):
+        pytest.importorskip("plotly")
+        pytest.importorskip("xarray")
+        at_first, later, none_yet = (self.history(*said, None) for said in ([None], [[], ["stem"]], [[], None]))
+        assert at_first.plot("cka").layout.title.text == "CKA to init"
+        assert none_yet.plot("cka").layout.title.text == "CKA to init"
+        assert later.plot("cka").layout.title.text == "CKA to reference"
+        assert later.to_xarray()["cka"].attrs["long_name"] == "CKA to reference"
+        assert later.plot("kernel_velocity").layout.title.text == "Kernel velocity, per step"
+        both = nngp.compare({"a": at_first, "b": later})
+        assert both.plot("cka").layout.title.text == "CKA to reference: layer head"
+        assert nngp.compare({"a": at_first}).plot("cka").layout.title.text == "CKA to init: layer head"
+
+
 def test_the_table_tells_divergence_in_red(diverging):
     red = "\x1b[1;31m"
     text = shown(diverging.table(), color=True)

@@ -125,6 +125,61 @@ def test_a_run_that_goes_on_has_its_last_kernels(tmp_path):
     tracker.close()
 
 
+def late(step, x):
+    """The stem is a layer as others; the branches are zero until their step."""
+    y = x * (1 + 0.1 * step)
+    return {"stem": y, "a": y * (step >= 2), "b": y * (step >= 2), "<c>": y * (step >= 4), "zero": 0 * y}
+
+
+@pytest.mark.filterwarnings("ignore:the kernel of layer:UserWarning")
+class TestReferences:
+    def written(self, run, steps=6, **options):
+        options = {"metrics": {"cka": nngp.metrics.cka}, "schedule": nngp.every(1), **options}
+        with nngp.KernelTracker(late, jnp.eye(6), run=run, **options) as tracker:
+            for step in range(steps):
+                tracker(step, np.float32(step))
+        return nngp.write_report(run).read_text().split("</head>")[1]
+
+    def titles(self, run):
+        """The titles of the two heat maps of each layer."""
+        from nngp_plugins.history import StoredRun
+        from nngp_plugins.report import heat_maps
+
+        found = heat_maps(StoredRun.load(run))
+        return {name: [text.text for text in figure.layout.annotations] for name, figure in found}
+
+    def test_layers_that_are_zero_at_first(self, tmp_path):
+        page = self.written(tmp_path)
+        for sentence in (
+            "The reference of a layer is its first kernel that is neither zero nor constant.",
+            "It is the kernel of step 0 for stem.",
+            "It is the kernel of step 2 for a and b.",
+            "It is the kernel of step 4 for &lt;c&gt;.",
+            "There is none yet for zero.",
+        ):
+            assert sentence in page
+        assert "CKA to reference" in page
+        assert "CKA to init" not in page
+        assert self.titles(tmp_path) == {
+            "stem": ["step 0", "step 5"],
+            "a": ["step 2", "step 5"],
+            "b": ["step 2", "step 5"],
+            "<c>": ["step 4", "step 5"],
+            "zero": ["no reference yet", "step 5"],
+        }
+
+    def test_a_step_of_ones_own(self, tmp_path):
+        page = self.written(tmp_path / "run", reference=3)
+        assert "is its first kernel from step 3 on that is neither zero nor constant." in page
+        assert "It is the kernel of step 3 for a, b and stem." in page
+        page = self.written(tmp_path / "short", steps=2, reference=3)
+        assert "There is none yet for all layers." in page
+        assert "CKA to init" in page
+
+    def test_nothing_is_said_if_it_is_the_first_snapshot(self, run):
+        assert "The reference of a layer" not in (run / "report.html").read_text()
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a run folder"):
         nngp.write_report(tmp_path)
