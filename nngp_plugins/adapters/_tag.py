@@ -88,7 +88,7 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
         alone = len(arrays) == 1 and all(isinstance(key, jax.tree_util.SequenceKey) for key in key_path)
         part = "" if alone else jax.tree_util.keystr(key_path, simple=True, separator=":")
         marked[i] = tag_p.bind(leaf, path=path, method=method, part=part, vmaps=0)
-    return structure.unflatten(marked)
+    return jax.tree.unflatten(structure, marked)
 
 
 @contextmanager

@@ -59,7 +59,6 @@ def check_arguments(
         raise ValueError("keep_kernels=True keeps them in the run folder; pass run= as well.")
 
 
-<<<<<<< HEAD
 def check_concrete(**arguments: Any) -> None:
     """Refuses arguments that a compiled function traces: the tracker would hold them when the trace has ended.
 
@@ -72,7 +71,8 @@ def check_concrete(**arguments: Any) -> None:
                 f"{name} is traced, because this tracker is made inside a compiled function; make the tracker outside "
                 "of it, or pass an array that was made outside of it, such as a NumPy array."
             )
-=======
+
+
 def check_reference(reference: Any) -> int | None:
     """The first step whose kernels may be references, as an int; None for every step.
 
@@ -94,7 +94,6 @@ def check_reference(reference: Any) -> int | None:
     if step < 0:
         raise ValueError(f"reference={step} is negative; pass the step of the reference, such as reference=1000.")
     return step
->>>>>>> wt-zero
 
 
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
