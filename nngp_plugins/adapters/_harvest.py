@@ -58,6 +58,10 @@ class Arguments:
         """The arrays."""
         return [self.leaves[i] for i in self.arrays]
 
+    def in_doubt(self, site: Site) -> bool:
+        """Whether the rules for single equations do not tell if a site has a batch."""
+        return bool(site.known.depends & X) and site.known.batch is None and self.n in site.aval.shape
+
     def of_twice_the_batch(self) -> list[jax.ShapeDtypeStruct]:
         """Shapes of the arrays for twice as many examples."""
         structs = []
@@ -106,9 +110,10 @@ class Traced:
         with looking():
             jaxpr = jax.make_jaxpr(flat, axis_env=_AXIS)(*arrays)
         analysis = Analysis(functions)
-        known = analysis.walk(jaxpr.jaxpr, [analysis.fresh(depends) for depends in arguments.depends])
+        given = zip(arguments.depends, arguments.rows, strict=True)
+        known = analysis.walk(jaxpr.jaxpr, [analysis.fresh(depends, 0 if rows else None) for depends, rows in given])
         outputs = tuple(
-            Site((), "output", "", part, aval, (), Known(one.depends | X, one.token))
+            Site((), "output", "", part, aval, (), one._replace(depends=one.depends | X))
             for part, aval, one in zip(parts, jaxpr.out_avals, known, strict=True)
         )
         return cls(jaxpr, tuple(analysis.sites), analysis.unseen, outputs)
@@ -132,7 +137,9 @@ class Harvest:
         self._arguments = arguments
         self._traced = traced = Traced.of(run, arguments, arguments.values, functions=functions)
         sites = (*traced.sites, *traced.outputs)
-        self._batch = _axes_of_twice(run, arguments, sites, functions) or _axes_by_length(arguments, sites)
+        self._batch: list[int | None] | None = [site.known.batch for site in sites]
+        if arguments.n is None or any(map(arguments.in_doubt, sites)):
+            self._batch = _axes_of_twice(run, arguments, sites, functions) or _axes_by_length(arguments, sites)
         named = zip(traced.sites, self._batch, strict=False)
         own = zip(traced.outputs, self._batch[len(traced.sites) :], strict=True)
         self.layers, self.left_out = named_layers(list(named), list(own))

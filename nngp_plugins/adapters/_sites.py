@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.extend import core
 
+from ._batch_axis import Axis, batch_axis
 from ._tag import STACKED, tag_p
 
 PARAMS, X = 1, 2
@@ -36,10 +37,12 @@ class Known(NamedTuple):
     Attributes:
         depends: bits of :data:`PARAMS` and :data:`X`.
         token: equal for two values only if they are the same array.
+        batch: the axis of the batch; None if it is not known, or there is none.
     """
 
     depends: int
     token: Hashable
+    batch: Axis = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,9 @@ class Analysis:
     _tokens: Iterator[int] = field(default_factory=count)
     _by_token: dict[Hashable, Site] = field(default_factory=dict)
 
-    def fresh(self, depends: int) -> Known:
+    def fresh(self, depends: int, batch: Axis = None) -> Known:
         """What is known of a new value."""
-        return Known(depends, next(self._tokens))
+        return Known(depends, next(self._tokens), batch)
 
     def walk(self, jaxpr: Any, ins: Sequence[Known], at: Place = (), scopes: tuple[Scope, ...] = ()) -> list[Known]:
         """Collects the sites of a jaxpr, and returns what is known of its outputs.
@@ -141,18 +144,24 @@ class Analysis:
             params = eqn.params
             self._add(Site(at, params["path"], params["method"], params["part"], eqn.outvars[0].aval, scopes, ins[0]))
             return ins
-        if inner is not None and holds_tags(inner):
-            if name == "scan":
-                return self._scan(eqn, ins, at, scopes)
-            if name in INLINED:
-                return self.walk(inner, ins, at, scopes)
+        if name == "scan" and inner is not None:
+            return self._scan(eqn, ins, at, scopes)
+        if inner is not None and name in INLINED:
+            # Functions inside an activation function are none of their own.
+            function, functions = function_name(eqn), self.functions
+            self.functions = functions and not function
+            outs = self.walk(inner, ins, at, scopes)
+            self.functions = functions
         elif name in _IDENTITIES and is_identity(eqn):
             return ins
         elif name == "transpose":
-            return [Known(depends, transposed(ins[0].token, eqn.params["permutation"]))]
-        for path in tags_inside(eqn):
-            self.unseen.setdefault(path, f"it is called inside {name.removesuffix('_p')}")
-        outs = [self.fresh(depends) for _ in eqn.outvars]
+            token = transposed(ins[0].token, eqn.params["permutation"])
+            return [Known(depends, token, batch_axis(eqn, [ins[0].batch]))]
+        else:
+            for path in tags_inside(eqn):
+                self.unseen.setdefault(path, f"it is called inside {name.removesuffix('_p')}")
+            axis = batch_axis(eqn, [known.batch for known in ins]) if inner is None else None
+            outs = [self.fresh(depends, axis) for _ in eqn.outvars]
         if self.functions and len(outs) == 1 and (function := function_name(eqn)):
             followed = next((self._by_token[known.token] for known in ins if known.token in self._by_token), None)
             if followed is not None:
@@ -167,29 +176,44 @@ class Analysis:
     def _scan(self, eqn: Any, ins: list[Known], at: Place, scopes: tuple[Scope, ...]) -> list[Known]:
         body = inner_jaxpr(eqn)
         consts, carries = scan_counts(eqn)
-        depends = [known.depends for known in ins]
+        inside = [*ins[: consts + carries], *(known._replace(batch=_inner(known.batch)) for known in ins[consts + carries :])]
+        inside = [self.fresh(known.depends, known.batch) for known in inside]
         while True:
-            # What the carry depends on after one step is what it depends on before the next.
-            after = _depends(body, depends)
-            joined = [a | b for a, b in zip(depends[consts : consts + carries], after, strict=False)]
-            if joined == depends[consts : consts + carries]:
+            # What is known of the carry after one step is what is known of it before the next.
+            after = Analysis().walk(body, inside)[:carries]
+            joined = [_joined(a, b) for a, b in zip(inside[consts : consts + carries], after, strict=True)]
+            if joined == inside[consts : consts + carries]:
                 break
-            depends[consts : consts + carries] = joined
-        of_layers = any(d == PARAMS for d in depends[consts + carries :])
+            inside[consts : consts + carries] = joined
+        of_layers = any(known.depends == PARAMS for known in ins[consts + carries :])
         length, reverse = eqn.params["length"], eqn.params["reverse"]
         scope = Scope("depth" if of_layers else "time", length, reverse, at)
-        outs = self.walk(body, [self.fresh(d) for d in depends], at, (*scopes, scope))
+        outs = self.walk(body, inside, at, (*scopes, scope))
         last = 0 if reverse else length - 1
         results = []
         for i, known in enumerate(outs):
+            stacked = i >= carries
+            axis = known.batch if known.batch is None else known.batch + stacked
+            token: Hashable = next(self._tokens)
             # The result of a stack is what its last layer returned; the stacked results of time are the layer itself.
-            if of_layers and i < carries:
-                results.append(Known(known.depends, iteration(known.token, (scope,), (last,))))
-            elif not of_layers and i >= carries:
-                results.append(Known(known.depends, ("over time", at, known.token)))
-            else:
-                results.append(self.fresh(known.depends))
+            if of_layers and not stacked:
+                token = iteration(known.token, (scope,), (last,))
+            elif not of_layers and stacked:
+                token = ("over time", at, known.token)
+            results.append(Known(known.depends, token, axis))
         return results
+
+
+def _inner(axis: Axis) -> Axis:
+    """The axis inside a scan of what is scanned over."""
+    return axis - 1 if axis else None
+
+
+def _joined(before: Known, after: Known) -> Known:
+    """What is known of a carry before any step, from what is known before the first one and after one."""
+    # Zeros that a scan begins with have no batch, and then they hold one.
+    axis = after.batch if not before.depends & X else before.batch
+    return Known(before.depends | after.depends, before.token, axis if axis == after.batch else None)
 
 
 def iteration(token: Hashable, scopes: Sequence[Scope], indices: Sequence[int]) -> Hashable:
@@ -206,21 +230,6 @@ def transposed(token: Hashable, axes: Sequence[int]) -> Hashable:
         _, token, before = token
         axes = [before[axis] for axis in axes]
     return token if list(axes) == sorted(axes) else ("transposed", token, tuple(axes))
-
-
-def _depends(jaxpr: Any, ins: Sequence[int]) -> list[int]:
-    """What the outputs of a jaxpr depend on; an equation's outputs depend on all of its inputs."""
-    env: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=True))
-
-    def read(v: Any) -> int:
-        return 0 if isinstance(v, core.Literal) else env.get(v, 0)
-
-    for eqn in jaxpr.eqns:
-        depends = 0
-        for v in eqn.invars:
-            depends |= read(v)
-        env.update(dict.fromkeys(eqn.outvars, depends))
-    return [read(v) for v in jaxpr.outvars]
 
 
 def inner_jaxpr(eqn: Any) -> Any:
