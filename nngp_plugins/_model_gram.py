@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ._typing import PyTree
-from .engine import NamedOutputs, batch, empirical_nngp_fn
-from .metrics import gram_of
+from .engine import LayerFn, NamedOutputs, batch, empirical_nngp_fn, has_layers
+from .metrics import DenseGram, FeatureGram, features, gram_of
 
 
 def gram(
@@ -55,13 +58,47 @@ def gram(
         >>> round(float(nngp.metrics.effective_rank(gram)), 3)
         1.0
     """
-    kernel_fn = batch(empirical_nngp_fn(f), batch_size, store_on_device=store_on_device, check=check)
-    outputs = kernel_fn.outputs(x, params, **apply_fn_kwargs)
+    at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
+    if at_once and has_layers(f):
+        # Grams of the layers of a scan are made inside it, so that their outputs are never held together.
+        kernel_fn = batch(empirical_nngp_fn(_GramsOfLayers(f)), check=check)
+        outputs = grams = kernel_fn.outputs(x, params, **apply_fn_kwargs)
+    else:
+        kernel_fn = batch(empirical_nngp_fn(f), batch_size, store_on_device=store_on_device, check=check)
+        outputs = kernel_fn.outputs(x, params, **apply_fn_kwargs)
+        grams = jax.tree.map(gram_of, outputs)
     named = NamedOutputs.unchecked(outputs)
     found = [_non_finite(path or "the output", y) for path, y in zip(named.paths, named.leaves, strict=True)]
     if named_examples := "; ".join(filter(None, found)):
         warnings.warn(f"NaN or infinity in {named_examples}: metrics of it are nan.", RuntimeWarning, stacklevel=2)
-    return jax.tree.map(gram_of, outputs)
+    return grams
+
+
+@dataclass(frozen=True)
+class _GramsOfLayers:
+    """A model as a function that returns the Gram of each layer, and what to make of a layer."""
+
+    f: LayerFn
+
+    def __call__(self, params: PyTree, x: PyTree, **kwargs: Any) -> PyTree:
+        grams, _ = self.f.reduce_layers(_GramOf(), params, x, **kwargs)
+        return grams.by_name()
+
+    def variables(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and state, as those of the model."""
+        return self.f.variables(params)
+
+
+class _GramOf:
+    """The Gram of a layer; that of the steps of a scan over time is the mean of those of each step."""
+
+    def __call__(self, name: str, y: Array) -> FeatureGram | DenseGram:
+        return gram_of(y)
+
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], DenseGram] | None:
+        """The Gram of a step with all its entries; None if the features of all steps take less memory."""
+        narrow = math.prod(shape.shape[1:]) < shape.shape[0]
+        return None if narrow else lambda name, y: FeatureGram(features(y)).by_entries()
 
 
 def _non_finite(name: str, y: Any) -> str:

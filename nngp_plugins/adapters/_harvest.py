@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._typing import PyTree
 from ._layer_names import Layer, named_layers
-from ._replay import Reducer, Replay, Wanted, Whole
-from ._sites import PARAMS, Analysis, Known, Site, X
+from ._replay import Reducer, Replay, Wanted
+from ._sites import PARAMS, Analysis, Site, X
 from ._tag import looking
 
 # JAX keeps what it traced of the functions inside a model by the axes that exist around them. An axis of our own makes
@@ -120,7 +121,7 @@ class Traced:
 
 
 class Harvest:
-    """The layers of a model on given arguments, found by tracing it. Nothing is computed before :meth:`values`.
+    """The layers of a model on given arguments, found by tracing it. Nothing is computed before :meth:`reduce`.
 
     Args:
         run: ``run(params, state, rng, x, kwargs)``, which tags what its layers return.
@@ -157,29 +158,83 @@ class Harvest:
                 found[path] = reason
         return found
 
-    def values(self, layers: Sequence[Layer], reducer: Reducer | None = None) -> OrderedDict[str, Any]:
-        """Runs the model.
+    def reduce(self, layers: Sequence[Layer], reducer: Reducer) -> Reduced:
+        """Runs the model, and reduces each layer where it is computed.
 
         Args:
             layers: those that are wanted, of :attr:`layers`.
-            reducer: what to make of each of them; None for the arrays themselves.
-
-        Returns:
-            What the reducer makes of each layer, by its name. An ``OrderedDict``, because ``jit`` sorts a plain one.
+            reducer: what to make of each of them.
         """
-        reducer = reducer or Whole()
-        wanted = {layer.site.at: Wanted(layer.site, layer.batch, reducer) for layer in layers if layer.site.at}
+        wanted: dict[Any, Wanted] = {}
+        for layer in layers:
+            if layer.site.at not in wanted and layer.site.at:
+                wanted[layer.site.at] = Wanted(layer.name, layer.site, layer.batch, reducer)
         jaxpr = self._traced.jaxpr
         outs, found = Replay(wanted).run(jaxpr.jaxpr, jaxpr.consts, self._arguments.values)
-        values = OrderedDict[str, Any]()
-        for layer in layers:
-            if layer.site.at:
-                value = found[layer.site.at]
-                values[layer.name] = jax.tree.map(lambda y: y[layer.index], value) if layer.index else value  # noqa: B023
-            else:
-                y = outs[self._traced.outputs.index(layer.site)]
-                values[layer.name] = reducer(jnp.moveaxis(y, layer.batch, 0))
-        return values
+        parts = []
+        for site, places in _by_site(layers).items():
+            first = layers[places[0]]
+            if not site.at:
+                y = outs[self._traced.outputs.index(site)]
+                parts.append(Part(tuple(places), reducer(first.name, jnp.moveaxis(y, first.batch, 0)), False))
+                continue
+            lengths = [scope.length for scope in site.scopes if scope.kind == "depth"]
+            chosen = [int(np.ravel_multi_index(layers[i].index, lengths)) if lengths else 0 for i in places]
+            value = found[site.at]
+            if lengths:
+                value = jax.tree.map(lambda y: _flat(y, lengths, chosen), value)  # noqa: B023
+            parts.append(Part(tuple(places), value, bool(lengths)))
+        return Reduced(tuple(layer.name for layer in layers), tuple(parts))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a reducer made of one layer, or of the layers of one scan.
+
+    Attributes:
+        places: the places of the layers among all of them.
+        value: the result; for a scan, all results along a new axis in front.
+        stacked: whether there is such an axis.
+    """
+
+    places: tuple[int, ...]
+    value: PyTree
+    stacked: bool
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What a reducer made of each layer.
+
+    Attributes:
+        names: the names of the layers, in forward order.
+        parts: the results.
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    def by_name(self) -> OrderedDict[str, PyTree]:
+        """The result of each layer. An ``OrderedDict``, because ``jit`` sorts the keys of a plain one."""
+        found: dict[int, PyTree] = {}
+        for part in self.parts:
+            for i, place in enumerate(part.places):
+                found[place] = jax.tree.map(lambda y: y[i], part.value) if part.stacked else part.value  # noqa: B023
+        return OrderedDict((name, found[i]) for i, name in enumerate(self.names))
+
+
+def _by_site(layers: Sequence[Layer]) -> dict[Site, list[int]]:
+    """The places of the layers of each site."""
+    found: dict[Site, list[int]] = {}
+    for i, layer in enumerate(layers):
+        found.setdefault(layer.site, []).append(i)
+    return found
+
+
+def _flat(y: Any, lengths: Sequence[int], chosen: Sequence[int]) -> Any:
+    """The chosen layers of nested scans, along one axis."""
+    flat = y.reshape(-1, *y.shape[len(lengths) :])
+    return flat if list(chosen) == list(range(len(flat))) else flat[np.asarray(chosen)]
 
 
 def _axes_of_twice(

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 import jax
 
+from ._replay import moved_to_front
 from ._sites import Place, Scope, Site, X, iteration, transposed
 from ._tag import STACKED
 
@@ -36,9 +37,8 @@ class Layer:
     @property
     def shape(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype, batch first."""
-        shape = list(self.site.aval.shape)
-        n = shape.pop(self.batch)
-        return jax.ShapeDtypeStruct((n, *self.site.times, *shape), self.site.aval.dtype)
+        n, *rest = moved_to_front(self.site.aval.shape, self.batch)
+        return jax.ShapeDtypeStruct((n, *self.site.times, *rest), self.site.aval.dtype)
 
     @property
     def token(self) -> Hashable:
@@ -147,7 +147,6 @@ def select(layers: Sequence[Layer], left_out: Mapping[str, str], patterns: Seque
     Raises:
         ValueError: a pattern matches nothing, or nothing is left.
     """
-    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
     names = [layer.name for layer in layers]
     for pattern in wanted:
@@ -155,9 +154,7 @@ def select(layers: Sequence[Layer], left_out: Mapping[str, str], patterns: Seque
             raise ValueError(_no_match_message(pattern, names, left_out))
     groups: OrderedDict[Hashable, list[Layer]] = OrderedDict()
     for layer in layers:
-        if any(fnmatchcase(layer.name, pattern) for pattern in wanted or ["*"]) and not any(
-            fnmatchcase(layer.name, pattern) for pattern in excluded
-        ):
+        if matches(layer.name, patterns):
             first = groups.get(layer.token, [layer])[0].site.path
             # The result of a numbered stack keeps a name of its own, which does not change with the number of blocks.
             of_stack = first.rpartition("/")[2].isdigit() and first.rpartition("/")[0] == layer.site.path
@@ -165,6 +162,14 @@ def select(layers: Sequence[Layer], left_out: Mapping[str, str], patterns: Seque
     if not groups:
         raise ValueError(f"layers({', '.join(map(repr, patterns))}) leaves no layer of {', '.join(map(repr, names))}.")
     return [_as_one(group) for group in groups.values()]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether patterns select a name: one of them matches it, or there are none, and none with ``!`` matches it."""
+    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    found = any(fnmatchcase(name, pattern) for pattern in wanted or ["*"])
+    return found and not any(fnmatchcase(name, pattern) for pattern in excluded)
 
 
 def _as_one(group: list[Layer]) -> Layer:

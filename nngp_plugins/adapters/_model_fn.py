@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import jax
 
 from .._typing import PyTree
-from ._harvest import Arguments, Harvest
-from ._layer_names import select
-from ._replay import Reducer
+from ._harvest import Arguments, Harvest, Reduced
+from ._layer_names import Layer, select
+from ._replay import Reducer, Whole
 from ._summary import Summary
 
 Spread = Literal["args", "kwargs"] | None
@@ -49,13 +49,11 @@ class ModelFn:
         adapter: the part that knows the framework.
         patterns: patterns of the layers that are the outputs; None for the model's own outputs.
         functions: whether activation functions that follow a layer are layers, too.
-        reducer: what to make of each layer, in the place where it is computed; None for the layers themselves.
     """
 
     adapter: Adapter
     patterns: tuple[str, ...] | None = None
     functions: bool = False
-    reducer: Reducer | None = None
 
     def __call__(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
@@ -76,6 +74,14 @@ class ModelFn:
             TypeError: ``params`` is a ``TrainState``, or ``rngs`` is passed instead of ``rng``.
             ValueError: the model needs a ``state`` or an ``rng`` that was not given, or a pattern matches no layer.
         """
+        if self.patterns is not None:
+            layers, _ = self.reduce_layers(Whole(), params, x, state=state, rng=rng, **kwargs)
+            return layers.by_name()
+        params, state = self._checked(params, state, rng, kwargs)
+        return self.adapter.apply(params, state, rng, x, kwargs)
+
+    def _checked(self, params: PyTree, state: PyTree, rng: Any, kwargs: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
+        """Returns parameters and state, after checking the arguments of a call."""
         if "rngs" in kwargs:
             raise TypeError(
                 "rngs=... is not an argument of a ModelFn; pass one key as rng=, and each stream gets a key folded "
@@ -83,11 +89,7 @@ class ModelFn:
             )
         if rng is not None and not hasattr(rng, "dtype"):
             raise TypeError(f"rng={rng!r} is not a key; pass rng=jax.random.key({rng!r}).")
-        params, state = self.variables(params, state)
-        if self.patterns is None:
-            return self.adapter.apply(params, state, rng, x, kwargs)
-        harvest = self._harvest(params, state, rng, x, kwargs)
-        return harvest.values(select(harvest.layers, harvest.left_out, self.patterns), self.reducer)
+        return self.variables(params, state)
 
     def _harvest(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Harvest:
         return Harvest(self.adapter.tagged, Arguments.of(params, state, rng, x, kwargs), functions=self.functions)
@@ -152,21 +154,35 @@ class ModelFn:
                 raise TypeError(f"layers({pattern!r}) takes patterns as strings, such as f.layers('Dense_*', 'head').")
         return replace(self, patterns=patterns or ("*",), functions=functions)
 
-    def reduced(self, reducer: Reducer) -> ModelFn:
-        """Returns the same layers, each reduced where it is computed: in a scan, inside its body.
+    def reduce_layers(
+        self,
+        reducer: Reducer,
+        params: PyTree,
+        x: PyTree,
+        *,
+        state: PyTree = None,
+        rng: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> tuple[Reduced, Summary]:
+        """Returns what a reducer makes of each layer where it is computed: in a scan, inside its body.
 
         So nothing of a layer is stacked but what the reducer makes of it.
 
         Args:
-            reducer: a function of a layer ``(N, ...)`` that can be hashed. Its method ``stepwise(shape)`` says whether
-                the result for a layer of this shape is the mean of those of the steps of a scan over time.
+            reducer: makes something of the output of a layer.
+            params: as for a call.
+            x: as for a call.
+            state: as for a call.
+            rng: as for a call.
+            **kwargs: as for a call.
 
-        Raises:
-            ValueError: there are no layers to reduce.
+        Returns:
+            The results, and what :meth:`summary` returns.
         """
-        if self.patterns is None:
-            raise ValueError("f.reduced(...) reduces layers; choose them first, as in f.layers().reduced(...).")
-        return replace(self, reducer=reducer)
+        params, state = self._checked(params, state, rng, kwargs)
+        harvest = self._harvest(params, state, rng, x, kwargs)
+        layers = select(harvest.layers, harvest.left_out, self.patterns or ("*",))
+        return harvest.reduce(layers, reducer), self._summary(harvest, layers, params)
 
     def layer_shapes(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
@@ -188,13 +204,17 @@ class ModelFn:
             >>> f.summary(f.init(jax.random.key(0), x)[0], x).flops
             {'layers_0': 256, 'layers_2': 64}
         """
-        params, state = self.variables(params, state)
+        params, state = self._checked(params, state, rng, kwargs)
         harvest = self._harvest(params, state, rng, x, kwargs)
-        layers = select(harvest.layers, harvest.left_out, self.patterns or ("*",))
+        return self._summary(harvest, select(harvest.layers, harvest.left_out, self.patterns or ("*",)), params)
+
+    def _summary(self, harvest: Harvest, layers: Sequence[Layer], params: PyTree) -> Summary:
+        owners = self.adapter.owners(params)
         return Summary(
             shapes={layer.name: layer.shape for layer in layers},
             others={layer.name: layer.others for layer in layers if layer.others},
-            unseen=harvest.unseen_of(self.adapter.owners(params)),
+            modules=len({*owners}),
+            unseen=harvest.unseen_of(owners),
         )
 
     def variables(self, params: PyTree, state: PyTree = None) -> tuple[PyTree, PyTree]:

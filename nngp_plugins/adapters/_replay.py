@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +12,8 @@ from jax import Array
 from jax.extend import core
 
 from .._typing import PyTree
-from ._sites import Place, Scope, Site, inner_consts, inner_jaxpr, scan_counts
+from ._jaxpr import inner_consts, inner_jaxpr, scan_counts
+from ._sites import Place, Scope, Site
 from ._tag import tag_p
 
 Found = dict[Place, Any]
@@ -22,75 +23,83 @@ Found = dict[Place, Any]
 class Reducer(Protocol):
     """What a consumer makes of a layer, inside the scan that the layer runs in."""
 
-    def __call__(self, y: Array) -> PyTree:
-        """Reduces an output ``(N, ...)``."""
+    def __call__(self, name: str, y: Array) -> PyTree:
+        """What to make of the output ``(N, ...)`` of a layer."""
 
-    def stepwise(self, shape: jax.ShapeDtypeStruct) -> bool:
-        """Whether the result for an output of this shape is the mean of those of the steps of a scan over time."""
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], PyTree] | None:
+        """What to make of the output of one step of a scan over time, so that the mean over the steps is the result.
+
+        Args:
+            shape: shape and dtype of all steps, ``(N, T, ...)``.
+
+        Returns:
+            A function of the name and of the output ``(N, ...)`` of a step; None if all steps are needed at once.
+        """
 
 
 class Whole:
     """The reducer that leaves outputs as they are."""
 
-    def __call__(self, y: Array) -> PyTree:
+    def __call__(self, name: str, y: Array) -> PyTree:
         """Returns ``y``."""
         return y
 
-    def stepwise(self, shape: jax.ShapeDtypeStruct) -> bool:
-        """Returns False: steps are stacked."""
-        return False
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> None:
+        """Returns None: steps are stacked."""
+        return None
 
 
-@dataclass(frozen=True)
 class Wanted:
     """A site whose array is taken.
 
-    Attributes:
+    Args:
+        name: the name of the layer.
         site: the site.
         batch: the axis of the batch in its array.
         reducer: what to make of it.
     """
 
-    site: Site
-    batch: int
-    reducer: Reducer
-
-    @property
-    def shape(self) -> jax.ShapeDtypeStruct:
-        """Shape of the whole layer: the batch, the steps of scans over time, and the rest."""
-        shape = list(self.site.aval.shape)
-        n = shape.pop(self.batch)
-        return jax.ShapeDtypeStruct((n, *self.site.times, *shape), self.site.aval.dtype)
-
-    @property
-    def stepwise(self) -> bool:
-        """Whether it is reduced at each step of the scans over time around it."""
-        return bool(self.site.times) and self.reducer.stepwise(self.shape)
+    def __init__(self, name: str, site: Site, batch: int, reducer: Reducer):
+        self.site, self._batch = site, batch
+        n, *rest = moved_to_front(site.aval.shape, batch)
+        step = jax.ShapeDtypeStruct((n, *rest), site.aval.dtype)
+        of_step = (
+            reducer.of_step(jax.ShapeDtypeStruct((n, *site.times, *rest), site.aval.dtype)) if site.times else None
+        )
+        self._reduce: Callable[[Array], PyTree] = partial(of_step or reducer, name)
+        self.is_mean = of_step is not None
+        self._of_step = jax.eval_shape(self._reduce, step) if self.is_mean else None
 
     def take(self, y: Array) -> PyTree:
         """The array at the site, batch first, reduced if no scan over time has to be left before."""
-        y = jnp.moveaxis(y, self.batch, 0)
-        return self.reducer(y) if self.stepwise or not self.site.times else y
+        y = jnp.moveaxis(y, self._batch, 0)
+        return self._reduce(y) if self.is_mean or not self.site.times else y
 
     def leave(self, scope: Scope, value: Any) -> PyTree:
         """What leaves a scan over time, from the stacked steps."""
-        inner = self.site.scopes[self.site.scopes.index(scope) + 1 :]
-        layers = sum(other.kind == "depth" for other in inner)
-        value = jnp.moveaxis(value, 0, layers + 1)
-        if any(other.kind == "time" for other in self.site.scopes[: self.site.scopes.index(scope)]):
+        value = jnp.moveaxis(value, 0, len(self._layers_inside(scope)) + 1)
+        outside = self.site.scopes[: self.site.scopes.index(scope)]
+        if any(other.kind == "time" for other in outside):
             return value
-        reduce: Callable[[Any], PyTree] = self.reducer
-        for _ in range(layers):
+        reduce = self._reduce
+        for _ in self._layers_inside(scope):
             reduce = jax.vmap(reduce)
         return reduce(value)
 
     def zeros(self, scope: Scope) -> PyTree:
         """What the mean over the steps of a scan over time begins with."""
-        inner = self.site.scopes[self.site.scopes.index(scope) + 1 :]
-        layers = [other.length for other in inner if other.kind == "depth"]
-        n, *rest = self.shape.shape
-        step = jax.ShapeDtypeStruct((n, *rest[len(self.site.times) :]), self.site.aval.dtype)
-        return jax.tree.map(lambda s: jnp.zeros((*layers, *s.shape), s.dtype), jax.eval_shape(self.reducer, step))
+        layers = self._layers_inside(scope)
+        return jax.tree.map(lambda s: jnp.zeros((*layers, *s.shape), s.dtype), self._of_step)
+
+    def _layers_inside(self, scope: Scope) -> list[int]:
+        """How many layers each scan over layers inside a scope has."""
+        inside = self.site.scopes[self.site.scopes.index(scope) + 1 :]
+        return [other.length for other in inside if other.kind == "depth"]
+
+
+def moved_to_front(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """A shape with an axis in front."""
+    return shape[axis], *shape[:axis], *shape[axis + 1 :]
 
 
 class Replay:
@@ -165,7 +174,7 @@ class Replay:
         inside = [wanted for place, wanted in self._wanted.items() if place[: len(at)] == at]
         scope = next(scope for scope in inside[0].site.scopes if scope.at == at)
         over_time = scope.kind == "time"
-        means: Found = {w.site.at: w.zeros(scope) for w in inside if over_time and w.stepwise}
+        means: Found = {w.site.at: w.zeros(scope) for w in inside if over_time and w.is_mean}
 
         def step(carry: Any, xs: Any) -> Any:
             carry, means = carry

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
-import jax
 from jax.extend import core
 
 from ._batch_axis import Axis, batch_axis
+from ._jaxpr import INLINED, function_name, inner_jaxpr, is_identity, scan_counts, tags_inside
 from ._tag import STACKED, tag_p
 
 PARAMS, X = 1, 2
@@ -18,17 +18,6 @@ PARAMS, X = 1, 2
 
 Place = tuple[int, ...]
 """The numbers of the equations that lead to a place: in the jaxpr, in the jaxpr inside that equation, and so on."""
-
-INLINED = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_vmap_call"}
-    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-)
-# What leaves a value as it is if it leaves its shape and dtype as they are.
-_IDENTITIES = frozenset(
-    {"copy", "copy_p", "name", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "stop_gradient"}
-    | {"sharding_constraint", "nngp_tag"}
-)
-_ACTIVATIONS = frozenset({"tanh", "logistic", "sin", "erf"})
 
 
 class Known(NamedTuple):
@@ -152,7 +141,7 @@ class Analysis:
             self.functions = functions and not function
             outs = self.walk(inner, ins, at, scopes)
             self.functions = functions
-        elif name in _IDENTITIES and is_identity(eqn):
+        elif is_identity(eqn):
             return ins
         elif name == "transpose":
             token = transposed(ins[0].token, eqn.params["permutation"])
@@ -176,7 +165,10 @@ class Analysis:
     def _scan(self, eqn: Any, ins: list[Known], at: Place, scopes: tuple[Scope, ...]) -> list[Known]:
         body = inner_jaxpr(eqn)
         consts, carries = scan_counts(eqn)
-        inside = [*ins[: consts + carries], *(known._replace(batch=_inner(known.batch)) for known in ins[consts + carries :])]
+        inside = [
+            *ins[: consts + carries],
+            *(known._replace(batch=_inner(known.batch)) for known in ins[consts + carries :]),
+        ]
         inside = [self.fresh(known.depends, known.batch) for known in inside]
         while True:
             # What is known of the carry after one step is what is known of it before the next.
@@ -230,70 +222,3 @@ def transposed(token: Hashable, axes: Sequence[int]) -> Hashable:
         _, token, before = token
         axes = [before[axis] for axis in axes]
     return token if list(axes) == sorted(axes) else ("transposed", token, tuple(axes))
-
-
-def inner_jaxpr(eqn: Any) -> Any:
-    """The open jaxpr inside an equation that has exactly one; None for others."""
-    found = list(_jaxprs(eqn))
-    return found[0] if len(found) == 1 else None
-
-
-def _jaxprs(eqn: Any) -> Iterator[Any]:
-    for value in eqn.params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, core.ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, core.Jaxpr):
-                yield one
-
-
-def inner_consts(eqn: Any) -> Sequence[Any]:
-    """The constants of the jaxpr inside an equation."""
-    closed = (value.consts for value in eqn.params.values() if isinstance(value, core.ClosedJaxpr))
-    return next(closed, ())
-
-
-def tags_inside(eqn: Any) -> Iterator[str]:
-    """The paths of the tags inside an equation."""
-    for jaxpr in _jaxprs(eqn):
-        for inner in jaxpr.eqns:
-            if inner.primitive is tag_p:
-                yield inner.params["path"]
-            yield from tags_inside(inner)
-
-
-def holds_tags(jaxpr: Any) -> bool:
-    """Whether a jaxpr holds a tag, however deep."""
-    return any(eqn.primitive is tag_p or any(map(holds_tags, _jaxprs(eqn))) for eqn in jaxpr.eqns)
-
-
-def scan_counts(eqn: Any) -> tuple[int, int]:
-    """How many of the inputs of a ``scan`` are constants, and how many are carried.
-
-    Its parameters hold these numbers in another form since JAX 0.12; shapes tell them in every version, because only
-    what is scanned over has an axis more outside than inside.
-    """
-    body = inner_jaxpr(eqn)
-
-    def scanned(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-        return sum(o.aval.ndim > i.aval.ndim for o, i in zip(outer, inner, strict=True))
-
-    carries = len(eqn.outvars) - scanned(eqn.outvars, body.outvars)
-    return len(eqn.invars) - carries - scanned(eqn.invars, body.invars), carries
-
-
-def is_identity(eqn: Any) -> bool:
-    """Whether the one output of an equation has shape and dtype of its one input."""
-    if len(eqn.invars) != 1 or len(eqn.outvars) != 1:
-        return False
-    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
-    return bool(before.shape == after.shape and before.dtype == after.dtype)
-
-
-def function_name(eqn: Any) -> str:
-    """The name of an activation function that an equation calls, such as ``relu``; empty for other equations."""
-    name: str = eqn.primitive.name
-    if name in ("jit", "pjit"):
-        called = eqn.params["name"]
-        return called if callable(getattr(jax.nn, called, None)) else ""
-    return name if name in _ACTIVATIONS else ""

@@ -22,11 +22,13 @@ class Summary:
     Attributes:
         shapes: shape and dtype of each layer's output, in forward order.
         others: the other names of an array, by the name of its layer.
-        unseen: the modules that own parameters and that no layer covers, each with the reason.
+        modules: how many modules own parameters.
+        unseen: those of them that no layer covers, each with the reason.
     """
 
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modules: int = 0
     unseen: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -43,7 +45,10 @@ class Summary:
         from rich.table import Table
 
         notes = ["kernel: operations of y yᵀ over all axes but the batch"]
-        notes += [f"not seen: {path}, because {reason}" for path, reason in self.unseen.items()]
+        if self.modules:
+            seen = self.modules - len(self.unseen)
+            notes.append(f"modules with parameters: {seen} seen, {len(self.unseen)} not seen")
+        notes += [f"  {path}: {reason}" for path, reason in self.unseen.items()]
         table = Table(caption="\n".join(notes), caption_justify="left")
         for i, name in enumerate(("layer", "shape", "dtype", "output", "kernel")):
             table.add_column(name, justify="right" if i > 2 else "left", overflow="fold")

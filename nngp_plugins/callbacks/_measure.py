@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from ..adapters import ModelFn
+from ..adapters import ModelFn, Reduced, Summary, matches
 from ..engine import NEXT_TO_OTHERS, NamedOutputs, dependence, smaller_batch, traced_errors, traced_outputs
-from ..metrics import DenseGram, features, stacked_grams
+from ..metrics import DenseGram, features, grams_of_products, product_from_first, stacked_grams
 from ._checks import check_layers, probe_size
 
 PROBE = "probe_x"
@@ -32,6 +34,47 @@ class LayerGrams(NamedTuple):
     errors: dict[str, Array]
 
 
+@dataclass(frozen=True)
+class _Products:
+    """What a snapshot makes of a layer: the product of its features, or its output if the features are kept.
+
+    Attributes:
+        n: the number of examples.
+        keep_features: whether layers that are narrower than their kernels keep their features.
+    """
+
+    n: int
+    keep_features: bool
+
+    def keeps(self, shape: Any) -> bool:
+        """Whether a layer of this shape keeps its features."""
+        return self.keep_features and math.prod(shape.shape[1:]) < self.n
+
+    def __call__(self, name: str, y: Array) -> dict[str, Array]:
+        return {"output": y} if self.keeps(y) else {"product": product_from_first(y)}
+
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], dict[str, Array]] | None:
+        """The product of a step; None if all steps are kept."""
+        return None if self.keeps(shape) else lambda name, y: {"product": product_from_first(y)}
+
+    def take_apart(self, reduced: Reduced) -> tuple[DenseGram, dict[str, Array]]:
+        """The Grams of all layers in forward order, and the features of those that keep them."""
+        products: list[Array] = []
+        places: list[int] = []
+        kept: dict[str, Array] = {}
+        for part in reduced.parts:
+            stacked = part.value if part.stacked else jax.tree.map(lambda y: y[None], part.value)
+            if "output" in stacked:
+                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked["output"], strict=True)}
+                stacked = {"product": jax.vmap(product_from_first)(stacked["output"])}
+            products.append(stacked["product"])
+            places += part.places
+        together = jnp.concatenate(products)
+        # The layers of a scan lie side by side, and take one step of compilation whatever their number.
+        in_order = together if places == sorted(places) else together[np.argsort(places)]
+        return grams_of_products(in_order), kept
+
+
 class Measurement:
     """From parameters to the Grams of all layers.
 
@@ -46,6 +89,7 @@ class Measurement:
         n: the number of examples N.
         shapes: the shape of each layer without the batch axis, in forward order; empty before the first measurement.
         expected_shapes: the shapes that another process recorded in the run folder; None for a new run.
+        unseen: why no layer covers a module that owns parameters, by the path of the module.
     """
 
     def __init__(
@@ -54,11 +98,13 @@ class Measurement:
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
             self.probe_x = jax.tree.map(jnp.asarray, probe_x)
-        self.f, self._rng, self._keep_features = f, rng, keep_features
+        self.f, self._rng = f, rng
         self.n = probe_size(self.probe_x)
+        self._products = _Products(self.n, keep_features)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.expected_shapes: Mapping[str, Any] | None = None
+        self.unseen: dict[str, str] = {}
         self._compiled = jax.jit(self.traced)
         self._is_checked = self._batch_size is None
 
@@ -93,13 +139,26 @@ class Measurement:
             probe_x: the probe.
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
+        errors = self._traced_errors(params, state, probe_x) if check else {}
+        if isinstance(self.f, ModelFn) and self.f.patterns is not None and self._batch_size is None:
+            given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
+            products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
+            self._found({name: shape.shape for name, shape in summary.shapes.items()}, summary)
+            grams, narrow = self._products.take_apart(products)
+            return LayerGrams(grams, narrow, errors)
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
-        self.shapes = {name: y.shape[1:] for name, y in layers.items()}
+        self._found({name: y.shape for name, y in layers.items()})
+        narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
+        return LayerGrams(stacked_grams(layers), narrow, errors)
+
+    def _found(self, shapes: Mapping[str, tuple[int, ...]], summary: Summary | None = None) -> None:
+        """Remembers the layers, and refuses those of another model than the run folder has."""
+        self.shapes = {name: shape[1:] for name, shape in shapes.items()}
         if self.expected_shapes is not None:
             check_layers(self.expected_shapes, self.shapes)
-        narrow = [name for name, shape in self.shapes.items() if self._keep_features and math.prod(shape) < self.n]
-        errors = self._traced_errors(params, state, probe_x) if check else {}
-        return LayerGrams(stacked_grams(layers), {name: features(layers[name]) for name in narrow}, errors)
+        if summary is not None and isinstance(self.f, ModelFn) and self.f.patterns is not None:
+            chosen = {name: reason for name, reason in summary.unseen.items() if matches(name, self.f.patterns)}
+            self.unseen = chosen
 
     def dependence(self, errors: Mapping[str, Any]) -> list[str]:
         """What to say of each layer that depends on the other examples in the batch."""

@@ -258,6 +258,9 @@ class KernelTracker:
 
     def take(self, now: Moment, measured: LayerGrams) -> None:
         """Records what was measured at a call, and does not wait for its numbers."""
+        if unseen := self.measurement.unseen:
+            self.recorder.warn(_unseen_message(unseen))
+            self.measurement.unseen = {}
         # This thread starts all programs for several devices: programs of two threads would wait for each other.
         grams, features = jax.tree.map(on_one_device, (measured.grams, measured.features))
         self.recorder.submit(Snapshot(now.step, now.seconds, now.scalars, self.measurement.shapes, grams, features))
@@ -280,3 +283,9 @@ class KernelTracker:
             if any(a is not b for a, b in pairs):
                 return "trained further since, in the live model"
         return ""
+
+
+def _unseen_message(unseen: Mapping[str, str]) -> str:
+    named = "; ".join(f"{path!r}: {reason}" for path, reason in list(unseen.items())[:3])
+    more = ", and others, which f.summary(params, x) names" if len(unseen) > 3 else ""
+    return f"{len(unseen)} modules with parameters are not seen, so that no layer covers them ({named}{more})."

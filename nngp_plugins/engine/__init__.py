@@ -13,7 +13,13 @@ from ._independence import (
 from ._inputs import Range as Range, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import TileSink as TileSink, progress as progress, run as run
-from ._nngp import KernelFn as KernelFn, LeafPair as LeafPair, empirical_nngp_fn as empirical_nngp_fn
+from ._nngp import (
+    KernelFn as KernelFn,
+    LayerFn as LayerFn,
+    LeafPair as LeafPair,
+    empirical_nngp_fn as empirical_nngp_fn,
+    has_layers as has_layers,
+)
 from ._outputs import NamedOutputs as NamedOutputs, OutputSource as OutputSource, traced_outputs as traced_outputs
 from ._program import Tile as Tile
 from ._tiling import KernelPlan as KernelPlan

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Protocol, TypeGuard
+
+import jax
+from jax import Array
 
 from .._typing import PyTree
-from ._axes import Axes, Contraction, Leaf, as_sequence, contraction_of
+from ._axes import Axes, Contraction, Leaf, all_but_batch, as_sequence, contraction_of
 from ._contract import contract
 from ._inputs import refuse_empty
 from ._kwargs import is_none, split_kwargs
@@ -16,6 +19,23 @@ from ._outputs import NamedOutputs
 
 LeafPair = tuple[int, int]
 """The places of two leaves among the outputs, which one kernel is made of."""
+
+
+class LayerFn(Protocol):
+    """An ``f`` whose outputs are layers, and that can reduce each layer where it is computed."""
+
+    patterns: Any
+
+    def reduce_layers(self, reducer: Any, params: PyTree, x: PyTree, **kwargs: Any) -> tuple[Any, Any]:
+        """What ``reducer(name, y)`` makes of each layer, and a summary of the layers."""
+
+    def variables(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """Parameters and state of a model."""
+
+
+def has_layers(f: Any) -> TypeGuard[LayerFn]:
+    """Whether the outputs of ``f`` are layers that it can reduce."""
+    return hasattr(f, "reduce_layers") and f.patterns is not None
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,10 @@ class KernelFn:
         refuse_empty("x1", x1)
         refuse_empty("x2", x2)
         kwargs1, kwargs2 = split_kwargs(apply_fn_kwargs, x1, x2)
+        if is_none(x2) and not self.cross_terms and has_layers(self.f):
+            # Kernels of the layers of a scan are made inside it, so that their outputs are never held together.
+            kernels, _ = self.f.reduce_layers(_OfOneOutput(self), params, x1, **kwargs1)
+            return kernels.by_name()
         y1 = self.f(params, x1, **kwargs1)
         y2 = y1 if is_none(x2) else self.f(params, x2, **kwargs2)
         return self.contract(y1, y2)
@@ -103,6 +127,26 @@ class KernelFn:
         y1, y2 = outputs1.leaves[a], outputs2.leaves[b]
         leaves = Leaf(outputs1.names[a], y1.shape), Leaf(outputs2.names[b], y2.shape)
         return contraction_of(*leaves, (y1.dtype, y2.dtype), self.trace_axes, self.diagonal_axes)
+
+
+@dataclass(frozen=True)
+class _OfOneOutput:
+    """The kernel of one output with itself, as something to make of a layer."""
+
+    kernel_fn: KernelFn
+
+    def __call__(self, name: str, y: Array) -> Array:
+        """The kernel of all that a layer returned."""
+        kernel: Array = self.kernel_fn.contract({name: y}, {name: y})[name]
+        return kernel
+
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], Array] | None:
+        """The kernel of one step: if all axes but the batch are averaged, that of all steps is the mean of these."""
+        kernel_fn, leaf = self.kernel_fn, Leaf("the output", shape.shape)
+        contraction = contraction_of(leaf, leaf, (shape.dtype,) * 2, kernel_fn.trace_axes, kernel_fn.diagonal_axes)
+        if sorted(contraction.traced[0]) != list(range(1, shape.ndim)):
+            return None
+        return _OfOneOutput(replace(kernel_fn, trace_axes=all_but_batch))
 
 
 def empirical_nngp_fn(

@@ -14,6 +14,8 @@ from ._gram import Gram as Gram
 from ._to_grams import (
     features as features,
     gram_of as gram_of,
+    grams_of_products as grams_of_products,
+    product_from_first as product_from_first,
     stacked_grams as stacked_grams,
     with_eigenvalues as with_eigenvalues,
 )

@@ -84,14 +84,35 @@ def stacked_grams(layers: Mapping[Any, Array]) -> DenseGram:
         >>> nngp.metrics.stacked_grams(layers).matrix.shape
         (2, 4, 4)
     """
-    products = []
-    for y in layers.values():
-        phi = features(y)
-        # The first row stays as it is: row and column 0 of the product hold what K needs besides differences.
-        others = jnp.arange(len(phi))[:, None] > 0
-        from_first = phi - jnp.where(others, phi[0], 0)
-        products.append(product(from_first, from_first.T))
-    stacked = jnp.stack(products)
+    return grams_of_products(jnp.stack([product_from_first(y) for y in layers.values()]))
+
+
+def product_from_first(y: Array) -> Float[Array, "N N"]:
+    """The product of the features of an output, measured from the first example, for :func:`grams_of_products`.
+
+    The product for several outputs side by side is the mean of theirs, if they have the same size.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> nngp.metrics.product_from_first(jnp.ones((4, 8))).shape
+        (4, 4)
+    """
+    phi = features(y)
+    # The first row stays as it is: row and column 0 of the product hold what K needs besides differences.
+    others = jnp.arange(len(phi))[:, None] > 0
+    from_first = phi - jnp.where(others, phi[0], 0)
+    return product(from_first, from_first.T)
+
+
+def grams_of_products(stacked: Float[Array, "L N N"]) -> DenseGram:
+    """The Grams of layers as one :class:`DenseGram` with centred forms, from what :func:`product_from_first` makes.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> products = nngp.metrics.product_from_first(jnp.ones((4, 8)))[None]
+        >>> nngp.metrics.grams_of_products(products).matrix.shape
+        (1, 4, 4)
+    """
     others = jnp.arange(stacked.shape[1]) > 0
     differences = jnp.where(others[:, None] & others, stacked, 0)
     shift = jnp.where(others, stacked[:, 0], 0)
