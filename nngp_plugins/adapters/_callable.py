@@ -22,8 +22,8 @@ def from_callable(
 ) -> ModelFn:
     """A plain function ``apply(params, x, **kwargs)`` as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
-    Use it where code takes a :class:`ModelFn`. Its only layer is ``output``. If ``apply`` returns a dict of
-    activations, each of them is a layer inside ``output``.
+    Use it where code takes a :class:`ModelFn`. Its layers are what :func:`tag` marks, and its output. If ``apply`` returns
+    a dict of activations, each of them is a layer.
 
     Args:
         apply: returns outputs only. If it needs a state or a key, it takes ``state=`` and ``rng=`` by keyword.
@@ -38,7 +38,7 @@ def from_callable(
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> f = nngp.from_callable(lambda params, x: {"hidden": x @ params, "relu": jnp.maximum(x @ params, 0)})
         >>> list(f.layers()(jnp.ones((3, 5)), jnp.ones((4, 3))))
-        ['output/hidden', 'output/relu']
+        ['output:hidden', 'output:relu']
     """
     if not callable(apply):
         raise TypeError(f"from_callable(apply={reprlib.repr(apply)}) takes a function.")
