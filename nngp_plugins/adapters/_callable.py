@@ -22,8 +22,8 @@ def from_callable(
 ) -> ModelFn:
     """A plain function ``apply(params, x, **kwargs)`` as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
-    Use it where code takes a :class:`ModelFn`. Its layers are what :func:`tag` marks, and its output. If ``apply`` returns
-    a dict of activations, each of them is a layer.
+    Use it where code takes a :class:`ModelFn`. Its layers are what :func:`tag` marks, and its output. If ``apply``
+    returns a dict of activations, each of them is a layer.
 
     Args:
         apply: returns outputs only. If it needs a state or a key, it takes ``state=`` and ``rng=`` by keyword.
