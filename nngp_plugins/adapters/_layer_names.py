@@ -84,6 +84,8 @@ def _add(
 ) -> None:
     if not site.known.depends & X:
         left_out[name] = "it does not depend on the inputs"
+    elif any(scope.kind == "examples" for scope in site.scopes):
+        left_out[name] = "it takes one example at a time, in a scan over the batch; use jax.vmap in its place"
     elif batch is None:
         shape = tuple(site.aval.shape)
         left_out[name] = f"it has no row for each example: its shape is {shape}" if shape else "it is a scalar"
