@@ -74,7 +74,7 @@ class Harvest:
 
     Attributes:
         layers: all layers in forward order, with the model's own outputs last.
-        left_out: why an array is no layer, by its name.
+        left_out: the arrays that are no layers, by name.
         unseen: why the calls of a module cannot be seen, by its path.
         output_axes: the axis of the batch in each array of the model's own outputs.
     """
@@ -96,7 +96,7 @@ class Harvest:
     def unseen_of(self, owners: Sequence[str]) -> dict[str, str]:
         """Why no layer covers a module, by the path of each such module of those that own parameters."""
         covered = {layer.site.module for layer in self.layers} | {""}
-        reasons = {**{site.module: self.left_out.get(site.module, "") for site in self._traced.sites}, **self.unseen}
+        reasons = {**{other.module: other.reason for other in self.left_out.values()}, **self.unseen}
         found = {}
         for path in OrderedDict.fromkeys(owners):
             reason = reasons.get(path) or "no call of it returns an array"
