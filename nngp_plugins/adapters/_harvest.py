@@ -74,7 +74,7 @@ class Harvest:
 
     Attributes:
         layers: all layers in forward order, with the model's own outputs last.
-        left_out: why an array is no layer, by its name.
+        left_out: the arrays that are no layers, by name.
         unseen: why the calls of a module cannot be seen, by its path.
         output_axes: the axis of the batch in each array of the model's own outputs.
     """
@@ -83,19 +83,20 @@ class Harvest:
         self._arguments = arguments
         self._traced = traced = Traced.of(run, arguments, arguments.values, functions=functions)
         sites = (*traced.sites, *traced.outputs)
-        self._batch: list[int | None] | None = [site.known.batch for site in sites]
+        axes = [site.known.batch for site in sites]
         if arguments.n is None or any(map(arguments.in_doubt, sites)):
-            self._batch = _axes_of_twice(run, arguments, sites, functions) or _axes_by_length(arguments, sites)
-        named = zip(traced.sites, self._batch, strict=False)
-        own = zip(traced.outputs, self._batch[len(traced.sites) :], strict=True)
+            others = _axes_of_twice(run, arguments, sites, functions) or _axes_by_length(arguments, sites)
+            axes = [other if axis is None else axis for axis, other in zip(axes, others, strict=True)]
+        self.output_axes = axes[len(traced.sites) :]
+        named = zip(traced.sites, axes, strict=False)
+        own = zip(traced.outputs, self.output_axes, strict=True)
         self.layers, self.left_out = named_layers(list(named), list(own))
         self.unseen = traced.unseen
-        self.output_axes = self._batch[len(traced.sites) :]
 
     def unseen_of(self, owners: Sequence[str]) -> dict[str, str]:
         """Why no layer covers a module, by the path of each such module of those that own parameters."""
         covered = {layer.site.module for layer in self.layers} | {""}
-        reasons = {**{site.module: self.left_out.get(site.module, "") for site in self._traced.sites}, **self.unseen}
+        reasons = {**{other.module: other.reason for other in self.left_out.values()}, **self.unseen}
         found = {}
         for path in OrderedDict.fromkeys(owners):
             reason = reasons.get(path) or "no call of it returns an array"
@@ -202,7 +203,8 @@ def _axes_of_twice(
     for site, other in zip(sites, others, strict=True):
         pairs = list(zip(site.aval.shape, other.aval.shape, strict=True))
         axes.append(pairs.index((n, 2 * n)) if (n, 2 * n) in pairs else None)
-    return axes
+    # A model of one graph, say, runs, but holds the number of examples in itself.
+    return axes if any(axis is not None for axis, site in zip(axes, sites, strict=True) if not site.at) else None
 
 
 def _axes_by_length(arguments: Arguments, sites: Sequence[Site]) -> list[int | None]:

@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import jax
 
@@ -46,11 +47,23 @@ class Layer:
         return transposed(token, [steps + self.batch, *range(steps), *rest])
 
 
+class LeftOut(NamedTuple):
+    """An array that is no layer.
+
+    Attributes:
+        module: the path of its module.
+        reason: why it is none.
+    """
+
+    module: str
+    reason: str
+
+
 Sited = tuple[Site, int | None]
 """A site with the axis of the batch, if it has one."""
 
 
-def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list[Layer], dict[str, str]]:
+def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list[Layer], dict[str, LeftOut]]:
     """Names every array: ``name#1`` for a second call, ``name:0`` inside a tuple, ``name/0`` in a scan over layers.
 
     Args:
@@ -58,10 +71,10 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
         outputs: the model's own outputs.
 
     Returns:
-        The layers in forward order, and the reason why an array is no layer by its name.
+        The layers in forward order, and the arrays that are no layers, by name.
     """
     layers: list[Layer] = []
-    left_out: dict[str, str] = {}
+    left_out: dict[str, LeftOut] = {}
     positions = _positions_of_indices([site for site, batch in sites if batch is not None and site.known.depends & X])
     times: Counter[tuple[str, str]] = Counter()
     for site, batch, index in sorted(_iterations(sites), key=_in_forward_order):
@@ -71,26 +84,32 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
         k = times[call, site.part]
         times[call, site.part] += 1
         name = ":".join(filter(None, [f"{call}#{k}" if k else call, site.part]))
-        _add(name, site, batch, index, layers, left_out)
+        if reason := _why_left_out(site, batch):
+            left_out[name] = LeftOut(site.module, reason)
+        else:
+            layers.append(Layer(name, site, batch or 0, index))
     taken = any(layer.name.split("/")[0].split(":")[0] == "output" for layer in layers)
     for site, batch in outputs:
         name = ":".join(filter(None, [":output" if taken else "output", site.part]))
-        _add(name, site, batch, (), layers, left_out)
+        if reason := _why_left_out(site, batch):
+            left_out[name] = LeftOut("", reason)
+        else:
+            layers.append(Layer(name, site, batch or 0, ()))
     return layers, left_out
 
 
-def _add(
-    name: str, site: Site, batch: int | None, index: tuple[int, ...], layers: list[Layer], left_out: dict[str, str]
-) -> None:
+def _why_left_out(site: Site, batch: int | None) -> str:
+    """Why an array is no layer; empty if it is one."""
     if not site.known.depends & X:
-        left_out[name] = "it does not depend on the inputs"
-    elif batch is None:
+        return "it does not depend on the inputs"
+    if any(scope.kind == "examples" for scope in site.scopes):
+        return "it takes one example at a time, in a scan over the batch; use jax.vmap in its place"
+    if batch is None:
         shape = tuple(site.aval.shape)
-        left_out[name] = f"it has no row for each example: its shape is {shape}" if shape else "it is a scalar"
-    elif site.varying and site.aval.ndim == 1:
-        left_out[name] = f"inside shard_map, it differs over the axes {site.varying} of the mesh, and has no features"
-    else:
-        layers.append(Layer(name, site, batch, index))
+        return f"it has no row for each example: its shape is {shape}" if shape else "it is a scalar"
+    if site.varying and site.aval.ndim == 1:
+        return f"inside shard_map, it differs over the axes {site.varying} of the mesh, and has no features"
+    return ""
 
 
 def _iterations(sites: Sequence[Sited]) -> Iterator[tuple[Site, int | None, tuple[int, ...]]]:
@@ -136,12 +155,12 @@ def _with_indices(site: Site, index: tuple[int, ...], positions: Mapping[Place, 
     return "/".join(part for part in parts if part != STACKED)
 
 
-def select(layers: Sequence[Layer], left_out: Mapping[str, str], patterns: Sequence[str]) -> list[Layer]:
+def select(layers: Sequence[Layer], left_out: Mapping[str, LeftOut], patterns: Sequence[str]) -> list[Layer]:
     """The layers whose names match, in forward order; equal arrays once, under the first name that matches.
 
     Args:
         layers: all layers.
-        left_out: why an array is no layer, by its name.
+        left_out: the arrays that are no layers, by name.
         patterns: ``fnmatch`` patterns; a pattern with ``!`` in front excludes names.
 
     Raises:
@@ -178,10 +197,10 @@ def _as_one(group: list[Layer]) -> Layer:
     return replace(first, others=tuple(layer.name for layer in group if layer is not first))
 
 
-def _no_match_message(pattern: str, names: Sequence[str], left_out: Mapping[str, str]) -> str:
+def _no_match_message(pattern: str, names: Sequence[str], left_out: Mapping[str, LeftOut]) -> str:
     """Says why a pattern selects nothing: what it matches is no layer, or it matches nothing at all."""
-    for name, reason in left_out.items():
+    for name, other in left_out.items():
         if fnmatchcase(name, pattern):
-            return f"layers({pattern!r}) matches {name!r}, which is no layer: {reason}."
+            return f"layers({pattern!r}) matches {name!r}, which is no layer: {other.reason}."
     closest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3] or ["none"]
     return f"layers({pattern!r}) matches no layer; the closest are {', '.join(map(repr, closest))}."

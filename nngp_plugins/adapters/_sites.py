@@ -48,8 +48,8 @@ class Scope:
     """A ``scan`` or a ``shard_map`` around a site.
 
     Attributes:
-        kind: of a ``scan``, ``"depth"`` if it runs over layers with parameters of their own, and ``"time"`` otherwise;
-            ``"devices"`` of a ``shard_map``.
+        kind: of a ``scan``, ``"depth"`` if it runs over layers with parameters of their own, ``"examples"`` over the
+            batch, and ``"time"`` otherwise; ``"devices"`` of a ``shard_map``.
         length: how many times its body runs, or on how many devices the batch is.
         reverse: whether it begins with the last index.
         at: the place of the equation.
@@ -57,7 +57,7 @@ class Scope:
         mesh: the mesh.
     """
 
-    kind: Literal["depth", "time", "devices"]
+    kind: Literal["depth", "time", "examples", "devices"]
     length: int
     reverse: bool
     at: Place
@@ -217,7 +217,8 @@ class Analysis:
             inside[consts : consts + carries] = joined
         of_layers = any(known.depends == PARAMS for known in ins[consts + carries :])
         length, reverse = eqn.params["length"], eqn.params["reverse"]
-        scope = Scope("depth" if of_layers else "time", length, reverse, at)
+        of_examples = any(known.batch == 0 for known in ins[consts + carries :])
+        scope = Scope("depth" if of_layers else "examples" if of_examples else "time", length, reverse, at)
         outs = self.walk(body, inside, at, (*scopes, scope))
         last = 0 if reverse else length - 1
         results = []

@@ -89,8 +89,9 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
 
 def part_names(key_paths: Sequence[Any]) -> list[str]:
     """The names of arrays within what was returned, such as ``1:twice``."""
-    # Many modules return (y, None), or (y,): their only array is their output.
-    if len(key_paths) == 1 and all(isinstance(key, jax.tree_util.SequenceKey) for key in key_paths[0]):
+    # Many modules return (y, None), (y,), or one array in a class of their own: it is their output.
+    numbered = jax.tree_util.SequenceKey, jax.tree_util.FlattenedIndexKey
+    if len(key_paths) == 1 and all(isinstance(key, numbered) for key in key_paths[0]):
         return [""]
     return [jax.tree_util.keystr(key_path, simple=True, separator=":") for key_path in key_paths]
 

@@ -3,8 +3,12 @@
 import importlib.util
 import sys
 
+import jax
 import jax.numpy as jnp
 
+import nngp_plugins as nngp
+
+from ..table import Model
 from .common import image, linen, live, model, normal, tokens
 
 
@@ -26,6 +30,41 @@ def mamba2():
 
     cfg = Mamba2Config(vocab_size=50, hidden_size=16, state_size=8, head_dim=8, chunk_size=4, num_hidden_layers=2)
     return live(Mamba2ForCausalLM(cfg, rngs=nnx.Rngs(0)), tokens())
+
+
+@model("haliax", "stack of blocks, which it scans and rematerialises", "the layers that Levanter is built of")
+def haliax_stack():
+    import equinox as eqx
+    import haliax as hax
+
+    d, h, out = hax.Axis("d", 6), hax.Axis("h", 5), hax.Axis("out", 2)
+
+    class Block(eqx.Module):
+        up: hax.nn.Linear
+        down: hax.nn.Linear
+
+        @staticmethod
+        def init(*, key):
+            keys = jax.random.split(key)
+            return Block(hax.nn.Linear.init(d, h, key=keys[0]), hax.nn.Linear.init(h, d, key=keys[1]))
+
+        def __call__(self, x):
+            return x + self.down(hax.nn.gelu(self.up(x)))
+
+    class Net(eqx.Module):
+        blocks: hax.nn.Stacked
+        head: hax.nn.Linear
+
+        def __init__(self, key):
+            blocks = hax.nn.Stacked.init(hax.Axis("layers", 3), Block, gradient_checkpointing=True)
+            self.blocks, self.head = blocks(key=jax.random.split(key, 3)), hax.nn.Linear.init(d, out, key=key)
+
+        def __call__(self, x):
+            return self.head(self.blocks.fold(hax.named(x, (hax.Axis("batch", len(x)), d)))).array
+
+    net = Net(jax.random.key(0))
+    f = nngp.from_equinox(net, batched=True)
+    return Model(f, f.split(net)[0], normal(4, 6), live=net)
 
 
 @model("dantinox", "language model", "the output is a dataclass")
