@@ -152,6 +152,8 @@ class EquinoxAdapter:
         def run(x: PyTree, key: Any) -> PyTree:
             model = self._rebuild(params)
             for path, module in list(_iter_modules(model, "", eqx.Module)):
+                if isinstance(module, eqx.nn.StateIndex):
+                    continue  # Equinox takes no subclass of it.
                 kind: Any = type(module)
                 kind = tagging_class(kind, path, eqx.Module, self.method, (eqx.nn.State,))
                 object.__setattr__(module, "__class__", kind)
@@ -254,11 +256,10 @@ def _lacks_key(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapp
 
 
 def _iter_modules(node: Any, path: str, module_type: Any) -> Iterator[tuple[str, Any]]:
-    """Yields every module in a model that can be called, with its path, such as ``layers/0``."""
+    """Yields every module in a model, with its path, such as ``layers/0``."""
     children: Mapping[str, Any] = {}
     if isinstance(node, module_type):
-        if callable(node):
-            yield path, node
+        yield path, node
         children = {field.name: getattr(node, field.name, None) for field in fields(node)}
     elif isinstance(node, Mapping):
         children = {str(name): child for name, child in node.items()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._typing import PyTree
 from ._arguments import Arguments, is_array
-from ._layer_names import Layer, named_layers
+from ._layer_names import NOT_OF_INPUTS, Layer, named_layers
 from ._replay import Reducer, Replay, Wanted
 from ._sites import Analysis, Site, X
 from ._tag import looking, part_names
@@ -99,9 +99,10 @@ class Harvest:
         reasons = {**{other.module: other.reason for other in self.left_out.values()}, **self.unseen}
         found = {}
         for path in OrderedDict.fromkeys(owners):
-            reason = reasons.get(path) or "no call of it returns an array"
+            reason = reasons.get(path, "no call of it returns an array")
             # A module that only holds parameters is covered by the module that uses them.
-            if path not in covered and (path in self.unseen or path.rpartition("/")[0] not in covered):
+            only_holds = path not in reasons or reasons[path] == NOT_OF_INPUTS
+            if path not in covered and not (only_holds and path.rpartition("/")[0] in covered):
                 found[path] = reason
         # A function has no modules, and all that it tags is meant to be seen.
         tagged = {} if owners else {path: reason for path, reason in reasons.items() if path not in covered}

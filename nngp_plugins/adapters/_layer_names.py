@@ -47,6 +47,9 @@ class Layer:
         return transposed(token, [steps + self.batch, *range(steps), *rest])
 
 
+NOT_OF_INPUTS = "it does not depend on the inputs"
+
+
 class LeftOut(NamedTuple):
     """An array that is no layer.
 
@@ -101,7 +104,7 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
 def _why_left_out(site: Site, batch: int | None) -> str:
     """Why an array is no layer; empty if it is one."""
     if not site.known.depends & X:
-        return "it does not depend on the inputs"
+        return NOT_OF_INPUTS
     if any(scope.kind == "examples" for scope in site.scopes):
         return "it takes one example at a time, in a scan over the batch; use jax.vmap in its place"
     if batch is None:

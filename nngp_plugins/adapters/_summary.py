@@ -60,7 +60,7 @@ class Summary:
             table.add_row(names, str(y.shape), str(y.dtype), human(sizes[name], "B"), human(flops[name], "FLOP"))
         table.add_section()
         total = human(sum(sizes.values()), "B"), human(sum(flops.values()), "FLOP")
-        table.add_row(f"{len(self.shapes)} layers", "", "", *total)
+        table.add_row(f"{len(self.shapes)} layer{'s' * (len(self.shapes) != 1)}", "", "", *total)
         return table
 
     def __str__(self) -> str:

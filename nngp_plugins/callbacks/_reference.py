@@ -35,7 +35,8 @@ class Reference:
     @classmethod
     def none_yet(cls, step: int, grams: DenseGram) -> Reference:
         """No layer has a reference, at a first snapshot with these Grams."""
-        nothing = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), grams)
+        # By NumPy, because JAX would compile a program for each shape, which takes longer than this.
+        nothing = jax.tree.map(lambda array: jnp.asarray(np.full(array.shape, np.nan, array.dtype)), grams)
         return cls(nothing, np.full(len(grams.matrix), np.nan), grams.matrix, step)
 
     @classmethod
@@ -68,7 +69,7 @@ class Reference:
         if not layers.any():
             return self
         if not layers.all():
-            grams = jax.tree.map(lambda new, old: jnp.where(_like(layers, new), new, old), grams, self.grams)
+            grams = jax.tree.map(lambda new, old: _chosen(layers, new, old), grams, self.grams)
         return replace(self, grams=grams, steps=np.where(layers, steps, self.steps))
 
 
@@ -113,6 +114,7 @@ def _flaw(scale: np.floating[Any], centered: np.floating[Any]) -> str:
     return ""
 
 
-def _like(layers: np.ndarray, array: Array) -> np.ndarray:
-    """A mask of layers, with axes of one behind, so that it broadcasts."""
-    return layers.reshape(-1, *[1] * (array.ndim - 1))
+def _chosen(layers: np.ndarray, new: Array, old: Array) -> Array:
+    """Some layers of a new array, and the others of an old one."""
+    mask = layers.reshape(-1, *[1] * (new.ndim - 1))
+    return jnp.asarray(np.where(mask, np.asarray(new), np.asarray(old)))

@@ -65,6 +65,24 @@ class TestEquinox:
         y = f(None, jnp.ones((4, 50)), rng=jax.random.key(0))
         assert len({tuple(row) for row in np.asarray(y)}) == 4
 
+    def test_a_module_that_has_methods_but_no_call(self):
+        class Coder(eqx.Module):
+            inner: eqx.nn.Linear
+
+            def encode(self, x):
+                return jnp.tanh(self.inner(x))
+
+        class Model(eqx.Module):
+            coder: Coder
+
+            def __call__(self, x):
+                return 2 * self.coder.encode(x)
+
+        model = Model(Coder(eqx.nn.Linear(3, 4, key=jax.random.key(0))))
+        layers = nngp.from_equinox(model).layers()(model, X)
+        assert list(layers) == ["coder/inner", "coder.encode", "output"]
+        np.testing.assert_allclose(layers["coder.encode"], jnp.tanh(layers["coder/inner"]), atol=1e-6)
+
     def test_errors(self):
         model, state = eqx.nn.make_with_state(Stateful)(jax.random.key(0))
         f = nngp.from_equinox(model)
