@@ -258,11 +258,15 @@ def _axes_of_twice(
 
 
 def _axes_by_length(arguments: Arguments, sites: Sequence[Site]) -> list[int | None]:
-    """Axis 0 of each site that is as long as the batch."""
+    """The axis of each site that the rules tell; of the others, axis 0 if it is as long as the batch."""
     n = arguments.n
     if n is None or not any(site.aval.shape[:1] == (n,) for site in sites if not site.at):
         n = next((site.aval.shape[0] for site in sites if not site.at and site.aval.ndim), None)
-    return [0 if site.aval.shape[:1] == (n,) else None for site in sites]
+    told = [site.known.batch for site in sites]
+    return [
+        axis if axis is not None else 0 if site.aval.shape[:1] == (n,) else None
+        for site, axis in zip(sites, told, strict=True)
+    ]
 
 
 def _is_array(leaf: Any) -> bool:
