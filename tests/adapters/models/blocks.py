@@ -9,7 +9,6 @@ import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import nngp_plugins as nngp
