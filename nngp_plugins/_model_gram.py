@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from ._typing import PyTree
-from .engine import LayerFn, NamedOutputs, batch, empirical_nngp_fn, has_layers
+from .engine import LayerFn, NamedOutputs, batch, batch_first, empirical_nngp_fn, has_layers
 from .metrics import DenseGram, FeatureGram, features, gram_of
 
 
@@ -58,6 +58,7 @@ def gram(
         >>> round(float(nngp.metrics.effective_rank(gram)), 3)
         1.0
     """
+    f, x = batch_first(f, x)
     at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
     if at_once and has_layers(f):
         # Grams of the layers of a scan are made inside it, so that their outputs are never held together.

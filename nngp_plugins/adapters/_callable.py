@@ -9,11 +9,16 @@ from typing import Any
 
 from .._static import Static
 from .._typing import PyTree
-from ._model_fn import ModelFn, accepts_argument, frozen_kwargs
+from ._arguments import accepts_argument, frozen_kwargs
+from ._model_fn import ModelFn
 
 
 def from_callable(
-    apply: Callable[..., PyTree], init: Callable[..., PyTree] | None = None, **call_kwargs: Any
+    apply: Callable[..., PyTree],
+    init: Callable[..., PyTree] | None = None,
+    *,
+    batch_axis: int = 0,
+    **call_kwargs: Any,
 ) -> ModelFn:
     """A plain function ``apply(params, x, **kwargs)`` as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
@@ -23,6 +28,7 @@ def from_callable(
     Args:
         apply: returns outputs only. If it needs a state or a key, it takes ``state=`` and ``rng=`` by keyword.
         init: ``init(rng, x) -> params``, which ``f.init`` needs.
+        batch_axis: the axis of the batch in what the model takes and returns: 1 for ``(T, N, D)``, time first.
         **call_kwargs: passed at every call.
 
     Raises:
@@ -39,7 +45,8 @@ def from_callable(
     if init is not None and not callable(init):
         raise TypeError(f"from_callable(init={reprlib.repr(init)}) takes a function.")
     kwargs = frozen_kwargs("from_callable", None, call_kwargs)
-    return ModelFn(CallableAdapter(Static(apply), None if init is None else Static(init), kwargs))
+    adapter = CallableAdapter(Static(apply), None if init is None else Static(init), kwargs)
+    return ModelFn(adapter, batch_axis=batch_axis)
 
 
 @dataclass(frozen=True)

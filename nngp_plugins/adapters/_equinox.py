@@ -13,9 +13,10 @@ import jax
 from .._require import require
 from .._static import Static
 from .._typing import PyTree
+from ._arguments import Spread, accepts_argument, frozen_kwargs, spread_input
 from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
 from ._intercept import tagging_class
-from ._model_fn import ModelFn, Spread, accepts_argument, frozen_kwargs, spread_input
+from ._model_fn import ModelFn
 
 
 def from_equinox(
@@ -25,6 +26,7 @@ def from_equinox(
     axis_name: str = "batch",
     method: str | None = None,
     spread: Spread = None,
+    batch_axis: int = 0,
     **call_kwargs: Any,
 ) -> ModelFn:
     """An Equinox model as ``f(params, x, *, state=None, rng=None, **kwargs)``.
@@ -39,6 +41,7 @@ def from_equinox(
         axis_name: name of the batch axis, which ``eqx.nn.BatchNorm`` needs.
         method: name of the method to run instead of ``__call__``.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
+        batch_axis: the axis of the batch in what the model takes and returns: 1 for ``(T, N, D)``, time first.
         **call_kwargs: passed at every call.
 
     Returns:
@@ -63,22 +66,26 @@ def from_equinox(
     if call is None:
         raise AttributeError(f"{type(model).__name__} has no method {method!r}; choose one with method=.")
     leaves, structure = jax.tree.flatten(eqx.filter(model, _is_array, inverse=True))
-    return ModelFn(
-        EquinoxAdapter(
-            name=type(model).__name__,
-            not_arrays=Static((tuple(leaves), structure)),
-            shapes=shapes_of(eqx.filter(model, _is_array)),
-            stateful=_has_state(model),
-            signature=Static(inspect.signature(call)),
-            takes_key=accepts_argument(call, "key"),
-            factory=factory,
-            batched=batched,
-            axis_name=axis_name,
-            method=method,
-            spread=spread,
-            kwargs=frozen_kwargs("from_equinox", spread, call_kwargs),
+    if batch_axis and not batched:
+        raise ValueError(
+            f"batch_axis={batch_axis} is the axis of the batch in what a model takes, but this one takes one example; "
+            "pass batched=True as well if it takes a whole batch."
         )
+    adapter = EquinoxAdapter(
+        name=type(model).__name__,
+        not_arrays=Static((tuple(leaves), structure)),
+        shapes=shapes_of(eqx.filter(model, _is_array)),
+        stateful=_has_state(model),
+        signature=Static(inspect.signature(call)),
+        takes_key=accepts_argument(call, "key"),
+        factory=factory,
+        batched=batched,
+        axis_name=axis_name,
+        method=method,
+        spread=spread,
+        kwargs=frozen_kwargs("from_equinox", spread, call_kwargs),
     )
+    return ModelFn(adapter, batch_axis=batch_axis)
 
 
 def _model_and_factory(model_or_factory: Any) -> tuple[Any, Callable[..., Any] | None]:

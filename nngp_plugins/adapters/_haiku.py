@@ -13,12 +13,15 @@ import jax
 
 from .._require import require
 from .._typing import PyTree
+from ._arguments import Spread, frozen_kwargs, spread_input
 from ._explain_errors import explain
-from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
+from ._model_fn import ModelFn
 from ._tag import STACKED, inside, mark
 
 
-def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
+def from_haiku(
+    transformed: Any, *, method: str | None = None, spread: Spread = None, batch_axis: int = 0, **call_kwargs: Any
+) -> ModelFn:
     """A Haiku transformed function as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
     Args:
@@ -26,6 +29,7 @@ def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = 
             ``hk.multi_transform_with_state`` returns, with or without ``hk.without_apply_rng``.
         method: for a multi-transform, the name of the function to apply.
         spread: ``"args"`` calls the function with ``*x``, ``"kwargs"`` with ``**x``.
+        batch_axis: the axis of the batch in what the model takes and returns: 1 for ``(T, N, D)``, time first.
         **call_kwargs: passed at every call, such as ``is_training=False``.
 
     Returns:
@@ -59,7 +63,8 @@ def from_haiku(transformed: Any, *, method: str | None = None, spread: Spread = 
     arguments_before_x = list(inspect.signature(apply).parameters)[: 3 if with_state else 2]
     with_rng = arguments_before_x[-1] == "rng"
     kwargs = frozen_kwargs("from_haiku", spread, call_kwargs)
-    return ModelFn(HaikuAdapter(transformed.init, apply, with_state, with_rng, spread, kwargs))
+    adapter = HaikuAdapter(transformed.init, apply, with_state, with_rng, spread, kwargs)
+    return ModelFn(adapter, batch_axis=batch_axis)
 
 
 @dataclass(frozen=True)

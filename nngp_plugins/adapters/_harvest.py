@@ -12,71 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._typing import PyTree
+from ._arguments import Arguments, is_array
 from ._layer_names import Layer, named_layers
 from ._replay import Reducer, Replay, Wanted
-from ._sites import PARAMS, Analysis, Site, X
-from ._tag import looking
+from ._sites import Analysis, Site, X
+from ._tag import looking, part_names
 
 # JAX keeps what it traced of the functions inside a model by the axes that exist around them. An axis of our own makes
 # it trace them again with tags, and leaves what it keeps for training as it is.
 _AXIS = [("nngp_layers", 1)]
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The arguments of a model, taken apart into arrays and the rest.
-
-    Attributes:
-        leaves: all leaves.
-        structure: the PyTree ``(params, state, rng, x, kwargs)``.
-        arrays: the numbers of the leaves that are arrays.
-        depends: for each array, the bits of what it is.
-        rows: for each array, whether axis 0 is the batch.
-        n: the number of examples; None if the inputs do not agree on it.
-    """
-
-    leaves: tuple[Any, ...]
-    structure: Any
-    arrays: tuple[int, ...]
-    depends: tuple[int, ...]
-    rows: tuple[bool, ...]
-    n: int | None
-
-    @classmethod
-    def of(cls, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Arguments:
-        """Takes the arguments of a call apart."""
-        lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(x) if _is_array(leaf)}
-        n = lengths.pop() if len(lengths) == 1 else None
-        leaves, structure = jax.tree.flatten((params, state, rng, x, kwargs))
-        roles = [i for i, part in enumerate((params, state, rng, x, kwargs)) for _ in jax.tree.leaves(part)]
-        arrays = tuple(i for i, leaf in enumerate(leaves) if _is_array(leaf))
-        depends = tuple((PARAMS, PARAMS, 0, X, X)[roles[i]] for i in arrays)
-        rows = tuple(roles[i] >= 3 and n is not None and leaves[i].shape[:1] == (n,) for i in arrays)
-        return cls(tuple(leaves), structure, arrays, depends, rows, n)
-
-    @property
-    def values(self) -> list[Any]:
-        """The arrays."""
-        return [self.leaves[i] for i in self.arrays]
-
-    def in_doubt(self, site: Site) -> bool:
-        """Whether the rules for single equations do not tell if a site has a batch."""
-        return bool(site.known.depends & X) and site.known.batch is None and self.n in site.aval.shape
-
-    def of_twice_the_batch(self) -> list[jax.ShapeDtypeStruct]:
-        """Shapes of the arrays for twice as many examples."""
-        structs = []
-        for value, rows in zip(self.values, self.rows, strict=True):
-            shape = (2 * value.shape[0], *value.shape[1:]) if rows else value.shape
-            structs.append(jax.ShapeDtypeStruct(shape, value.dtype))
-        return structs
-
-    def with_arrays(self, arrays: Sequence[Any]) -> Any:
-        """The arguments with other arrays."""
-        leaves = list(self.leaves)
-        for i, array in zip(self.arrays, arrays, strict=True):
-            leaves[i] = array
-        return self.structure.unflatten(leaves)
 
 
 @dataclass(frozen=True)
@@ -104,15 +48,15 @@ class Traced:
 
         def flat(*arrays: Any) -> list[Any]:
             outputs = jax.tree_util.tree_leaves_with_path(run(*arguments.with_arrays(arrays)))
-            found = [(path, leaf) for path, leaf in outputs if _is_array(leaf)]
-            parts[:] = [jax.tree_util.keystr(path, simple=True, separator=":") for path, _ in found]
+            found = [(path, leaf) for path, leaf in outputs if is_array(leaf)]
+            parts[:] = part_names([path for path, _ in found])
             return [leaf for _, leaf in found]
 
         with looking():
             jaxpr = jax.make_jaxpr(flat, axis_env=_AXIS)(*arrays)
         analysis = Analysis(functions)
         given = zip(arguments.depends, arguments.rows, strict=True)
-        known = analysis.walk(jaxpr.jaxpr, [analysis.fresh(depends, 0 if rows else None) for depends, rows in given])
+        known = analysis.walk(jaxpr.jaxpr, [analysis.fresh(depends, rows) for depends, rows in given])
         outputs = tuple(
             Site((), "output", "", part, aval, (), one._replace(depends=one.depends | X))
             for part, aval, one in zip(parts, jaxpr.out_avals, known, strict=True)
@@ -132,6 +76,7 @@ class Harvest:
         layers: all layers in forward order, with the model's own outputs last.
         left_out: why an array is no layer, by its name.
         unseen: why the calls of a module cannot be seen, by its path.
+        output_axes: the axis of the batch in each array of the model's own outputs.
     """
 
     def __init__(self, run: Callable[..., PyTree], arguments: Arguments, *, functions: bool = False):
@@ -145,6 +90,7 @@ class Harvest:
         own = zip(traced.outputs, self._batch[len(traced.sites) :], strict=True)
         self.layers, self.left_out = named_layers(list(named), list(own))
         self.unseen = traced.unseen
+        self.output_axes = self._batch[len(traced.sites) :]
 
     def unseen_of(self, owners: Sequence[str]) -> dict[str, str]:
         """Why no layer covers a module, by the path of each such module of those that own parameters."""
@@ -156,7 +102,9 @@ class Harvest:
             # A module that only holds parameters is covered by the module that uses them.
             if path not in covered and (path in self.unseen or path.rpartition("/")[0] not in covered):
                 found[path] = reason
-        return found
+        # A function has no modules, and all that it tags is meant to be seen.
+        tagged = {} if owners else {path: reason for path, reason in reasons.items() if path not in covered}
+        return {**found, **tagged}
 
     def reduce(self, layers: Sequence[Layer], reducer: Reducer) -> Reduced:
         """Runs the model, and reduces each layer where it is computed.
@@ -267,7 +215,3 @@ def _axes_by_length(arguments: Arguments, sites: Sequence[Site]) -> list[int | N
         axis if axis is not None else 0 if site.aval.shape[:1] == (n,) else None
         for site, axis in zip(sites, told, strict=True)
     ]
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

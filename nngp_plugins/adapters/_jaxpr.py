@@ -17,7 +17,7 @@ INLINED = frozenset(
 # What leaves a value as it is if it leaves its shape and dtype as they are.
 _IDENTITIES = frozenset(
     {"copy", "copy_p", "name", "reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "stop_gradient"}
-    | {"sharding_constraint", "nngp_tag"}
+    | {"sharding_constraint", "pvary", "nngp_tag"}
 )
 _ACTIVATIONS = frozenset({"tanh", "logistic", "sin", "erf"})
 

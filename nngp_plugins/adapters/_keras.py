@@ -16,15 +16,16 @@ import jax.numpy as jnp
 from .._require import require
 from .._static import Static
 from .._typing import PyTree
+from ._arguments import Spread, accepts_argument, frozen_kwargs, spread_input
 from ._explain_errors import check_params, explain_errors
 from ._intercept import tagging_class
-from ._model_fn import ModelFn, Spread, accepts_argument, frozen_kwargs, spread_input
+from ._model_fn import ModelFn
 
 # Layers of a live model change their class during a capture, so only one capture may run at a time.
 _capture_lock = RLock()
 
 
-def from_keras(model: Any, *, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
+def from_keras(model: Any, *, spread: Spread = None, batch_axis: int = 0, **call_kwargs: Any) -> ModelFn:
     """A Keras model as ``f(params, x, *, state=None, rng=None, **kwargs)``, through its ``stateless_call``.
 
     The model runs with ``training=False`` unless ``training=True`` is passed. The live object does not change.
@@ -33,6 +34,7 @@ def from_keras(model: Any, *, spread: Spread = None, **call_kwargs: Any) -> Mode
     Args:
         model: a built ``keras.Model`` or layer.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
+        batch_axis: the axis of the batch in what the model takes and returns: 1 for ``(T, N, D)``, time first.
         **call_kwargs: passed at every call, such as ``training=True``.
 
     Returns:
@@ -62,7 +64,8 @@ def from_keras(model: Any, *, spread: Spread = None, **call_kwargs: Any) -> Mode
         )
     if not model.built:
         raise ValueError(f"{model.name!r} is not built; call it once, or model.build(input_shape).")
-    return ModelFn(KerasAdapter(Static(model), spread, frozen_kwargs("from_keras", spread, call_kwargs)))
+    kwargs = frozen_kwargs("from_keras", spread, call_kwargs)
+    return ModelFn(KerasAdapter(Static(model), spread, kwargs), batch_axis=batch_axis)
 
 
 @dataclass(frozen=True)

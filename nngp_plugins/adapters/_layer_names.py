@@ -11,7 +11,6 @@ from fnmatch import fnmatchcase
 
 import jax
 
-from ._replay import moved_to_front
 from ._sites import Place, Scope, Site, X, iteration, transposed
 from ._tag import STACKED
 
@@ -37,8 +36,7 @@ class Layer:
     @property
     def shape(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype, batch first."""
-        n, *rest = moved_to_front(self.site.aval.shape, self.batch)
-        return jax.ShapeDtypeStruct((n, *self.site.times, *rest), self.site.aval.dtype)
+        return self.site.whole(self.batch)
 
     @property
     def token(self) -> Hashable:
@@ -89,6 +87,8 @@ def _add(
     elif batch is None:
         shape = tuple(site.aval.shape)
         left_out[name] = f"it has no row for each example: its shape is {shape}" if shape else "it is a scalar"
+    elif site.varying and site.aval.ndim == 1:
+        left_out[name] = f"inside shard_map, it differs over the axes {site.varying} of the mesh, and has no features"
     else:
         layers.append(Layer(name, site, batch, index))
 

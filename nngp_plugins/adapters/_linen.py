@@ -13,8 +13,9 @@ import jax
 from .._require import require
 from .._static import Static
 from .._typing import PyTree
+from ._arguments import Spread, frozen_kwargs, spread_input
 from ._explain_errors import explain_errors, shapes_of
-from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
+from ._model_fn import ModelFn
 from ._tag import inside, mark
 
 # Intermediates and perturbations have the batch size of the call that made them, so they cannot persist.
@@ -28,6 +29,7 @@ def from_linen(
     rngs: Sequence[str] = ("dropout",),
     mutable: Sequence[str] = (),
     spread: Spread = None,
+    batch_axis: int = 0,
     **call_kwargs: Any,
 ) -> ModelFn:
     """A Flax Linen module as ``f(params, x, *, state=None, rng=None, **kwargs)``.
@@ -39,6 +41,7 @@ def from_linen(
         mutable: collections that the model writes to during a call, such as ``"batch_stats"`` in train mode. What it
             writes is dropped.
         spread: ``"args"`` calls ``module(*x)``, ``"kwargs"`` calls ``module(**x)``.
+        batch_axis: the axis of the batch in what the model takes and returns: 1 for ``(T, N, D)``, time first.
         **call_kwargs: passed at every call, such as ``train=False``.
 
     Returns:
@@ -71,7 +74,8 @@ def from_linen(
     if isinstance(mutable, str) or isinstance(rngs, str):
         raise TypeError(f"rngs={rngs!r} and mutable={mutable!r} must be sequences of names, such as ('dropout',).")
     kwargs = frozen_kwargs("from_linen", spread, call_kwargs)
-    return ModelFn(LinenAdapter(Static(module), method, tuple(rngs), tuple(mutable), spread, kwargs))
+    adapter = LinenAdapter(Static(module), method, tuple(rngs), tuple(mutable), spread, kwargs)
+    return ModelFn(adapter, batch_axis=batch_axis)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from .._typing import PyTree
-from ._harvest import Arguments, Harvest, Reduced
+from ._arguments import Arguments, is_array, move_batch
+from ._harvest import Harvest, Reduced
 from ._layer_names import Layer, select
 from ._replay import Reducer, Whole
 from ._summary import Summary
-
-Spread = Literal["args", "kwargs"] | None
 
 
 class Adapter(Protocol):
@@ -49,11 +48,19 @@ class ModelFn:
         adapter: the part that knows the framework.
         patterns: patterns of the layers that are the outputs; None for the model's own outputs.
         functions: whether activation functions that follow a layer are layers, too.
+        batch_axis: the axis of the batch in the inputs; in the outputs it comes first.
+        model_axis: the axis of the batch in what the model takes, if that is another one; see :meth:`batch_first`.
     """
 
     adapter: Adapter
     patterns: tuple[str, ...] | None = None
     functions: bool = False
+    batch_axis: int = 0
+    model_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batch_axis, int) or self.batch_axis < 0:
+            raise ValueError(f"batch_axis={self.batch_axis!r} must be an axis, such as 1 for (T, N, D), time first.")
 
     def __call__(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
@@ -62,7 +69,7 @@ class ModelFn:
 
         Args:
             params: what optax trains. Anything that :meth:`split` takes is accepted and split.
-            x: inputs with batch axis 0.
+            x: inputs with batch axis 0, or with the ``batch_axis`` that was given to the adapter.
             state: all other persistent values, such as running statistics.
             rng: a key that feeds every stochastic layer. With None the model runs deterministically.
             **kwargs: passed to the model. They override those given to the adapter.
@@ -78,7 +85,20 @@ class ModelFn:
             layers, _ = self.reduce_layers(Whole(), params, x, state=state, rng=rng, **kwargs)
             return layers.by_name()
         params, state = self._checked(params, state, rng, kwargs)
-        return self.adapter.apply(params, state, rng, x, kwargs)
+        outputs = self.adapter.apply(params, state, rng, self._as_model_takes(x), kwargs)
+        if not self.batch_axis and not self.model_axis:
+            return outputs
+        axes = iter(self._harvest(params, state, rng, x, kwargs).output_axes)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, next(axes) or 0, 0) if is_array(leaf) else leaf, outputs)
+
+    def batch_first(self, x: PyTree) -> tuple[ModelFn, PyTree]:
+        """Returns the same model as a function of inputs with batch axis 0, and the inputs in this form."""
+        if not self.batch_axis:
+            return self, x
+        return replace(self, batch_axis=0, model_axis=self.batch_axis), move_batch(x, self.batch_axis, 0)
+
+    def _as_model_takes(self, x: PyTree) -> PyTree:
+        return move_batch(x, 0, self.model_axis) if self.model_axis else x
 
     def _checked(self, params: PyTree, state: PyTree, rng: Any, kwargs: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns parameters and state, after checking the arguments of a call."""
@@ -92,7 +112,11 @@ class ModelFn:
         return self.variables(params, state)
 
     def _harvest(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Harvest:
-        return Harvest(self.adapter.tagged, Arguments.of(params, state, rng, x, kwargs), functions=self.functions)
+        def run(params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+            return self.adapter.tagged(params, state, rng, self._as_model_takes(x), kwargs)
+
+        arguments = Arguments.of(params, state, rng, x, kwargs, self.batch_axis)
+        return Harvest(run, arguments, functions=self.functions)
 
     def init(self, rng: jax.Array, x: PyTree, **kwargs: Any) -> tuple[PyTree, PyTree]:
         """Returns new parameters.
@@ -237,35 +261,3 @@ class ModelFn:
             return params, state
         params, own_state = parts
         return params, own_state if state is None else state
-
-
-def spread_input(x: PyTree, spread: Spread) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns the arguments of ``model(x)``, ``model(*x)`` or ``model(**x)``."""
-    if spread == "args":
-        return tuple(x), {}
-    if spread == "kwargs":
-        return (), dict(x)
-    return (x,), {}
-
-
-def frozen_kwargs(adapter: str, spread: Spread, kwargs: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Returns the keyword arguments of an adapter in hashable form, after checking them and ``spread``."""
-    if spread not in (None, "args", "kwargs"):
-        raise ValueError(
-            f"spread={spread!r} must be None for model(x), 'args' for model(*x) or 'kwargs' for model(**x)."
-        )
-    for name, value in kwargs.items():
-        try:
-            hash(value)
-        except TypeError:
-            raise TypeError(
-                f"{adapter}(..., {name}=...) got an unhashable {type(value).__name__}; flags and numbers go here, "
-                f"arrays go to the call: f(params, x, {name}=...)."
-            ) from None
-    return tuple(sorted(kwargs.items()))
-
-
-def accepts_argument(function: Callable[..., Any], name: str) -> bool:
-    """Returns whether ``function`` can be called with ``name=...``."""
-    parameters = inspect.signature(function).parameters.values()
-    return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -15,12 +15,15 @@ import jax.numpy as jnp
 from .._require import require
 from .._static import Static
 from .._typing import PyTree
+from ._arguments import Spread, frozen_kwargs, spread_input
 from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
 from ._intercept import silent_class, sows, tagging_class
-from ._model_fn import ModelFn, Spread, frozen_kwargs, spread_input
+from ._model_fn import ModelFn
 
 
-def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread = None, **call_kwargs: Any) -> ModelFn:
+def from_nnx(
+    model_or_factory: Any, *, method: str | None = None, spread: Spread = None, batch_axis: int = 0, **call_kwargs: Any
+) -> ModelFn:
     """A Flax NNX model as ``f(params, x, *, state=None, rng=None, **kwargs)``.
 
     The mode of the model at conversion decides: call ``model.eval()`` first for deterministic outputs. Later changes
@@ -31,6 +34,7 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
         model_or_factory: a live ``nnx.Module``, or a function or class ``rngs -> model``, which ``f.init`` needs.
         method: name of the method to run instead of ``__call__``.
         spread: ``"args"`` calls ``model(*x)``, ``"kwargs"`` calls ``model(**x)``.
+        batch_axis: the axis of the batch in what the model takes and returns: 1 for ``(T, N, D)``, time first.
         **call_kwargs: passed at every call.
 
     Returns:
@@ -72,9 +76,9 @@ def from_nnx(model_or_factory: Any, *, method: str | None = None, spread: Spread
     leaves, structure = jax.tree.flatten(random)
     streams = RandomStreams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
     shapes = shapes_of(params)
-    return ModelFn(
-        NNXAdapter(type(model).__name__, Static(graphdef), shapes, streams, needed, factory, method, spread, kwargs)
-    )
+    name = type(model).__name__
+    adapter = NNXAdapter(name, Static(graphdef), shapes, streams, needed, factory, method, spread, kwargs)
+    return ModelFn(adapter, batch_axis=batch_axis)
 
 
 def _positional_factory(make: Any) -> Callable[..., Any]:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.extend import core
+from jax.sharding import PartitionSpec
 
 from .._typing import PyTree
 from ._jaxpr import inner_consts, inner_jaxpr, scan_counts
-from ._sites import Place, Scope, Site
+from ._sites import Place, Scope, Site, moved_to_front
 from ._tag import tag_p
 
 Found = dict[Place, Any]
@@ -61,28 +62,27 @@ class Wanted:
 
     def __init__(self, name: str, site: Site, batch: int, reducer: Reducer):
         self.site, self._batch = site, batch
-        n, *rest = moved_to_front(site.aval.shape, batch)
-        step = jax.ShapeDtypeStruct((n, *rest), site.aval.dtype)
-        of_step = (
-            reducer.of_step(jax.ShapeDtypeStruct((n, *site.times, *rest), site.aval.dtype)) if site.times else None
-        )
+        of_step = reducer.of_step(site.whole(batch)) if site.times and not site.devices else None
         self._reduce: Callable[[Array], PyTree] = partial(of_step or reducer, name)
         self.is_mean = of_step is not None
+        step = jax.ShapeDtypeStruct(moved_to_front(site.aval.shape, batch), site.aval.dtype)
         self._of_step = jax.eval_shape(self._reduce, step) if self.is_mean else None
 
     def take(self, y: Array) -> PyTree:
-        """The array at the site, batch first, reduced if no scan over time has to be left before."""
+        """The array at the site, batch first, reduced unless all steps or all devices are needed first."""
         y = jnp.moveaxis(y, self._batch, 0)
-        return self._reduce(y) if self.is_mean or not self.site.times else y
+        return self._reduce(y) if self.is_mean or all(scope.kind == "depth" for scope in self.site.scopes) else y
 
     def leave(self, scope: Scope, value: Any) -> PyTree:
-        """What leaves a scan over time, from the stacked steps."""
-        value = jnp.moveaxis(value, 0, len(self._layers_inside(scope)) + 1)
+        """What leaves a scan over time, from the stacked steps, or what leaves a ``shard_map``."""
+        layers = self._layers_inside(scope)
+        if scope.kind == "time":
+            value = jnp.moveaxis(value, 0, len(layers) + 1)
         outside = self.site.scopes[: self.site.scopes.index(scope)]
-        if any(other.kind == "time" for other in outside):
+        if any(other.kind != "depth" for other in outside):
             return value
         reduce = self._reduce
-        for _ in self._layers_inside(scope):
+        for _ in layers:
             reduce = jax.vmap(reduce)
         return reduce(value)
 
@@ -91,15 +91,19 @@ class Wanted:
         layers = self._layers_inside(scope)
         return jax.tree.map(lambda s: jnp.zeros((*layers, *s.shape), s.dtype), self._of_step)
 
+    def spec(self, scope: Scope) -> PartitionSpec:
+        """How what leaves a ``shard_map`` lies on its mesh: the batch as before, and other differences as features."""
+        inside = self.site.scopes[self.site.scopes.index(scope) + 1 :]
+        axes = [None] * len(self._layers_inside(scope)), scope.mesh_axes
+        rest: list[Any] = [None] * (self.site.aval.ndim - 1 + sum(other.kind == "time" for other in inside))
+        if self.site.varying:
+            rest[-1] = self.site.varying
+        return PartitionSpec(*axes[0], axes[1], *rest)
+
     def _layers_inside(self, scope: Scope) -> list[int]:
         """How many layers each scan over layers inside a scope has."""
         inside = self.site.scopes[self.site.scopes.index(scope) + 1 :]
         return [other.length for other in inside if other.kind == "depth"]
-
-
-def moved_to_front(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """A shape with an axis in front."""
-    return shape[axis], *shape[:axis], *shape[axis + 1 :]
 
 
 class Replay:
@@ -154,6 +158,8 @@ class Replay:
 
         if name == "scan":
             outs, taken = self._scan(eqn, ins, at)
+        elif name == "shard_map":
+            outs, taken = self._shard_map(eqn, ins, at)
         elif name in ("checkpoint", "remat", "remat2"):
             policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
             outs, taken = jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*ins)
@@ -171,8 +177,7 @@ class Replay:
     def _scan(self, eqn: Any, ins: list[Any], at: Place) -> tuple[list[Any], Found]:
         params, (consts, carries) = eqn.params, scan_counts(eqn)
         body, body_consts = inner_jaxpr(eqn), inner_consts(eqn)
-        inside = [wanted for place, wanted in self._wanted.items() if place[: len(at)] == at]
-        scope = next(scope for scope in inside[0].site.scopes if scope.at == at)
+        inside, scope = self._inside(at)
         over_time = scope.kind == "time"
         means: Found = {w.site.at: w.zeros(scope) for w in inside if over_time and w.is_mean}
 
@@ -191,6 +196,26 @@ class Replay:
         if over_time:
             found = {place: self._wanted[place].leave(scope, value) for place, value in found.items()}
         return [*carry, *ys], {**found, **means}
+
+    def _shard_map(self, eqn: Any, ins: list[Any], at: Place) -> tuple[list[Any], Found]:
+        params, body, (inside, scope) = eqn.params, inner_jaxpr(eqn), self._inside(at)
+        manual = params.get("newly_manual_axes", params.get("manual_axes", ()))
+        shard_map: Callable[..., Any] = jax.shard_map
+        sharded = shard_map(
+            lambda *ins: self.run(body, (), ins, at),
+            mesh=params["mesh"],
+            in_specs=params["in_specs"],
+            out_specs=(list(params["out_specs"]), {wanted.site.at: wanted.spec(scope) for wanted in inside}),
+            axis_names={*manual},
+            check_vma=params["check_vma"],
+        )
+        outs, found = sharded(*ins)
+        return outs, {place: self._wanted[place].leave(scope, value) for place, value in found.items()}
+
+    def _inside(self, at: Place) -> tuple[list[Wanted], Scope]:
+        """The wanted sites inside an equation, and its scope."""
+        inside = [wanted for place, wanted in self._wanted.items() if place[: len(at)] == at]
+        return inside, next(scope for scope in inside[0].site.scopes if scope.at == at)
 
 
 def bind(eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jax.extend import core
 
 from ._batch_axis import Axis, batch_axis
@@ -18,6 +20,13 @@ PARAMS, X = 1, 2
 
 Place = tuple[int, ...]
 """The numbers of the equations that lead to a place: in the jaxpr, in the jaxpr inside that equation, and so on."""
+
+
+_UNSEEN = {
+    "while": "while_loop",
+    "shard_map": "shard_map with check_vma=False, or pmap",
+    "pallas_call": "a Pallas kernel",
+}
 
 
 class Known(NamedTuple):
@@ -36,19 +45,24 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Scope:
-    """A ``scan`` around a site.
+    """A ``scan`` or a ``shard_map`` around a site.
 
     Attributes:
-        kind: ``"depth"`` if it runs over layers with parameters of their own, ``"time"`` otherwise.
-        length: how many times its body runs.
+        kind: of a ``scan``, ``"depth"`` if it runs over layers with parameters of their own, and ``"time"`` otherwise;
+            ``"devices"`` of a ``shard_map``.
+        length: how many times its body runs, or on how many devices the batch is.
         reverse: whether it begins with the last index.
-        at: the place of the ``scan``.
+        at: the place of the equation.
+        mesh_axes: the axes of the mesh that the batch is sharded over.
+        mesh: the mesh.
     """
 
-    kind: Literal["depth", "time"]
+    kind: Literal["depth", "time", "devices"]
     length: int
     reverse: bool
     at: Place
+    mesh_axes: tuple[str, ...] = ()
+    mesh: Any = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,26 @@ class Site:
     def module(self) -> str:
         """The path of the module, without marks."""
         return "/".join(part for part in self.path.split("/") if part != STACKED)
+
+    @property
+    def devices(self) -> tuple[Scope, ...]:
+        """The ``shard_map`` around it, if there is one."""
+        return tuple(scope for scope in self.scopes if scope.kind == "devices")
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The axes of the mesh over which the array differs, apart from those of the batch."""
+        of_batch = {axis for scope in self.devices for axis in scope.mesh_axes}
+        return tuple(sorted(varying_axes(self.aval) - of_batch))
+
+    def whole(self, batch: int) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the layer: the batch, the steps of scans over time, and the rest, of all devices."""
+        shape = list(self.aval.shape)
+        for scope in self.devices:
+            shape[batch] *= scope.length
+            shape[-1] *= math.prod(scope.mesh.shape[axis] for axis in self.varying)
+        n, *rest = moved_to_front(shape, batch)
+        return jax.ShapeDtypeStruct((n, *self.times, *rest), self.aval.dtype)
 
     @property
     def times(self) -> tuple[int, ...]:
@@ -135,6 +169,10 @@ class Analysis:
             return ins
         if name == "scan" and inner is not None:
             return self._scan(eqn, ins, at, scopes)
+        if name == "shard_map" and inner is not None and (devices := _devices_of_batch(eqn, ins, at)) is not None:
+            # A value of all devices is none of these, so it gets a token of its own.
+            inside = [self.fresh(known.depends, known.batch) for known in ins]
+            return [self.fresh(*known[::2]) for known in self.walk(inner, inside, at, (*scopes, devices))]
         if inner is not None and name in INLINED:
             # Functions inside an activation function are none of their own.
             function, functions = function_name(eqn), self.functions
@@ -148,7 +186,7 @@ class Analysis:
             return [Known(depends, token, batch_axis(eqn, [ins[0].batch]))]
         else:
             for path in tags_inside(eqn):
-                self.unseen.setdefault(path, f"it is called inside {name.removesuffix('_p')}")
+                self.unseen.setdefault(path, f"it is called inside {_UNSEEN.get(name, name)}")
             axis = batch_axis(eqn, [known.batch for known in ins]) if inner is None else None
             outs = [self.fresh(depends, axis) for _ in eqn.outvars]
         if self.functions and len(outs) == 1 and (function := function_name(eqn)):
@@ -196,6 +234,20 @@ class Analysis:
         return results
 
 
+def _devices_of_batch(eqn: Any, ins: Sequence[Known], at: Place) -> Scope | None:
+    """The scope of a ``shard_map``; None if it does not say over which axes of the mesh its values differ."""
+    mesh, batches = eqn.params["mesh"], set()
+    for known, spec in zip(ins, eqn.params["in_specs"], strict=True):
+        if known.batch is not None:
+            entry = spec[known.batch] if known.batch < len(spec) else None
+            batches.add(entry if isinstance(entry, tuple) else () if entry is None else (entry,))
+    axes = batches.pop() if len(batches) == 1 else ()
+    manual = eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes", ()))
+    if batches or not (eqn.params["check_vma"] or {*manual} == {*axes}):
+        return None
+    return Scope("devices", math.prod(mesh.shape[axis] for axis in axes), False, at, axes, mesh)
+
+
 def _inner(axis: Axis) -> Axis:
     """The axis inside a scan of what is scanned over."""
     return axis - 1 if axis else None
@@ -206,6 +258,17 @@ def _joined(before: Known, after: Known) -> Known:
     # Zeros that a scan begins with have no batch, and then they hold one.
     axis = after.batch if not before.depends & X else before.batch
     return Known(before.depends | after.depends, before.token, axis if axis == after.batch else None)
+
+
+def moved_to_front(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """A shape with an axis in front."""
+    return shape[axis], *shape[:axis], *shape[axis + 1 :]
+
+
+def varying_axes(aval: Any) -> frozenset[str]:
+    """The axes of the mesh over which a value inside ``shard_map`` differs."""
+    # JAX before 0.10 has no type for this but the axes alone.
+    return frozenset(getattr(getattr(aval, "manual_axis_type", aval), "varying", getattr(aval, "vma", None)) or ())
 
 
 def iteration(token: Hashable, scopes: Sequence[Scope], indices: Sequence[int]) -> Hashable:

@@ -48,6 +48,8 @@ class Summary:
         if self.modules:
             seen = self.modules - len(self.unseen)
             notes.append(f"modules with parameters: {seen} seen, {len(self.unseen)} not seen")
+        elif self.unseen:
+            notes.append("not seen:")
         notes += [f"  {path}: {reason}" for path, reason in self.unseen.items()]
         table = Table(caption="\n".join(notes), caption_justify="left")
         for i, name in enumerate(("layer", "shape", "dtype", "output", "kernel")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -82,13 +82,17 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
     leaves, structure = jax.tree_util.tree_leaves_with_path(y, is_leaf), jax.tree.structure(y, is_leaf)
     arrays = [i for i, (_, leaf) in enumerate(leaves) if hasattr(leaf, "ndim") and hasattr(leaf, "dtype")]
     marked = [leaf for _, leaf in leaves]
-    for i in arrays:
-        key_path, leaf = leaves[i]
-        # Many modules return (y, None), or (y,): their only array is their output.
-        alone = len(arrays) == 1 and all(isinstance(key, jax.tree_util.SequenceKey) for key in key_path)
-        part = "" if alone else jax.tree_util.keystr(key_path, simple=True, separator=":")
-        marked[i] = tag_p.bind(leaf, path=path, method=method, part=part, vmaps=0)
+    for i, part in zip(arrays, part_names([leaves[i][0] for i in arrays]), strict=True):
+        marked[i] = tag_p.bind(marked[i], path=path, method=method, part=part, vmaps=0)
     return jax.tree.unflatten(structure, marked)
+
+
+def part_names(key_paths: Sequence[Any]) -> list[str]:
+    """The names of arrays within what was returned, such as ``1:twice``."""
+    # Many modules return (y, None), or (y,): their only array is their output.
+    if len(key_paths) == 1 and all(isinstance(key, jax.tree_util.SequenceKey) for key in key_paths[0]):
+        return [""]
+    return [jax.tree_util.keystr(key_path, simple=True, separator=":") for key_path in key_paths]
 
 
 @contextmanager

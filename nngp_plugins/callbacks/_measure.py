@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from ..adapters import ModelFn, Reduced, Summary, matches
-from ..engine import NEXT_TO_OTHERS, NamedOutputs, dependence, smaller_batch, traced_errors, traced_outputs
+from ..engine import NEXT_TO_OTHERS, NamedOutputs, batch_first, dependence, smaller_batch, traced_errors, traced_outputs
 from ..metrics import DenseGram, features, grams_of_products, product_from_first, stacked_grams
 from ._checks import check_layers, probe_size
 
@@ -95,6 +95,7 @@ class Measurement:
     def __init__(
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):
+        f, probe_x = batch_first(f, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
             self.probe_x = jax.tree.map(jnp.asarray, probe_x)

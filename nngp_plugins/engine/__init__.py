@@ -10,7 +10,7 @@ from ._independence import (
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )
-from ._inputs import Range as Range, unpacked as unpacked
+from ._inputs import Range as Range, batch_first as batch_first, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import TileSink as TileSink, progress as progress, run as run
 from ._nngp import (

@@ -14,7 +14,7 @@ from .._typing import PyTree
 from ._arrays import ArrayBackend, OnDevice, OnHost
 from ._devices import network_devices, share
 from ._forward import NetworkOutputs, refuse_traced
-from ._inputs import batch_of, refuse_empty, unpacked
+from ._inputs import batch_first, batch_of, refuse_empty, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._loop import AssembleArrays, progress, run
@@ -116,7 +116,11 @@ class BatchedKernelFn:
         """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
-        inputs = {"x1": x1} if is_none(x2) else {"x1": x1, "x2": x2}
+        f, x1 = batch_first(self.kernel_fn.f, x1)
+        inputs = {"x1": x1}
+        if not is_none(x2):
+            _, x2 = batch_first(self.kernel_fn.f, x2)
+            inputs["x2"] = x2
         examples = []
         for name, x in inputs.items():
             refuse_empty(name, x)
@@ -131,7 +135,7 @@ class BatchedKernelFn:
         sources = [
             NetworkOutputs(
                 name,
-                self.kernel_fn.f,
+                f,
                 params,
                 x,
                 side_kwargs,

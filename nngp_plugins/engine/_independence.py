@@ -131,6 +131,5 @@ def refuse_other_outputs(usual: NamedOutputs, size: int, other: NamedOutputs, ro
     if names:
         raise ValueError(
             f"f returns {', '.join(map(repr, names[:3]))} only for batches of {size} or only for batches of {rows} "
-            f"examples of {argument}: a layer without a batch may by chance be as long as one. Leave it out, as "
-            f"f.layers('!{names[0]}') does, or take another batch_size."
+            f"examples of {argument}; return the same outputs for every size of the batch, or take another batch_size."
         )

@@ -53,6 +53,11 @@ def batch_of(argument: str, x: PyTree) -> int:
     return next(iter(sizes.values()))
 
 
+def batch_first(f: Any, x: PyTree) -> tuple[Any, PyTree]:
+    """An ``f`` and its inputs with the batch in front, if ``f`` knows that it takes them in another order."""
+    return f.batch_first(x) if hasattr(f, "batch_first") else (f, x)
+
+
 def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:
     """The arrays of ``params``, and the keyword arguments; a live model is taken apart if ``f`` knows how to.
 

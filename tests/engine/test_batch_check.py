@@ -215,7 +215,7 @@ def test_dropout_passes_although_its_noise_depends_on_the_size_of_the_batch():
         kernel(dropout, X1, X2, batch_size=batch_size, rng=KEY)
 
 
-def test_a_layer_that_is_one_for_some_sizes_of_the_batch_only():
+def test_a_layer_that_is_as_long_as_the_batch_by_chance():
     class Positions(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -223,7 +223,13 @@ def test_a_layer_that_is_one_for_some_sizes_of_the_batch_only():
 
     f = nngp.from_linen(Positions())
     params, _ = f.init(jax.random.key(0), X1)
-    with pytest.raises(ValueError, match=r"^f returns 'position' only for batches of 4 or .*'!position'"):
-        kernel(f.layers(), params=params)
-    assert set(kernel(f.layers("!position"), params=params)) == {"head"}
-    assert set(kernel(f.layers(), params=params, batch_size=5)) == {"head"}
+    for batch_size in (4, 5):
+        assert set(kernel(f.layers(), params=params, batch_size=batch_size)) == {"head"}
+
+
+def test_outputs_of_some_sizes_of_the_batch_only():
+    def f(params, x):
+        return {"head": x, "only": x} if len(x) == 4 else {"head": x}
+
+    with pytest.raises(ValueError, match=r"^f returns 'only' only for batches of 4 or .*; return the same outputs"):
+        kernel(f)
