@@ -88,8 +88,8 @@ class Harvest:
             self._batch = _axes_of_twice(run, arguments, sites, functions) or _axes_by_length(arguments, sites)
         named = zip(traced.sites, self._batch, strict=False)
         own = zip(traced.outputs, self._batch[len(traced.sites) :], strict=True)
-        self.layers, self.left_out = named_layers(list(named), list(own))
-        self.unseen = traced.unseen
+        self.layers, left_out = named_layers(list(named), list(own))
+        self.unseen, self.left_out = traced.unseen, {**traced.unseen, **left_out}
         self.output_axes = self._batch[len(traced.sites) :]
 
     def unseen_of(self, owners: Sequence[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def tagging_class(module_type: Any, path: str, base: type, method: str = "", opa
         name: tagging(name, call) for name, call in _methods(module_type, base).items() if path or name != method
     }
 
-    def __getattribute__(self: Any, name: str) -> Any:  # noqa: N807
+    def __getattribute__(self: Any, name: str) -> Any:
         # The class keeps its own methods: classes compare them with those of a base to see which a subclass overrides.
         tagged = name in methods and name not in object.__getattribute__(self, "__dict__")
         return MethodType(methods[name], self) if tagged else module_type.__getattribute__(self, name)

@@ -81,10 +81,10 @@ class TestDepth:
         def apply(params, x):
             return jax.lax.scan(lambda h, w: ((h := jnp.tanh(h @ w)), h), x, params)[1]
 
-        h, hs = X, []
-        for w in W:
-            hs.append(h := np.tanh(h @ w))
-        equal(found(apply, W, X), {"output": np.stack(hs, 1)})
+        h, expected = X, np.zeros((N, N, N))
+        for i, w in enumerate(W):
+            expected[:, i] = h = np.tanh(h @ w)
+        equal(found(apply, W, X), {"output": expected})
 
 
 def recurrent(w, xs, **options):
@@ -99,10 +99,10 @@ def recurrent(w, xs, **options):
 
 def recurrent_by_hand(w, xs):
     """The same; here the batch comes first."""
-    h, hs = np.zeros((len(xs), N)), []
+    h, hs = np.zeros(w.shape[0]), np.zeros((*xs.shape[:2], w.shape[1]))
     for t in range(xs.shape[1]):
-        hs.append(h := np.tanh(h @ w + xs[:, t]))
-    return np.stack(hs, 1)
+        hs[:, t] = h = np.tanh(h @ w + xs[:, t])
+    return hs
 
 
 class TestTime:
@@ -179,7 +179,7 @@ class TestTime:
     def test_the_gram_is_that_of_all_steps(self, narrow):
         """Steps whose features take less memory than a kernel are stacked; others are added up as kernels."""
         xs, w = (normal(5, 8, 2, 3), normal(6, 3, 3)) if narrow else (XS, W[0])
-        cell = np.asarray(self.by_hand(w, xs))
+        cell = recurrent_by_hand(w, xs)
         kernel, n = np.einsum("atd,btd->ab", cell, cell) / cell[0].size, len(xs)
         f = nngp.from_callable(lambda w, x: recurrent(w, x.swapaxes(0, 1))[-1]).layers("cell")
         one = nngp.gram(f, xs, w)["cell"]
@@ -187,12 +187,6 @@ class TestTime:
         dense, centre = one.by_entries() if narrow else one, np.eye(n) - 1 / n
         np.testing.assert_allclose(dense.matrix, kernel, atol=1e-5)
         np.testing.assert_allclose(dense.centered, centre @ kernel @ centre, atol=1e-5)
-
-    def by_hand(self, w, xs):
-        h, hs = np.zeros((len(xs), w.shape[0])), []
-        for t in range(xs.shape[1]):
-            hs.append(h := np.tanh(h @ w + xs[:, t]))
-        return np.stack(hs, 1)
 
 
 class TestOtherAxes:
