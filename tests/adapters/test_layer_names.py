@@ -123,7 +123,7 @@ class TestNoCollisions:
         parts = keras.layers.SimpleRNN(4, name="rnn"), keras.layers.Dense(2, name="head")
         model = keras.Sequential([keras.Input((5, 3)), *parts])
         f = nngp.from_keras(model)
-        assert list(f.layer_shapes(f.split(model)[0], XS)) == ["rnn", "head"]
+        assert list(f.layer_shapes(f.split(model)[0], XS)) == ["rnn/simple_rnn_cell:0", "rnn", "head"]
 
 
 class TestEqualArraysOnce:
