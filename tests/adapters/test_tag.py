@@ -163,6 +163,32 @@ def test_trees():
     np.testing.assert_allclose(layers["output"], layers["t:a"] + layers["one"], rtol=1e-6)
 
 
+@jax.tree_util.register_pytree_node_class
+class Remembers:
+    """A PyTree node with more than its leaves, as ``IrrepsArray`` of e3nn-jax remembers which parts are zero."""
+
+    def __init__(self, array, zero=None):
+        self.array, self.zero = array, zero
+
+    def tree_flatten(self):
+        return (self.array,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux, leaves):
+        return cls(*leaves)
+
+
+def test_objects_that_hold_more_than_their_leaves():
+    def apply(w, x):
+        (y,) = nngp.tag("t", (Remembers(x @ w, zero=False),))
+        return y.array if y.zero is False else 0 * y.array
+
+    layers = nngp.from_callable(apply).layers()(W, X)
+    (name,) = layers
+    assert name.startswith("t:0")
+    np.testing.assert_allclose(layers[name], X @ W, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", [None, 3, "", b"h"])
 def test_a_name_that_is_no_name(name):
     with pytest.raises(TypeError, match=r"^tag\(name=.*, \.\.\.\) takes the name of a layer as a string"):
@@ -237,54 +263,3 @@ def test_inside_modules(make):
     assert list(layers) == ["part/d", "part/relu", "part"]
     np.testing.assert_array_equal(layers["part/relu"], np.maximum(layers["part/d"], 0))
     assert "nngp_tag" not in primitives(jax.make_jaxpr(f)(params, X))
-
-
-FUNCTIONS = [jax.nn.relu, jnp.tanh, jax.nn.silu, jax.nn.elu, jax.nn.leaky_relu, jax.nn.softplus, jax.nn.log_softmax]
-
-
-class TestFunctions:
-    """``f.layers(functions=True)``."""
-
-    @pytest.mark.parametrize("function", FUNCTIONS)
-    def test_behind_the_layer_that_they_follow(self, function):
-        def apply(params, x):
-            def step(h, w):
-                return function(nngp.tag("d", h @ w)), None
-
-            h = jax.lax.scan(jax.checkpoint(step), x, params)[0]
-            return jax.vmap(lambda row: function(nngp.tag("head", row @ params[0])))(h) + 1
-
-        f, name = nngp.from_callable(apply), function.__name__
-        layers = jax.jit(f.layers(functions=True))(WS, X)
-        before = [f"d/0/{name}", f"d/1/{name}"]
-        assert list(layers) == ["d/0", before[0], "d/1", before[1], "head", f"head/{name}", "output"]
-        for layer in ("d/0", "d/1", "head"):
-            np.testing.assert_allclose(layers[f"{layer}/{name}"], function(layers[layer]), rtol=1e-5, atol=1e-6)
-        assert list(f.layers().layer_shapes(WS, X)) == ["d/0", "d/1", "head", "output"]
-        chosen = f.layers(f"*/{name}", functions=True).layer_shapes(WS, X)
-        assert list(chosen) == [*before, f"head/{name}"]
-
-    @pytest.mark.parametrize("function", [jax.nn.gelu, jax.nn.softmax])
-    def test_functions_of_which_no_name_is_left(self, function):
-        """JAX puts these into the jaxpr as their formulas; a tag makes them layers."""
-
-        def apply(w, x, tag=lambda name, y: y):
-            return tag("function", function(nngp.tag("d", x @ w))) @ w
-
-        assert list(nngp.from_callable(apply).layers(functions=True).layer_shapes(W, X)) == ["d", "output"]
-        tagged = nngp.from_callable(partial(apply, tag=nngp.tag)).layers()(W, X)
-        np.testing.assert_allclose(tagged["function"], function(tagged["d"]), rtol=1e-5)
-
-    def test_functions_inside_functions_and_of_no_layer(self):
-        def apply(w, x):
-            h = nngp.tag("d", jnp.tanh(x) @ w)
-            return jax.nn.silu(h) + jax.nn.relu(2 * h)
-
-        assert list(nngp.from_callable(apply).layers(functions=True).layer_shapes(W, X)) == ["d", "d/silu", "output"]
-
-    def test_in_a_model(self):
-        model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(3), jnp.tanh])
-        f = nngp.from_linen(model).layers(functions=True)
-        summary = f.summary(jax.eval_shape(f.init, jax.random.key(0), X)[0], X)
-        assert list(summary.shapes) == ["layers_0", "layers_0/relu", "layers_2", "layers_2/tanh"]
-        assert summary.others == {"layers_2/tanh": ("output",)}
