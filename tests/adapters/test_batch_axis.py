@@ -211,17 +211,18 @@ class TestOtherAxes:
         equal(found(apply, W[0], X), {"output": X @ W[0]})
 
     def test_vmap(self):
-        """Over heads, over features, and over the examples themselves."""
+        """Over heads, over features, and over the examples; the mapped axis comes right behind the batch."""
 
         def apply(params, x):
             heads = jax.vmap(lambda w: nngp.tag("heads", x @ w))(params)
             jax.vmap(lambda column: nngp.tag("columns", 2 * column), in_axes=1)(x)
             jax.vmap(lambda row: nngp.tag("rows", row @ params[0]))(x)
+            jax.vmap(lambda y: nngp.tag("last", y), in_axes=2)(jnp.stack([x, 2 * x], 2))
             jax.vmap(jax.vmap(lambda w, row: nngp.tag("both", row @ w), (None, 0)), (0, None))(params, x)
             return heads.sum((0, 2))
 
         heads = np.einsum("nd,hde->nhe", X, W)
-        expected = {"heads": heads, "columns": 2 * X, "rows": X @ W[0], "both": heads}
+        expected = {"heads": heads, "columns": 2 * X, "rows": X @ W[0], "last": np.stack([X, 2 * X], 1), "both": heads}
         equal(found(apply, W, X), expected | {"output": heads.sum((1, 2))})
 
     def test_axes_that_move(self):
