@@ -170,10 +170,11 @@ class _Tagging:
         of_here = [i for i, (_, trace) in enumerate(self._lifts) if trace == here]
         if of_here:
             del self._lifts[of_here[-1] + 1 :]  # The scans of these are over.
-        if not self._lifts:
-            return name
-        lifted, known = f"{self._lifts[-1][0]}/{name}", name in self._known
-        return lifted if (lifted in self._known and not (known and of_here)) or not (known or of_here) else name
+        # A stack that was lifted here is over, or has no scan, so its names come last.
+        running = [f"{path}/{name}" for path, trace in reversed(self._lifts) if trace != here]
+        over = [f"{path}/{name}" for path, trace in reversed(self._lifts) if trace == here]
+        candidates = [*running, name, *over]
+        return next((path for path in candidates if path in self._known), candidates[0])
 
     def _marked(self, raw: str) -> str:
         """A readable path that says where the index of a layer comes."""

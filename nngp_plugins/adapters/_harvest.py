@@ -13,7 +13,7 @@ import numpy as np
 
 from .._typing import PyTree
 from ._arguments import Arguments, is_array
-from ._layer_names import NOT_OF_INPUTS, Layer, named_layers
+from ._layer_names import NOT_OF_INPUTS, Layer, LeftOut, named_layers
 from ._replay import Reducer, Replay, Wanted
 from ._sites import Analysis, Site, X
 from ._tag import looking, part_names
@@ -90,8 +90,9 @@ class Harvest:
         self.output_axes = axes[len(traced.sites) :]
         named = zip(traced.sites, axes, strict=False)
         own = zip(traced.outputs, self.output_axes, strict=True)
-        self.layers, self.left_out = named_layers(list(named), list(own))
+        self.layers, left_out = named_layers(list(named), list(own))
         self.unseen = traced.unseen
+        self.left_out = {**{path: LeftOut(path, why) for path, why in traced.unseen.items()}, **left_out}
 
     def unseen_of(self, owners: Sequence[str]) -> dict[str, str]:
         """Why no layer covers a module, by the path of each such module of those that own parameters."""
@@ -209,8 +210,12 @@ def _axes_of_twice(
 
 
 def _axes_by_length(arguments: Arguments, sites: Sequence[Site]) -> list[int | None]:
-    """Axis 0 of each site that is as long as the batch."""
+    """The axis of each site that the rules tell; of the others, axis 0 if it is as long as the batch."""
     n = arguments.n
     if n is None or not any(site.aval.shape[:1] == (n,) for site in sites if not site.at):
         n = next((site.aval.shape[0] for site in sites if not site.at and site.aval.ndim), None)
-    return [0 if site.aval.shape[:1] == (n,) else None for site in sites]
+    told = [site.known.batch for site in sites]
+    return [
+        axis if axis is not None else 0 if site.aval.shape[:1] == (n,) else None
+        for site, axis in zip(sites, told, strict=True)
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from ._tag import inside, mark
@@ -42,7 +43,14 @@ def tagging_class(module_type: Any, path: str, base: type, method: str = "", opa
     methods = {
         name: tagging(name, call) for name, call in _methods(module_type, base).items() if path or name != method
     }
-    return _subclass(module_type, {**methods, "sow": sow} if hasattr(module_type, "sow") else methods)
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        # The class keeps its own methods: classes compare them with those of a base to see which a subclass overrides.
+        tagged = name in methods and name not in object.__getattribute__(self, "__dict__")
+        return MethodType(methods[name], self) if tagged else module_type.__getattribute__(self, name)
+
+    body = {"__getattribute__": __getattribute__, **{name: methods[name] for name in ("__call__",) if name in methods}}
+    return _subclass(module_type, {**body, "sow": sow} if hasattr(module_type, "sow") else body)
 
 
 @functools.cache

@@ -157,7 +157,7 @@ class KerasAdapter:
 @contextmanager
 def _tagging_layers(model: Any) -> Iterator[None]:
     """Within this context, the layers of a live model tag what they return."""
-    base = require("keras", extra="keras").Layer
+    keras = require("keras", extra="keras")
     with _capture_lock:
         layer_types: dict[Any, Any] = {}
         kind: Any
@@ -165,6 +165,8 @@ def _tagging_layers(model: Any) -> Iterator[None]:
             for path, layer in _iter_layers(model, ""):
                 if layer not in layer_types and layer is not model:
                     layer_types[layer] = kind = type(layer)
+                    # The loop of a recurrent layer is a public method, which no user calls.
+                    base = keras.layers.RNN if isinstance(layer, keras.layers.RNN) else keras.Layer
                     object.__setattr__(layer, "__class__", tagging_class(kind, path, base))
             yield
         finally:

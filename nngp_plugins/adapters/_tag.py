@@ -79,12 +79,19 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
     def is_leaf(node: Any) -> bool:
         return isinstance(node, opaque)
 
-    leaves, structure = jax.tree_util.tree_leaves_with_path(y, is_leaf), jax.tree.structure(y, is_leaf)
+    leaves = jax.tree_util.tree_leaves_with_path(y, is_leaf)
     arrays = [i for i, (_, leaf) in enumerate(leaves) if hasattr(leaf, "ndim") and hasattr(leaf, "dtype")]
     marked = [leaf for _, leaf in leaves]
     for i, part in zip(arrays, part_names([leaves[i][0] for i in arrays]), strict=True):
         marked[i] = tag_p.bind(marked[i], path=path, method=method, part=part, vmaps=0)
-    return jax.tree.unflatten(structure, marked)
+    in_order = iter(marked)
+
+    def rebuilt(node: Any) -> Any:
+        inside = [next(in_order) for _ in jax.tree.leaves(node, is_leaf=is_leaf)]
+        return inside[0] if jax.tree_util.all_leaves([node], is_leaf) else node
+
+    # Objects of other types may hold more than their leaves, so they stay the same objects.
+    return jax.tree.map(rebuilt, y, is_leaf=lambda node: not isinstance(node, tuple | list | dict))
 
 
 def part_names(key_paths: Sequence[Any]) -> list[str]:

@@ -7,15 +7,16 @@ from .table import LARGE, MODELS, WHICH, Model, load
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 SECTION = "packages" if WHICH == "packages" else "frameworks"
-HEAD = ["| package | framework | model | layers | |", "|---|---|---|---|---|"]
+HEAD = ["| package | framework | model | layers | modules seen | |", "|---|---|---|---|---|---|"]
 TITLES = {"linen": "Linen", "nnx": "NNX", "haiku": "Haiku", "equinox": "Equinox", "keras": "Keras"}
 
 
 def row(name: str, model: Model) -> str:
     package, what = name.split("/")
     framework = type(model.f.adapter).__name__.removesuffix("Adapter")
-    layers = len(model.f.layer_shapes(model.params, model.x, **model.kwargs))
-    return f"| {package} {version(package)} | {framework} | {what} | {layers} | {model.note} |"
+    summary = model.f.summary(model.params, model.x, **model.kwargs)
+    seen = f"{summary.modules - len(summary.unseen)} of {summary.modules}" if summary.modules else ""
+    return f"| {package} {version(package)} | {framework} | {what} | {len(summary.shapes)} | {seen} | {model.note} |"
 
 
 def frameworks() -> list[str]:

@@ -44,12 +44,14 @@ MODELS: dict[str, Callable[[], Model]] = {}
 # "all" for those that take long to compile too, "packages" for those of packages that the tests do not install
 WHICH = os.environ.get("NNGP_MODELS")
 PACKAGES = [f"packages.{domain}" for domain in ("images", "language", "graphs", "science")]
-FRAMEWORKS = ["linen", "nnx", "haiku", "equinox", "keras", "functions"]
+FRAMEWORKS = ["linen", "nnx", "haiku", "equinox", "keras", "functions", "scans"]
 
 LARGE = {
     *(f"{framework}/transformer with dropout" for framework in ("linen", "nnx", "haiku", "equinox", "keras")),
     *(f"{framework}/convolutions" for framework in ("linen", "nnx", "haiku")),
     *(f"haiku/{name}" for name in ("nets.ResNet18", "nets.ResNet", "nets.MobileNetV1")),
+    *("nnx/scanned transformer", "nnx/lax.scan over split modules", "haiku/scanned transformer"),
+    "equinox/scanned transformer",
     *("haiku/deep_rnn_with_skip_connections", "haiku/convolutional LSTM", "nnx/recurrent", "keras/recurrent"),
 }
 
