@@ -183,7 +183,7 @@ def test_objects_that_hold_more_than_their_leaves():
         (y,) = nngp.tag("t", (Remembers(x @ w, zero=False),))
         return y.array if y.zero is False else 0 * y.array
 
-    (y,) = nngp.from_callable(apply).layers("t:0*")(W, X).values()
+    (y,) = nngp.from_callable(apply).layers("t")(W, X).values()
     np.testing.assert_allclose(y, X @ W, rtol=1e-5)
     np.testing.assert_allclose(nngp.from_callable(apply).layers("output")(W, X)["output"], X @ W, rtol=1e-5)
 

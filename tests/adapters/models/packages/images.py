@@ -36,7 +36,7 @@ def jax_models_mixer():
     )
 
 
-@model("jax-models", "PatchConvNet", "one of its parameters has the size of the batch", moved=True, mixes=True)
+@model("jax-models", "PatchConvNet", moved=True, mixes=True)
 def jax_models_patchconvnet():
     from jax_models.models.patchconvnet import PatchConvNet
 

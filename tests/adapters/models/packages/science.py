@@ -124,7 +124,7 @@ def netket_fast_arnn():
     )
 
 
-@model("netket", "LSTM wave function", "cells inside a scan are not seen", doubles=False)
+@model("netket", "LSTM wave function", doubles=False)
 def netket_rnn():
     import netket as nk
 
