@@ -131,9 +131,13 @@ class Replay:
         def read(v: Any) -> Any:
             return v.val if isinstance(v, core.Literal) else env[v]
 
+        needed_after = _last_uses(jaxpr)
         for i, eqn in enumerate(jaxpr.eqns):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*at, i), found)
             env.update(zip(eqn.outvars, outs, strict=True))
+            # Without jit, an array that nothing needs any more would stay in memory.
+            for v in needed_after.get(i, ()):
+                del env[v]
         return [read(v) for v in jaxpr.outvars], found
 
     def _equation(self, eqn: Any, ins: list[Any], at: Place, found: Found) -> Sequence[Any]:
@@ -216,6 +220,17 @@ class Replay:
         """The wanted sites inside an equation, and its scope."""
         inside = [wanted for place, wanted in self._wanted.items() if place[: len(at)] == at]
         return inside, next(scope for scope in inside[0].site.scopes if scope.at == at)
+
+
+def _last_uses(jaxpr: Any) -> dict[int, list[Any]]:
+    """The variables that no equation after this one needs, by the number of the equation."""
+    last = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not isinstance(v, core.Literal)}
+    kept = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+    found: dict[int, list[Any]] = {}
+    for v, i in last.items():
+        if v not in kept:
+            found.setdefault(i, []).append(v)
+    return found
 
 
 def bind(eqn: Any, ins: Sequence[Any]) -> Sequence[Any]:
