@@ -129,3 +129,8 @@ _RULES: dict[str, Callable[[Any, Sequence[Axis]], Axis]] = {
     "squeeze": _squeeze,
     "transpose": _transpose,
 }
+
+
+def has_rule(name: str) -> bool:
+    """Whether there is a rule for the equations of a primitive, so that they hold no jaxpr."""
+    return name in _ELEMENTWISE or name in _RULES or name in _SAME_AXES

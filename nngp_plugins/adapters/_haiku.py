@@ -154,8 +154,10 @@ class _Tagging:
         module, method = context.module, context.method_name
         if method.startswith("_") and method != "__call__":
             return call(*args, **kwargs)
-        raw = self._raw_path(module.module_name)
-        path = self._marked(raw)
+        raw = path = module.module_name
+        if self._lifts:
+            raw = self._raw_path(raw)
+            path = self._marked(raw)
         with inside(path):
             outputs = call(*args, **kwargs)
         if type(module).__name__ == "LiftingModule":

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.extend import core
 
-from ._batch_axis import Axis, batch_axis
+from ._batch_axis import Axis, batch_axis, has_rule
 from ._jaxpr import INLINED, function_name, inner_jaxpr, is_identity, scan_counts, tags_inside
 from ._tag import STACKED, tag_p
 
@@ -162,7 +162,8 @@ class Analysis:
         depends = 0
         for known in ins:
             depends |= known.depends
-        name, inner = eqn.primitive.name, inner_jaxpr(eqn)
+        name = eqn.primitive.name
+        inner = None if has_rule(name) else inner_jaxpr(eqn)
         if eqn.primitive is tag_p:
             params = eqn.params
             self._add(Site(at, params["path"], params["method"], params["part"], eqn.outvars[0].aval, scopes, ins[0]))

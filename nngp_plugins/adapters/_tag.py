@@ -76,6 +76,9 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
         opaque: types of nodes in ``y`` that are left as they are.
     """
 
+    if isinstance(y, jax.Array):
+        return tag_p.bind(y, path=path, method=method, part="", vmaps=0)
+
     def is_leaf(node: Any) -> bool:
         return isinstance(node, opaque)
 
