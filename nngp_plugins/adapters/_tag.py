@@ -75,7 +75,6 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
         method: the name of the method that returned it; empty for the module's call.
         opaque: types of nodes in ``y`` that are left as they are.
     """
-
     if isinstance(y, jax.Array):
         return tag_p.bind(y, path=path, method=method, part="", vmaps=0)
 
