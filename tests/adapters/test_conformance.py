@@ -89,7 +89,7 @@ def test_without_jit_it_is_the_same_and_nothing_changes(name):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @every_model
 def test_layers(name):
     model, (y, layers, kernels) = built(name), outputs_of(name)
@@ -173,7 +173,7 @@ def test_float64(name):
     assert dtypes <= {np.dtype(np.float64), np.dtype(np.complex128)}
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @every_model
 def test_one_is_traced_once(name):
     model, traces = built(name), []

@@ -195,7 +195,7 @@ class TestCallForms:
         equal(layers["multi_head_attention/linear"], transformed.apply(params, None, sequences))
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize(("depth", "blocks"), [(34, 16), (50, 16), (101, 33), (152, 50), (200, 66)])
 def test_layers_of_deep_resnets(depth, blocks):
     """Too deep to run in a test, and none too deep to trace; the table of models has the shallow ones."""

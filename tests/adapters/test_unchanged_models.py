@@ -53,7 +53,7 @@ class TestScannedModels:
         np.testing.assert_array_equal(y, own[0])
         assert_gradients(grad, own[1])
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_the_program_is_the_frameworks_own(self, twins):
         """No tag, and no operation more, before layers were taken and after."""
         x = sequences()
@@ -67,7 +67,7 @@ class TestScannedModels:
             assert counts[1] - counts[0] == Counter()
             assert jax.tree.structure(twins.layers.layer_shapes(twins.params, x))
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_gradients_of_a_kernel(self, twins):
         x = sequences()
 
@@ -87,7 +87,7 @@ class TestScannedModels:
         )(twins.params)
         assert_gradients(ours, own)
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_nothing_leaks(self, twins):
         kernel_fn = nngp.empirical_nngp_fn(twins.scanned.layers(), trace_axes=nngp.all_but_batch)
         with jax.checking_leaks():

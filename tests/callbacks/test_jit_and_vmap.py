@@ -39,6 +39,7 @@ def train(tracker, key, length=5):
 
 
 class TestMadeInsideJit:
+    @pytest.mark.every(3)
     @pytest.mark.parametrize(
         "options",
         [
@@ -120,6 +121,7 @@ class TestVmap:
         tracker.close()
         assert len(tracker.history) == 0
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("mapped", ["updates", "opt_state", "part of params", "loss", "model_state"])
     def test_any_mapped_argument_of_an_update_is_refused(self, mapped):
         tracker = make(lambda w, x, state: x @ w["kernel"] + w["bias"] * state)

@@ -100,6 +100,7 @@ LIVE = ("nnx", "keras", "keras, training mode")
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
+@pytest.mark.every(3)
 @every_model
 def test_every_snapshot_draws_the_noise_of_the_key(name):
     f, params = MODELS[name]()
@@ -113,6 +114,7 @@ def test_every_snapshot_draws_the_noise_of_the_key(name):
     np.testing.assert_allclose(tracker.history.metric("relative_change"), 0, atol=1e-6)
 
 
+@pytest.mark.every(3)
 @every_model
 def test_a_gram_draws_the_noise_of_the_key(name):
     f, params = MODELS[name]()
@@ -122,6 +124,7 @@ def test_a_gram_draws_the_noise_of_the_key(name):
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
 
 
+@pytest.mark.every(3)
 @every_model
 def test_without_a_key_the_error_names_the_argument(name):
     f, params = MODELS[name]()

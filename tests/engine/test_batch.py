@@ -45,7 +45,7 @@ SIZES = {  # by batch_size
 }
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @both_stores
 @pytest.mark.parametrize(
     ("n1", "n2", "batch_size"), [(*rows, batch_size) for batch_size in SIZES for rows in SIZES[batch_size]]
@@ -85,7 +85,7 @@ def from_definition(formula, y1, y2):
     return np.einsum(formula, y1, y2) / terms
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @with_and_without_x2
 @pytest.mark.parametrize(
     ("name", "dtype"),
@@ -105,7 +105,7 @@ def test_all_axes_agree_with_einsum(name, dtype, other):
             assert_close(kernel, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @with_and_without_x2
 @pytest.mark.parametrize("diagonal_axes", [(), 0], ids=["paired", "batch diagonal"])
 def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other):
@@ -241,7 +241,7 @@ def test_kernels_are_jax_arrays_on_the_device_or_numpy_arrays(name, store_on_dev
 # outputs of two shapes
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("axes", "shape1", "shape2", "formula", "terms"),
     [
@@ -262,7 +262,7 @@ def test_untraced_axes_may_differ_between_x1_and_x2(axes, shape1, shape2, formul
 # outputs that are already there
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @with_and_without_x2
 def test_the_kernel_of_outputs_that_are_already_there(other):
     y1 = {"a": normal(0, 11, 4), "b": normal(1, 11, 2, 4)}

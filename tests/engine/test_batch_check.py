@@ -143,7 +143,7 @@ def test_a_standard_deviation_of_one_example_is_no_excuse(batch_size, kwargs):
         kernel(lambda params, x, rng=None: normalised(params, x, rng, eps=0.0), batch_size=batch_size, **kwargs)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("batch_size", [4, 12])
 def test_half_precision_is_no_excuse(dtype, batch_size):
@@ -197,7 +197,7 @@ PASSES = {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kwargs", [{}, {"rng": KEY}], ids=["no key", "key"])
 @pytest.mark.parametrize("name", PASSES)
 def test_what_does_not_depend_on_the_batch_passes(name, kwargs):

@@ -90,7 +90,7 @@ def test_params_and_inputs_by_keyword():
 # keyword arguments
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @blocks_or_not
 @pytest.mark.parametrize("kind", ["numpy", "jax", "memmap", "slices"])
 def test_arrays_with_a_row_for_each_example_are_cut_like_the_inputs(kind, memory_budget, tmp_path):

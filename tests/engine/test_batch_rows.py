@@ -81,7 +81,7 @@ def test_the_check_runs_a_few_rows_more(batch_size):
 ROW_BYTES = 12  # 3 float32
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("store_on_device", [True, False], ids=["device", "host"])
 @pytest.mark.parametrize(
     ("n1", "n2", "batch_size", "block", "rows"),

@@ -206,7 +206,7 @@ def test_jit_and_vmap_over_params_give_the_same(other):
     assert_close(jax.jit(over_params)(x1, x2, stacked), expected)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
 def test_gradients_agree_with_finite_differences(other):
     with jax.enable_x64(True):

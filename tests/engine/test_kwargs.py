@@ -101,7 +101,7 @@ def test_no_x2_the_same_key(key, make, run):
     assert_noise(noisy, INPUTS[make](normal(0, 4, 3), normal(1, 4, 3)), None, key, run=run, key=key)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @with_keys
 @with_inputs
 @eager_and_jit
@@ -112,7 +112,7 @@ def test_equal_x2_the_same_key(key, make, run):
     assert_noise(noisy, x1, x1, key, run=run, key=key)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @with_keys
 @with_inputs
 @eager_and_jit
@@ -157,7 +157,7 @@ def test_nan_in_the_same_place_is_the_same_example(run):
     assert np.max(np.abs(gram(y, y) - gram(y, folded))) > 0.1
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @with_keys
 @eager_and_jit
 def test_rngs_are_folded_each(key, run):

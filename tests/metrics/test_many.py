@@ -50,7 +50,7 @@ def grams(features):
 
 @pytest.mark.parametrize("debiased", [False, True])
 class TestMatrix:
-    @pytest.mark.every(3)
+    @pytest.mark.every(4)
     def test_against_each_pair(self, n, debiased):
         first, second = layers(n, (3, 7, 30, 5)), layers(n, (4, 9), seed=1)
         measured = cka_matrix(grams(first), grams(second), debiased=debiased)
@@ -60,7 +60,7 @@ class TestMatrix:
         pairs = [[cka(a, b, debiased=debiased) for b in grams(second).values()] for a in grams(first).values()]
         np.testing.assert_allclose(measured, pairs, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_of_one_model(self, n, debiased):
         own = grams(layers(n, (3, 7, 30)))
         measured = np.asarray(cka_matrix(own, debiased=debiased))
@@ -76,7 +76,7 @@ class TestMatrix:
             measured = jax.jit(lambda own: cka_matrix(own, debiased=debiased))(own)
             assert float(measured[0, 1]) == pytest.approx(expected, rel=1e-9)
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_batches_are_averaged_before_the_ratio(self, n, debiased):
         # by hand, of batches of one size
         batches = [(layers(n, (3, 7), seed), layers(n, (4, 9), seed)) for seed in range(4)]
@@ -161,7 +161,7 @@ class TestBadBatches:
 
 
 class TestBootstrap:
-    @pytest.mark.every(3)
+    @pytest.mark.every(4)
     @pytest.mark.parametrize(
         "metric",
         [scale, participation_ratio, lambda a: cka(a, FeatureGram(a.features[:, :2])), lambda a: a.center().trace()],

@@ -83,7 +83,7 @@ def measure(a, b):
     return {name: metric(a, b) for name, (metric, _) in METRICS.items()}
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", METRICS)
 def test_float32(name, form, stacks):
@@ -105,7 +105,7 @@ class TestAllAtOnce:
         expected = {name: oracle(phi, psi) for name, (_, oracle) in METRICS.items()}
         assert {name: float(value) for name, value in measured.items()} == pytest.approx(expected, rel=1e-9)
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_jit_and_vmap_over_a_stack(self, form, stacks):
         grams = (jax.vmap(FORMS[form])(jnp.asarray(stack, jnp.float32)) for stack in stacks)
         measured = jax.jit(jax.vmap(measure))(*grams)

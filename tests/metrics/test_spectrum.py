@@ -41,7 +41,7 @@ class TestSpectrum:
         assert measured.shape == (rank,)
         np.testing.assert_allclose(measured, expected, rtol=2e-4, atol=1e-6 * expected[0])
 
-    @pytest.mark.every(2)
+    @pytest.mark.every(3)
     def test_eigenvectors(self, shape, form):
         phi = np.random.default_rng(0).normal(size=shape) * np.geomspace(1, 0.3, shape[1])
         kernel = phi @ phi.T
@@ -150,7 +150,7 @@ class TestEigenvectorOverlap:
         assert measured == pytest.approx([1, 0.5, 0], abs=1e-5)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("d", "e"), [(7, 3), (24, 12)], ids=["N>D", "N<D"])
 def test_bures_distance_of_square_roots(form, d, e):

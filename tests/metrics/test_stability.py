@@ -60,7 +60,7 @@ def centred(a, b):
     return {name: metric(a, b) for name, metric in CENTRED.items()}
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @SHAPES
 @pytest.mark.parametrize("form", [lambda a: a, FeatureGram.by_entries], ids=["features", "by entries"])
 def test_an_offset_of_1000(shape, form):
@@ -77,7 +77,7 @@ def test_an_offset_of_1000(shape, form):
 
 
 class TestSmallChanges:
-    @pytest.mark.every(3)
+    @pytest.mark.every(4)
     @pytest.mark.parametrize("form", FORMS)
     @SHAPES
     @pytest.mark.parametrize("size", [1e-4, 1e-8])
@@ -175,7 +175,7 @@ class TestDuplicates:
         assert float(condition_number(same)) > 1e12
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_two_or_three_examples(form, n):

@@ -33,7 +33,7 @@ def assert_close(actual, expected, dtype=np.float32, tolerance=1e-6):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("tile_size", "batch_size"), [(1, 64), (3, 4), (4, 3), (5, 0), (9, 1), (10, 10), (11, 3), (None, 3)]
 )
@@ -93,7 +93,7 @@ def test_cross_terms(small, x2):
     store.verify()
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("tile_size", [2, None])
 @pytest.mark.parametrize("x2", [None, OTHERS], ids=["symmetric", "x2"])
 def test_places_that_are_not_traced(small, x2, tile_size):
