@@ -45,7 +45,7 @@ SIZES = {  # by batch_size
 }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @both_stores
 @pytest.mark.parametrize(
     ("n1", "n2", "batch_size"), [(*rows, batch_size) for batch_size in SIZES for rows in SIZES[batch_size]]
@@ -85,7 +85,7 @@ def from_definition(formula, y1, y2):
     return np.einsum(formula, y1, y2) / terms
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @with_and_without_x2
 @pytest.mark.parametrize(
     ("name", "dtype"),
@@ -105,7 +105,7 @@ def test_all_axes_agree_with_einsum(name, dtype, other):
             assert_close(kernel, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @with_and_without_x2
 @pytest.mark.parametrize("diagonal_axes", [(), 0], ids=["paired", "batch diagonal"])
 def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other):

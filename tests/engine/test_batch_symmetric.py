@@ -34,7 +34,7 @@ SYMMETRIC = {  # the axes, and the transposition that swaps the two examples and
 }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "complex64") for name in SYMMETRIC] + [(name, "bfloat16") for name in ("default", "images")],
@@ -69,7 +69,7 @@ def test_cross_terms_mirror_each_other():
             np.testing.assert_array_equal(kernel[two][one], image, strict=True)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("nones", [{"u": None, "v": [None, None]}, (), {}], ids=["Nones", "tuple", "dict"])
 def test_nothing_but_nones_is_x2_none(nones):
     def f(params, x):

@@ -86,7 +86,7 @@ class TestTargetAlignment:
 
 
 class TestNeuralCollapse:
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     @pytest.mark.parametrize("shape", SHAPES, ids=["N>D", "N<D"])
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
     def test_by_hand(self, shape, dtype):
@@ -179,7 +179,7 @@ class TestClassesOfOddSizes:
         dense = gram if form == "dense" else gram.dense()
         np.testing.assert_allclose(class_block_means(gram, jnp.arange(4)), dense, rtol=1e-5)
 
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     @pytest.mark.parametrize(("n", "d", "count"), [(1000, 9, 10), (500, 3, 10)], ids=["D<C", "D<C-1"])
     def test_more_classes_than_features(self, form, n, d, count):
         # the class means leave directions that are zero but for rounding, which must not be inverted

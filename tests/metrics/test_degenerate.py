@@ -114,7 +114,7 @@ class TestZeroKernel:
             assert float(bures_distance(*pair)) == pytest.approx(float(jnp.linalg.norm(features((12, d)))), rel=1e-4)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("value", [1.0, 0.1, 1000.3])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])

@@ -50,7 +50,7 @@ def grams(features):
 
 @pytest.mark.parametrize("debiased", [False, True])
 class TestMatrix:
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     def test_against_each_pair(self, n, debiased):
         first, second = layers(n, (3, 7, 30, 5)), layers(n, (4, 9), seed=1)
         measured = cka_matrix(grams(first), grams(second), debiased=debiased)
@@ -161,7 +161,7 @@ class TestBadBatches:
 
 
 class TestBootstrap:
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     @pytest.mark.parametrize(
         "metric",
         [scale, participation_ratio, lambda a: cka(a, FeatureGram(a.features[:, :2])), lambda a: a.center().trace()],

@@ -15,7 +15,7 @@ from . import oracles
 SHAPES = [(1024, 128), (8191, 200), (8192, 128), (8193, 200), (9000, 3), (9215, 129)]
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("centred", [False, True], ids=["as they are", "centred"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products(shape, centred):

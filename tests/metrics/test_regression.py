@@ -32,7 +32,7 @@ def likelihood(kernel, targets, nugget):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(30, 7), (16, 24)], ids=["N>D", "N<D"])
 class TestOracle:
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     @pytest.mark.parametrize("nugget", [1e-3, 0.1, 3.0])
     def test_accuracy_is_that_of_leaving_one_out(self, shape, form, nugget):
         fractions = []
@@ -44,7 +44,7 @@ class TestOracle:
         assert len(set(fractions)) > 1
         assert 0.2 < np.mean(fractions) < 0.95
 
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     @pytest.mark.parametrize("width", [None, 3])
     def test_likelihood_is_that_of_a_normal_distribution(self, shape, form, width):
         phi, _ = classified(shape)

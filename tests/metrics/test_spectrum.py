@@ -150,7 +150,7 @@ class TestEigenvectorOverlap:
         assert measured == pytest.approx([1, 0.5, 0], abs=1e-5)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("d", "e"), [(7, 3), (24, 12)], ids=["N>D", "N<D"])
 def test_bures_distance_of_square_roots(form, d, e):

@@ -77,7 +77,7 @@ def test_an_offset_of_1000(shape, form):
 
 
 class TestSmallChanges:
-    @pytest.mark.every(4)
+    @pytest.mark.every(6)
     @pytest.mark.parametrize("form", FORMS)
     @SHAPES
     @pytest.mark.parametrize("size", [1e-4, 1e-8])
@@ -175,7 +175,7 @@ class TestDuplicates:
         assert float(condition_number(same)) > 1e12
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_two_or_three_examples(form, n):
