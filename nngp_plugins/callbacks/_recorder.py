@@ -6,7 +6,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -160,8 +159,12 @@ class Recorder:
             matrix: Any = jax.ShapeDtypeStruct(shape, dtype)
             eigenvalues: Any = jax.ShapeDtypeStruct(shape[:2], dtype) if self._spectral else None
             like, steps = DenseGram(matrix, matrix, eigenvalues), jax.ShapeDtypeStruct((), dtype)
-            self._evaluate = jax.jit(partial(evaluate, self.metrics)).lower(like, like, like, steps).compile()
+            self._evaluate = jax.jit(self._values).lower(like, like, like, steps).compile()
         return self._evaluate
+
+    def _values(self, *grams: Any) -> Any:
+        # The traces beside them are not computed: flaws_of needs those before a reference is chosen.
+        return evaluate(self.metrics, *grams)[0]
 
     def settle(self) -> None:
         """Waits until all snapshots are recorded, and shows the warnings of the worker."""
@@ -210,7 +213,7 @@ class Recorder:
         reference, said = self._refer(snapshot, flaws)
         before, previous = self._previous or (np.nan, grams)
         steps = jnp.asarray(step - before, grams.matrix.dtype)
-        values, _ = self._compiled(grams)(grams, reference.grams, previous, steps)
+        values = self._compiled(grams)(grams, reference.grams, previous, steps)
         row = self._row(snapshot, flaws, *jax.device_get((values, dict(snapshot.scalars)))) | said
         self._previous = step, grams
         if self._folder is not None:
