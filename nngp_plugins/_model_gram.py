@@ -77,7 +77,7 @@ def gram(
 
 @dataclass(frozen=True)
 class _GramsOfLayers:
-    """A model as a function that returns the Gram of each layer, and what to make of a layer."""
+    """A model as a function that returns the Gram of each layer."""
 
     f: LayerFn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,6 +98,16 @@ class Arguments:
 def is_array(leaf: Any) -> bool:
     """Whether this is an array, or the shape of one."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def check_key(rng: Any) -> None:
+    """Refuses what is no key.
+
+    Raises:
+        TypeError: says how to make one.
+    """
+    if rng is not None and not hasattr(rng, "dtype"):
+        raise TypeError(f"rng={reprlib.repr(rng)} is not a key; pass rng=jax.random.key({reprlib.repr(rng)}).")
 
 
 def move_batch(x: PyTree, source: int, destination: int) -> PyTree:

@@ -13,8 +13,8 @@ import jax
 from .._require import require
 from .._static import Static
 from .._typing import PyTree
-from ._arguments import Spread, accepts_argument, frozen_kwargs, spread_input
-from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
+from ._arguments import Spread, accepts_argument, frozen_kwargs, is_array, spread_input
+from ._explain_errors import Shapes, check_params, explain_errors, owners_of, shapes_of
 from ._intercept import tagging_class
 from ._model_fn import ModelFn
 
@@ -65,7 +65,7 @@ def from_equinox(
     call = getattr(model, method, None)
     if call is None:
         raise AttributeError(f"{type(model).__name__} has no method {method!r}; choose one with method=.")
-    leaves, structure = jax.tree.flatten(eqx.filter(model, _is_array, inverse=True))
+    leaves, structure = jax.tree.flatten(eqx.filter(model, is_array, inverse=True))
     if batch_axis and not batched:
         raise ValueError(
             f"batch_axis={batch_axis} is the axis of the batch in what a model takes, but this one takes one example; "
@@ -74,7 +74,7 @@ def from_equinox(
     adapter = EquinoxAdapter(
         name=type(model).__name__,
         not_arrays=Static((tuple(leaves), structure)),
-        shapes=shapes_of(eqx.filter(model, _is_array)),
+        shapes=shapes_of(eqx.filter(model, is_array)),
         stateful=_has_state(model),
         signature=Static(inspect.signature(call)),
         takes_key=accepts_argument(call, "key"),
@@ -119,11 +119,6 @@ def _has_state(model: Any) -> bool:
     return any(map(is_index, jax.tree.leaves(model, is_leaf=is_index)))
 
 
-def _is_array(leaf: Any) -> bool:
-    """Returns whether this is an array, or the shape of one as in ``jax.eval_shape``."""
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
 @dataclass(frozen=True)
 class EquinoxAdapter:
     """Calls an Equinox model, which it rebuilds from its arrays at every call; see :func:`from_equinox`."""
@@ -163,7 +158,7 @@ class EquinoxAdapter:
 
     def owners(self, params: PyTree) -> list[str]:
         """The path of the module of each parameter."""
-        return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
+        return owners_of(params)
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -184,7 +179,7 @@ class EquinoxAdapter:
         return (self._arrays(model), state) if isinstance(model, eqx.Module) else None
 
     def _arrays(self, model: Any) -> PyTree:
-        return require("equinox", extra="equinox").filter(model, _is_array)
+        return require("equinox", extra="equinox").filter(model, is_array)
 
     def _map(self, run: Callable[..., Any], x: PyTree, rng: Any) -> Any:
         """Calls ``run(x, key)`` on the batch, or maps it over the examples."""
@@ -239,7 +234,7 @@ class EquinoxAdapter:
         eqx = require("equinox", extra="equinox")
         if isinstance(value, tuple) and value and isinstance(value[-1], eqx.nn.State):
             value = value[0] if len(value) == 2 else value[:-1]
-        return eqx.filter(value, _is_array)
+        return eqx.filter(value, is_array)
 
 
 def _lacks_key(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

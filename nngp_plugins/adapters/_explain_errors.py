@@ -27,6 +27,11 @@ def shapes_of(params: PyTree) -> Shapes:
     )
 
 
+def owners_of(params: PyTree) -> list[str]:
+    """Returns the path of the module of every parameter, such as ``Dense_0``."""
+    return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
+
+
 def check_params(model: str, expected: Shapes, params: PyTree) -> None:
     """Refuses parameters whose paths or shapes are not those of the model.
 

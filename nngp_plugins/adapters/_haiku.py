@@ -164,7 +164,7 @@ class _Tagging:
             self._lifts.append((raw, _trace_state()))
             self._stacks.add(raw)
             return outputs
-        return mark(path, outputs, method="" if method == "__call__" else method)
+        return mark(path, outputs, method=method)
 
     def _raw_path(self, name: str) -> str:
         """The path of a module in the parameters."""

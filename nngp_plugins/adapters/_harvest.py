@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -116,24 +118,20 @@ class Harvest:
             layers: those that are wanted, of :attr:`layers`.
             reducer: what to make of each of them.
         """
-        wanted: dict[Any, Wanted] = {}
-        for layer in layers:
-            if layer.site.at not in wanted and layer.site.at:
-                wanted[layer.site.at] = Wanted(layer.name, layer.site, layer.batch, reducer)
+        by_site = [(site, places, layers[places[0]]) for site, places in _by_site(layers).items()]
+        wanted = {site.at: Wanted(first.name, site, first.batch, reducer) for site, _, first in by_site if site.at}
         jaxpr = self._traced.jaxpr
         outs, found = Replay(wanted).run(jaxpr.jaxpr, jaxpr.consts, self._arguments.values)
         parts = []
-        for site, places in _by_site(layers).items():
-            first = layers[places[0]]
+        for site, places, first in by_site:
             if not site.at:
                 y = outs[self._traced.outputs.index(site)]
                 parts.append(Part(tuple(places), reducer(first.name, jnp.moveaxis(y, first.batch, 0)), False))
                 continue
-            lengths = [scope.length for scope in site.scopes if scope.kind == "depth"]
-            chosen = [int(np.ravel_multi_index(layers[i].index, lengths)) if lengths else 0 for i in places]
-            value = found[site.at]
+            value, lengths = found[site.at], [scope.length for scope in site.depths]
             if lengths:
-                value = jax.tree.map(lambda y: _flat(y, lengths, chosen), value)  # noqa: B023
+                chosen = [int(np.ravel_multi_index(layers[i].index, lengths)) for i in places]
+                value = jax.tree.map(partial(_flat, lengths=lengths, chosen=chosen), value)
             parts.append(Part(tuple(places), value, bool(lengths)))
         return Reduced(tuple(layer.name for layer in layers), tuple(parts))
 
@@ -170,7 +168,7 @@ class Reduced:
         found: dict[int, PyTree] = {}
         for part in self.parts:
             for i, place in enumerate(part.places):
-                found[place] = jax.tree.map(lambda y: y[i], part.value) if part.stacked else part.value  # noqa: B023
+                found[place] = jax.tree.map(itemgetter(i), part.value) if part.stacked else part.value
         return OrderedDict((name, found[i]) for i, name in enumerate(self.names))
 
 
@@ -210,12 +208,8 @@ def _axes_of_twice(
 
 
 def _axes_by_length(arguments: Arguments, sites: Sequence[Site]) -> list[int | None]:
-    """The axis of each site that the rules tell; of the others, axis 0 if it is as long as the batch."""
+    """Axis 0 of each site that is as long as the batch."""
     n = arguments.n
     if n is None or not any(site.aval.shape[:1] == (n,) for site in sites if not site.at):
         n = next((site.aval.shape[0] for site in sites if not site.at and site.aval.ndim), None)
-    told = [site.known.batch for site in sites]
-    return [
-        axis if axis is not None else 0 if site.aval.shape[:1] == (n,) else None
-        for site, axis in zip(sites, told, strict=True)
-    ]
+    return [0 if site.aval.shape[:1] == (n,) else None for site in sites]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
-from ._tag import inside, mark
+from ._tag import inside, joined, mark
 
 
 @functools.cache
@@ -32,12 +32,12 @@ def tagging_class(module_type: Any, path: str, base: type, method: str = "", opa
         def tagged(self: Any, *args: Any, **kwargs: Any) -> Any:
             with inside(path):
                 outputs = call(self, *args, **kwargs)
-            return mark(path, outputs, method="" if name == "__call__" else name, opaque=opaque)
+            return mark(path, outputs, method=name, opaque=opaque)
 
         return tagged
 
     def sow(self: Any, variable_type: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
-        mark("/".join(filter(None, [path, name])), value)
+        mark(joined(path, name), value)
         return True
 
     methods = {

@@ -10,9 +10,11 @@ from jax.extend import core
 
 from ._tag import tag_p
 
+JIT = frozenset({"jit", "pjit"})
+REMAT = frozenset({"checkpoint", "remat", "remat2"})
 INLINED = frozenset(
-    {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "custom_vmap_call"}
-    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+    {*JIT, *REMAT, "closed_call", "core_call"}
+    | {"custom_vmap_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 )
 # What leaves a value as it is if it leaves its shape and dtype as they are.
 _IDENTITIES = frozenset(
@@ -67,6 +69,11 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
     return len(eqn.invars) - carries - scanned(eqn.invars, body.invars), carries
 
 
+def manual_axes(eqn: Any) -> frozenset[str]:
+    """The axes of the mesh that a ``shard_map`` runs over; JAX before 0.10 has another name for them."""
+    return frozenset(eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes", ())))
+
+
 def is_identity(eqn: Any) -> bool:
     """Whether the one output of an equation is its one input."""
     if eqn.primitive.name not in _IDENTITIES or len(eqn.invars) != 1 or len(eqn.outvars) != 1:
@@ -78,7 +85,7 @@ def is_identity(eqn: Any) -> bool:
 def function_name(eqn: Any) -> str:
     """The name of an activation function that an equation calls, such as ``relu``; empty for other equations."""
     name: str = eqn.primitive.name
-    if name in ("jit", "pjit"):
+    if name in JIT:
         called = eqn.params["name"]
         return called if callable(getattr(jax.nn, called, None)) else ""
     return name if name in _ACTIVATIONS else ""

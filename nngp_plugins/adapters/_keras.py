@@ -100,7 +100,10 @@ class KerasAdapter:
 
     def owners(self, params: PyTree) -> list[str]:
         """The path of the layer of each parameter."""
-        return [_owners(self.model.value).get(id(v), "") for v in self.model.value.trainable_variables]
+        model = self.model.value
+        # The innermost layer of a variable comes last.
+        owners = {id(v): path for path, layer in _iter_layers(model, "") for v in layer.trainable_variables}
+        return [owners.get(id(v), "") for v in model.trainable_variables]
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Raises, because Keras makes the variables when it builds a model."""
@@ -172,11 +175,6 @@ def _tagging_layers(model: Any) -> Iterator[None]:
         finally:
             for layer, layer_type in layer_types.items():
                 object.__setattr__(layer, "__class__", layer_type)
-
-
-def _owners(model: Any) -> dict[int, str]:
-    """The path of the innermost layer of each variable, by the ``id`` of the variable."""
-    return {id(v): path for path, layer in _iter_layers(model, "") for v in layer.trainable_variables}
 
 
 def _iter_layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from ._sites import Place, Scope, Site, X, iteration, transposed
+from ._sites import Place, Site, X, iteration, transposed
 from ._tag import STACKED
 
 
@@ -76,8 +76,7 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
     Returns:
         The layers in forward order, and the arrays that are no layers, by name.
     """
-    layers: list[Layer] = []
-    left_out: dict[str, LeftOut] = {}
+    named: list[tuple[str, Site, int | None, tuple[int, ...]]] = []
     positions = _positions_of_indices([site for site, batch in sites if batch is not None and site.known.depends & X])
     times: Counter[tuple[str, str]] = Counter()
     for site, batch, index in sorted(_iterations(sites), key=_in_forward_order):
@@ -87,17 +86,17 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
         k = times[call, site.part]
         times[call, site.part] += 1
         name = ":".join(filter(None, [f"{call}#{k}" if k else call, site.part]))
+        named.append((name, site, batch, index))
+    of_layers = [name for name, site, batch, _ in named if not _why_left_out(site, batch)]
+    own = ":output" if any(name.split("/")[0].split(":")[0] == "output" for name in of_layers) else "output"
+    named += [(":".join(filter(None, [own, site.part])), site, batch, ()) for site, batch in outputs]
+    layers: list[Layer] = []
+    left_out: dict[str, LeftOut] = {}
+    for name, site, batch, index in named:
         if reason := _why_left_out(site, batch):
-            left_out[name] = LeftOut(site.module, reason)
+            left_out[name] = LeftOut(site.module if site.at else "", reason)
         else:
             layers.append(Layer(name, site, batch or 0, index))
-    taken = any(layer.name.split("/")[0].split(":")[0] == "output" for layer in layers)
-    for site, batch in outputs:
-        name = ":".join(filter(None, [":output" if taken else "output", site.part]))
-        if reason := _why_left_out(site, batch):
-            left_out[name] = LeftOut("", reason)
-        else:
-            layers.append(Layer(name, site, batch or 0, ()))
     return layers, left_out
 
 
@@ -118,8 +117,7 @@ def _why_left_out(site: Site, batch: int | None) -> str:
 def _iterations(sites: Sequence[Sited]) -> Iterator[tuple[Site, int | None, tuple[int, ...]]]:
     """Every site, once for each layer of the scans over layers around it."""
     for site, batch in sites:
-        lengths = [range(scope.length) for scope in site.scopes if scope.kind == "depth"]
-        for index in itertools.product(*lengths):
+        for index in itertools.product(*(range(scope.length) for scope in site.depths)):
             yield site, batch, index
 
 
@@ -127,8 +125,7 @@ def _in_forward_order(one: tuple[Site, int | None, tuple[int, ...]]) -> Place:
     """A key that sorts the layers of a scan by the time at which they run."""
     site, _, index = one
     key = list(site.at)
-    depth_scopes = [scope for scope in site.scopes if scope.kind == "depth"]
-    for scope, i in reversed(list(zip(depth_scopes, index, strict=True))):
+    for scope, i in reversed(list(zip(site.depths, index, strict=True))):
         key.insert(len(scope.at), scope.length - 1 - i if scope.reverse else i)
     return tuple(key)
 
@@ -149,8 +146,7 @@ def _common(paths: Sequence[Sequence[str]]) -> int:
 
 def _with_indices(site: Site, index: tuple[int, ...], positions: Mapping[Place, int]) -> str:
     parts = [part for part in site.path.split("/") if part]
-    depth_scopes: list[Scope] = [scope for scope in site.scopes if scope.kind == "depth"]
-    for scope, i in reversed(list(zip(depth_scopes, index, strict=True))):
+    for scope, i in reversed(list(zip(site.depths, index, strict=True))):
         if STACKED in parts:
             parts[len(parts) - 1 - parts[::-1].index(STACKED)] = str(i)
         else:
@@ -177,10 +173,11 @@ def select(layers: Sequence[Layer], left_out: Mapping[str, LeftOut], patterns: S
     groups: OrderedDict[Hashable, list[Layer]] = OrderedDict()
     for layer in layers:
         if matches(layer.name, patterns):
-            first = groups.get(layer.token, [layer])[0].site.path
+            token = layer.token
+            parent, _, last = groups.get(token, [layer])[0].site.path.rpartition("/")
             # The result of a numbered stack keeps a name of its own, which does not change with the number of blocks.
-            of_stack = first.rpartition("/")[2].isdigit() and first.rpartition("/")[0] == layer.site.path
-            groups.setdefault(("stack", layer.token) if of_stack else layer.token, []).append(layer)
+            of_stack = last.isdigit() and parent == layer.site.path
+            groups.setdefault(("stack", token) if of_stack else token, []).append(layer)
     if not groups:
         raise ValueError(f"layers({', '.join(map(repr, patterns))}) leaves no layer of {', '.join(map(repr, names))}.")
     return [_as_one(group) for group in groups.values()]

@@ -14,9 +14,9 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, frozen_kwargs, spread_input
-from ._explain_errors import explain_errors, shapes_of
+from ._explain_errors import explain_errors, owners_of
 from ._model_fn import ModelFn
-from ._tag import inside, mark
+from ._tag import inside, joined, mark
 
 # Intermediates and perturbations have the batch size of the call that made them, so they cannot persist.
 _NOT_STATE = ("params", "intermediates", "perturbations")
@@ -107,14 +107,14 @@ class LinenAdapter:
             public = method == "__call__" or not (method.startswith("_") or hasattr(nn.Module, method))
             if not public or (not path and method == main):
                 return outputs
-            return mark(path, outputs, method="" if method == "__call__" else method)
+            return mark(path, outputs, method=method)
 
         with nn.intercept_methods(tagging):
             return self.apply(params, state, rng, x, kwargs)
 
     def owners(self, params: PyTree) -> list[str]:
         """The path of the module of each parameter."""
-        return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
+        return owners_of(params)
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""
@@ -187,7 +187,7 @@ def _tagging_sow(module: Any, path: str) -> Iterator[None]:
         return
 
     def sow(collection: str, name: str, value: Any, *args: Any, **kwargs: Any) -> bool:
-        mark("/".join(filter(None, [path, name])), value)
+        mark(joined(path, name), value)
         sown: bool = type(module).sow(module, collection, name, value, *args, **kwargs)
         return sown
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._typing import PyTree
-from ._arguments import Arguments, is_array, move_batch
+from ._arguments import Arguments, check_key, is_array, move_batch
 from ._harvest import Harvest, Reduced
 from ._layer_names import Layer, select
 from ._replay import Reducer, Whole
@@ -107,8 +107,7 @@ class ModelFn:
                 "rngs=... is not an argument of a ModelFn; pass one key as rng=, and each stream gets a key folded "
                 "from it."
             )
-        if rng is not None and not hasattr(rng, "dtype"):
-            raise TypeError(f"rng={rng!r} is not a key; pass rng=jax.random.key({rng!r}).")
+        check_key(rng)
         return self.variables(params, state)
 
     def _harvest(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Harvest:

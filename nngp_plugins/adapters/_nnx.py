@@ -16,7 +16,7 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, frozen_kwargs, spread_input
-from ._explain_errors import Shapes, check_params, explain_errors, shapes_of
+from ._explain_errors import Shapes, check_params, explain_errors, owners_of, shapes_of
 from ._intercept import silent_class, sows, tagging_class
 from ._model_fn import ModelFn
 
@@ -146,7 +146,7 @@ class NNXAdapter:
 
     def owners(self, params: PyTree) -> list[str]:
         """The path of the module of each parameter."""
-        return [path.rpartition("/")[0] for path, _ in shapes_of(params)]
+        return owners_of(params)
 
     def init(self, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> tuple[PyTree, PyTree]:
         """Returns new parameters and state."""

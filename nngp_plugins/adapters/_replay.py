@@ -13,7 +13,7 @@ from jax.extend import core
 from jax.sharding import PartitionSpec
 
 from .._typing import PyTree
-from ._jaxpr import inner_consts, inner_jaxpr, scan_counts
+from ._jaxpr import JIT, REMAT, inner_consts, inner_jaxpr, manual_axes, scan_counts
 from ._sites import Place, Scope, Site, moved_to_front
 from ._tag import tag_p
 
@@ -75,11 +75,10 @@ class Wanted:
 
     def leave(self, scope: Scope, value: Any) -> PyTree:
         """What leaves a scan over time, from the stacked steps, or what leaves a ``shard_map``."""
-        layers = self._layers_inside(scope)
+        layers = self._lengths_inside(scope, "depth")
         if scope.kind == "time":
             value = jnp.moveaxis(value, 0, len(layers) + 1)
-        outside = self.site.scopes[: self.site.scopes.index(scope)]
-        if any(other.kind != "depth" for other in outside):
+        if any(other.kind != "depth" for other in self.site.scopes[: self.site.scopes.index(scope)]):
             return value
         reduce = self._reduce
         for _ in layers:
@@ -88,22 +87,20 @@ class Wanted:
 
     def zeros(self, scope: Scope) -> PyTree:
         """What the mean over the steps of a scan over time begins with."""
-        layers = self._layers_inside(scope)
+        layers = self._lengths_inside(scope, "depth")
         return jax.tree.map(lambda s: jnp.zeros((*layers, *s.shape), s.dtype), self._of_step)
 
     def spec(self, scope: Scope) -> PartitionSpec:
         """How what leaves a ``shard_map`` lies on its mesh: the batch as before, and other differences as features."""
-        inside = self.site.scopes[self.site.scopes.index(scope) + 1 :]
-        axes = [None] * len(self._layers_inside(scope)), scope.mesh_axes
-        rest: list[Any] = [None] * (self.site.aval.ndim - 1 + sum(other.kind == "time" for other in inside))
+        rest: list[Any] = [None] * (self.site.aval.ndim - 1 + len(self._lengths_inside(scope, "time")))
         if self.site.varying:
             rest[-1] = self.site.varying
-        return PartitionSpec(*axes[0], axes[1], *rest)
+        return PartitionSpec(*[None] * len(self._lengths_inside(scope, "depth")), scope.mesh_axes, *rest)
 
-    def _layers_inside(self, scope: Scope) -> list[int]:
-        """How many layers each scan over layers inside a scope has."""
+    def _lengths_inside(self, scope: Scope, kind: str) -> list[int]:
+        """Lengths of the scans of one kind inside a scope."""
         inside = self.site.scopes[self.site.scopes.index(scope) + 1 :]
-        return [other.length for other in inside if other.kind == "depth"]
+        return [other.length for other in inside if other.kind == kind]
 
 
 class Replay:
@@ -164,13 +161,13 @@ class Replay:
             outs, taken = self._scan(eqn, ins, at)
         elif name == "shard_map":
             outs, taken = self._shard_map(eqn, ins, at)
-        elif name in ("checkpoint", "remat", "remat2"):
+        elif name in REMAT:
             policy, prevent_cse = eqn.params["policy"], eqn.params["prevent_cse"]
             outs, taken = jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)(*ins)
         elif name.startswith("custom_"):
             # The outputs keep their own rule of differentiation, and XLA computes what both have in common once.
             outs, taken = list(bind(eqn, ins)), run(*ins)[1]
-        elif name in ("jit", "pjit") and (shardings := _shardings(eqn)) is not None:
+        elif name in JIT and (shardings := _shardings(eqn)) is not None:
             before, after = shardings
             outs, taken = jax.jit(run, in_shardings=before, out_shardings=(after, None))(*ins)
         else:
@@ -203,14 +200,13 @@ class Replay:
 
     def _shard_map(self, eqn: Any, ins: list[Any], at: Place) -> tuple[list[Any], Found]:
         params, body, (inside, scope) = eqn.params, inner_jaxpr(eqn), self._inside(at)
-        manual = params.get("newly_manual_axes", params.get("manual_axes", ()))
         shard_map: Callable[..., Any] = jax.shard_map
         sharded = shard_map(
             lambda *ins: self.run(body, (), ins, at),
             mesh=params["mesh"],
             in_specs=params["in_specs"],
             out_specs=(list(params["out_specs"]), {wanted.site.at: wanted.spec(scope) for wanted in inside}),
-            axis_names={*manual},
+            axis_names={*manual_axes(eqn)},
             check_vma=params["check_vma"],
         )
         outs, found = sharded(*ins)

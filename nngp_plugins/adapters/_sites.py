@@ -12,15 +12,14 @@ import jax
 from jax.extend import core
 
 from ._batch_axis import Axis, batch_axis, has_rule
-from ._jaxpr import INLINED, function_name, inner_jaxpr, is_identity, scan_counts, tags_inside
-from ._tag import STACKED, tag_p
+from ._jaxpr import INLINED, function_name, inner_jaxpr, is_identity, manual_axes, scan_counts, tags_inside
+from ._tag import STACKED, joined, tag_p
 
 PARAMS, X = 1, 2
 """Bits for what a value depends on."""
 
 Place = tuple[int, ...]
 """The numbers of the equations that lead to a place: in the jaxpr, in the jaxpr inside that equation, and so on."""
-
 
 _UNSEEN = {
     "while": "while_loop",
@@ -113,6 +112,11 @@ class Site:
         return jax.ShapeDtypeStruct((n, *self.times, *rest), self.aval.dtype)
 
     @property
+    def depths(self) -> tuple[Scope, ...]:
+        """The scans over layers around it, from outside."""
+        return tuple(scope for scope in self.scopes if scope.kind == "depth")
+
+    @property
     def times(self) -> tuple[int, ...]:
         """Lengths of the scans over time around it."""
         return tuple(scope.length for scope in self.scopes if scope.kind == "time")
@@ -173,7 +177,8 @@ class Analysis:
         if name == "shard_map" and inner is not None and (devices := _devices_of_batch(eqn, ins, at)) is not None:
             # A value of all devices is none of these, so it gets a token of its own.
             inside = [self.fresh(known.depends, known.batch) for known in ins]
-            return [self.fresh(*known[::2]) for known in self.walk(inner, inside, at, (*scopes, devices))]
+            outs = self.walk(inner, inside, at, (*scopes, devices))
+            return [self.fresh(known.depends, known.batch) for known in outs]
         if inner is not None and name in INLINED:
             # Functions inside an activation function are none of their own.
             function, functions = function_name(eqn), self.functions
@@ -193,7 +198,7 @@ class Analysis:
         if self.functions and len(outs) == 1 and (function := function_name(eqn)):
             followed = next((self._by_token[known.token] for known in ins if known.token in self._by_token), None)
             if followed is not None:
-                path = "/".join(filter(None, [followed.path, function]))
+                path = joined(followed.path, function)
                 self._add(Site(at, path, "", followed.part, eqn.outvars[0].aval, scopes, outs[0]))
         return outs
 
@@ -204,11 +209,9 @@ class Analysis:
     def _scan(self, eqn: Any, ins: list[Known], at: Place, scopes: tuple[Scope, ...]) -> list[Known]:
         body = inner_jaxpr(eqn)
         consts, carries = scan_counts(eqn)
-        inside = [
-            *ins[: consts + carries],
-            *(known._replace(batch=_inner(known.batch)) for known in ins[consts + carries :]),
-        ]
-        inside = [self.fresh(known.depends, known.batch) for known in inside]
+        scanned = ins[consts + carries :]
+        inside = [self.fresh(known.depends, known.batch) for known in ins[: consts + carries]]
+        inside += [self.fresh(known.depends, _inner(known.batch)) for known in scanned]
         while True:
             # What is known of the carry after one step is what is known of it before the next.
             after = Analysis().walk(body, inside)[:carries]
@@ -216,9 +219,9 @@ class Analysis:
             if joined == inside[consts : consts + carries]:
                 break
             inside[consts : consts + carries] = joined
-        of_layers = any(known.depends == PARAMS for known in ins[consts + carries :])
+        of_layers = any(known.depends == PARAMS for known in scanned)
+        of_examples = any(known.batch == 0 for known in scanned)
         length, reverse = eqn.params["length"], eqn.params["reverse"]
-        of_examples = any(known.batch == 0 for known in ins[consts + carries :])
         scope = Scope("depth" if of_layers else "examples" if of_examples else "time", length, reverse, at)
         outs = self.walk(body, inside, at, (*scopes, scope))
         last = 0 if reverse else length - 1
@@ -244,8 +247,7 @@ def _devices_of_batch(eqn: Any, ins: Sequence[Known], at: Place) -> Scope | None
             entry = spec[known.batch] if known.batch < len(spec) else None
             batches.add(entry if isinstance(entry, tuple) else () if entry is None else (entry,))
     axes = batches.pop() if len(batches) == 1 else ()
-    manual = eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes", ()))
-    if batches or not (eqn.params["check_vma"] or {*manual} == {*axes}):
+    if batches or not (eqn.params["check_vma"] or manual_axes(eqn) == {*axes}):
         return None
     return Scope("devices", math.prod(mesh.shape[axis] for axis in axes), False, at, axes, mesh)
 

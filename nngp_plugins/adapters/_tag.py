@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ mlir.register_lowering(tag_p, lambda ctx, y, **_: [y])
 ad.primitive_jvps[tag_p] = lambda ys, tangents, **params: (tag_p.bind(*ys, **params), tangents[0])
 
 
-def _batched(ys: Any, axes: Any, *, vmaps: int, **params: Any) -> tuple[Any, int]:
-    """The rule of ``vmap``: the mapped axis comes to the front, and is counted."""
-    return tag_p.bind(jnp.moveaxis(ys[0], axes[0], 0), vmaps=vmaps + 1, **params), 0
+def _batched(ys: Any, axes: Any, **params: Any) -> tuple[Any, int]:
+    """The rule of ``vmap``: the mapped axis comes to the front."""
+    return tag_p.bind(jnp.moveaxis(ys[0], axes[0], 0), **params), 0
 
 
 batching.primitive_batchers[tag_p] = _batched
@@ -63,20 +64,21 @@ def tag(name: str, y: PyTree) -> PyTree:
     """
     if not isinstance(name, str) or not name:
         raise TypeError(f"tag(name={name!r}, ...) takes the name of a layer as a string, such as tag('hidden', y).")
-    return mark("/".join(filter(None, [_module.get(), name])), y) if _looking.get() else y
+    return mark(joined(_module.get(), name), y) if _looking.get() else y
 
 
-def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = ()) -> PyTree:
+def mark(path: str, y: PyTree, *, method: str = "__call__", opaque: tuple[type, ...] = ()) -> PyTree:
     """Tags every array of what a module returned.
 
     Args:
         path: the path of the module.
         y: what it returned.
-        method: the name of the method that returned it; empty for the module's call.
+        method: the name of the method that returned it.
         opaque: types of nodes in ``y`` that are left as they are.
     """
+    bind = partial(tag_p.bind, path=path, method="" if method == "__call__" else method)
     if isinstance(y, jax.Array):
-        return tag_p.bind(y, path=path, method=method, part="", vmaps=0)
+        return bind(y, part="")
 
     def is_leaf(node: Any) -> bool:
         return isinstance(node, opaque)
@@ -85,7 +87,7 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
     arrays = [i for i, (_, leaf) in enumerate(leaves) if hasattr(leaf, "ndim") and hasattr(leaf, "dtype")]
     marked = [leaf for _, leaf in leaves]
     for i, part in zip(arrays, part_names([leaves[i][0] for i in arrays]), strict=True):
-        marked[i] = tag_p.bind(marked[i], path=path, method=method, part=part, vmaps=0)
+        marked[i] = bind(marked[i], part=part)
     in_order = iter(marked)
 
     def rebuilt(node: Any) -> Any:
@@ -94,6 +96,11 @@ def mark(path: str, y: PyTree, *, method: str = "", opaque: tuple[type, ...] = (
 
     # Objects of other types may hold more than their leaves, so they stay the same objects.
     return jax.tree.map(rebuilt, y, is_leaf=lambda node: not isinstance(node, tuple | list | dict))
+
+
+def joined(*parts: str) -> str:
+    """A path of parts, without those that are empty."""
+    return "/".join(filter(None, parts))
 
 
 def part_names(key_paths: Sequence[Any]) -> list[str]:
@@ -123,8 +130,3 @@ def inside(path: str) -> Iterator[None]:
         yield
     finally:
         _module.reset(token)
-
-
-def module_path() -> str:
-    """The path of the module that runs now; empty outside any module."""
-    return _module.get()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..adapters import holds_module, is_model
+from ..adapters import check_key, holds_module, is_model
 from ..history import is_own_name
 from ..metrics import DenseGram, Metric
 from ._schedules import Schedule
@@ -49,8 +49,7 @@ def check_arguments(
         raise TypeError(f"f={reprlib.repr(f)} is no function f(params, x); pass one, such as {such}.")
     if config is not None and not isinstance(config, Mapping):
         raise TypeError(f"config={reprlib.repr(config)} is not a mapping; pass a dict, such as vars(args).")
-    if rng is not None and not hasattr(rng, "dtype"):
-        raise TypeError(f"rng={reprlib.repr(rng)} is not a key; pass rng=jax.random.key({reprlib.repr(rng)}).")
+    check_key(rng)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be positive, or None for the whole probe at once.")
     if schedule is not None and not isinstance(schedule, Schedule):

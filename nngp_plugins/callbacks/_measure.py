@@ -12,8 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..adapters import ModelFn, Reduced, Summary, matches
-from ..engine import NEXT_TO_OTHERS, NamedOutputs, batch_first, dependence, smaller_batch, traced_errors, traced_outputs
+from ..adapters import ModelFn, Reduced, matches
+from ..engine import (
+    NEXT_TO_OTHERS,
+    NamedOutputs,
+    batch_first,
+    dependence,
+    has_layers,
+    smaller_batch,
+    traced_errors,
+    traced_outputs,
+)
 from ..metrics import DenseGram, features, grams_of_products, product_from_first, stacked_grams
 from ._checks import check_layers, probe_size
 
@@ -141,10 +150,11 @@ class Measurement:
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
         errors = self._traced_errors(params, state, probe_x) if check else {}
-        if isinstance(self.f, ModelFn) and self.f.patterns is not None and self._batch_size is None:
+        if has_layers(self.f) and self._batch_size is None:
             given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
-            self._found({name: shape.shape for name, shape in summary.shapes.items()}, summary)
+            self.unseen = {path: why for path, why in summary.unseen.items() if matches(path, self.f.patterns)}
+            self._found({name: shape.shape for name, shape in summary.shapes.items()})
             grams, narrow = self._products.take_apart(products)
             return LayerGrams(grams, narrow, errors)
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
@@ -152,14 +162,11 @@ class Measurement:
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
         return LayerGrams(stacked_grams(layers), narrow, errors)
 
-    def _found(self, shapes: Mapping[str, tuple[int, ...]], summary: Summary | None = None) -> None:
+    def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""
         self.shapes = {name: shape[1:] for name, shape in shapes.items()}
         if self.expected_shapes is not None:
             check_layers(self.expected_shapes, self.shapes)
-        if summary is not None and isinstance(self.f, ModelFn) and self.f.patterns is not None:
-            chosen = {name: reason for name, reason in summary.unseen.items() if matches(name, self.f.patterns)}
-            self.unseen = chosen
 
     def dependence(self, errors: Mapping[str, Any]) -> list[str]:
         """What to say of each layer that depends on the other examples in the batch."""
