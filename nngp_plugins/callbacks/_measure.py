@@ -150,13 +150,16 @@ class Measurement:
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
         errors = self._traced_errors(params, state, probe_x) if check else {}
+        given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
-            given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
-            self.unseen = {path: why for path, why in summary.unseen.items() if matches(path, self.f.patterns)}
+            self._remember_unseen(summary.unseen)
             self._found({name: shape.shape for name, shape in summary.shapes.items()})
             grams, narrow = self._products.take_apart(products)
             return LayerGrams(grams, narrow, errors)
+        if has_layers(self.f):
+            batch = jax.tree.map(lambda leaf: leaf[: self._batch_size], probe_x)
+            self._remember_unseen(self.f.summary(params, batch, **given).unseen)
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
@@ -167,6 +170,10 @@ class Measurement:
         self.shapes = {name: shape[1:] for name, shape in shapes.items()}
         if self.expected_shapes is not None:
             check_layers(self.expected_shapes, self.shapes)
+
+    def _remember_unseen(self, unseen: Mapping[str, str]) -> None:
+        patterns = self.f.patterns if has_layers(self.f) else ()
+        self.unseen = {path: reason for path, reason in unseen.items() if matches(path, patterns)}
 
     def dependence(self, errors: Mapping[str, Any]) -> list[str]:
         """What to say of each layer that depends on the other examples in the batch."""

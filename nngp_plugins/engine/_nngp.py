@@ -29,6 +29,9 @@ class LayerFn(Protocol):
     def reduce_layers(self, reducer: Any, params: PyTree, x: PyTree, **kwargs: Any) -> tuple[Any, Any]:
         """What ``reducer(name, y)`` makes of each layer, and a summary of the layers."""
 
+    def summary(self, params: PyTree, x: PyTree, **kwargs: Any) -> Any:
+        """The summary alone, without running the model."""
+
     def variables(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and state of a model."""
 

@@ -142,18 +142,20 @@ def params():
 class TestTracker:
     f = MODELS["haiku"]()
 
-    def track(self, f, params):
+    def track(self, f, params, batch_size=None):
         """What the tracker warns of in three snapshots."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            with nngp.KernelTracker(f, X, metrics=METRICS, schedule=nngp.every(1)) as tracker:
+            options = {"metrics": METRICS, "schedule": nngp.every(1), "batch_size": batch_size}
+            with nngp.KernelTracker(f, X, **options) as tracker:
                 for step in range(3):
                     tracker(step, params)
         assert tracker.history.layers == ["head"]
         return [str(warning.message) for warning in caught]
 
-    def test_said_once(self, params):
-        (message,) = self.track(self.f.layers(), params)
+    @pytest.mark.parametrize("batch_size", [None, 2])
+    def test_said_once(self, params, batch_size):
+        (message,) = self.track(self.f.layers(), params, batch_size)
         assert all(f"'{name}': " in message for name in ("cond", "case", "loop"))
         assert message.startswith("3 modules with parameters are not seen, so that no layer covers them (")
 
