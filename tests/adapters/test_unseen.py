@@ -183,3 +183,14 @@ class TestTracker:
         assert list(tracker.history.steps) == [0, 1, 2]
         (message,) = [str(warning.message) for warning in caught]
         assert message.startswith("3 modules with parameters are not seen")
+
+
+def test_a_scan_over_examples_is_said():
+    """The batch is the axis that the scan runs over, so that no step has a row for each example."""
+    f = nngp.from_callable(lambda params, x: jax.lax.map(lambda row: nngp.tag("row", jnp.tanh(row)), x))
+    x = jnp.asarray(normal(3, 6, 6))
+    assert list(f.layers()(None, x)) == ["output"]
+    (reason,) = f.summary(None, x).unseen.values()
+    assert reason.startswith("it takes one example at a time, in a scan over the batch")
+    with pytest.raises(ValueError, match=r"^layers\('row'\) matches 'row', which is no layer: it takes one example at"):
+        f.layers("row")(None, x)
