@@ -52,6 +52,7 @@ def test_names_and_order_are_those_of_the_loop(twins, layers):
     assert len(layers) == DEPTH * (7 + 1) + 2
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_values_are_the_frameworks_own_in_a_loop(twins, layers, own, transform):
     # Two runs of a compiled function would be the same; the fixture has compiled it already.

@@ -40,6 +40,7 @@ def assert_gradients(actual, expected):
 
 
 class TestScannedModels:
+    @pytest.mark.every(2)
     def test_outputs_are_bit_equal_and_gradients_agree(self, twins):
         x = sequences()
 

@@ -217,6 +217,7 @@ def test_inside_jit(reference):
 
 @pytest.mark.filterwarnings(LATE)
 class TestRunFolder:
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("reference", [None, 3])
     @pytest.mark.parametrize("stop", [3, 5, 7], ids=["before it", "right after it", "later"])
     def test_goes_on_to_the_same_rows(self, stop, reference, tmp_path):

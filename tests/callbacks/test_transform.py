@@ -99,6 +99,7 @@ def inside(make, loop):
     return seen.history
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("loop", ["scan", "fori_loop", "jit", "python"])
 def test_chain(hook, loop):
     assert_same(inside(lambda track: optax.chain(optax.sgd(0.3, momentum=0.9), track), loop), hook)

@@ -75,6 +75,7 @@ def strace(tmp_path_factory):
     return run
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_write_of_a_job_fails_in_turn(strace, small, finished, tmp_path, fault):
     calls, error, names = FAULTS[fault]
