@@ -3,7 +3,7 @@
 from ._arrays import ArrayBackend as ArrayBackend
 from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
-from ._devices import on_one_device as on_one_device
+from ._devices import compiler_options as compiler_options, on_one_device as on_one_device
 from ._independence import (
     NEXT_TO_OTHERS as NEXT_TO_OTHERS,
     dependence as dependence,
@@ -12,7 +12,7 @@ from ._independence import (
 )
 from ._inputs import Range as Range, batch_first as batch_first, unpacked as unpacked
 from ._kwargs import Shared as Shared
-from ._loop import TileSink as TileSink, progress as progress, run as run
+from ._loop import Job as Job, TileSink as TileSink, in_tiles as in_tiles, progress as progress
 from ._nngp import (
     KernelFn as KernelFn,
     LayerFn as LayerFn,
@@ -20,6 +20,12 @@ from ._nngp import (
     empirical_nngp_fn as empirical_nngp_fn,
     has_layers as has_layers,
 )
-from ._outputs import NamedOutputs as NamedOutputs, OutputSource as OutputSource, traced_outputs as traced_outputs
-from ._program import Tile as Tile
-from ._tiling import KernelPlan as KernelPlan
+from ._outputs import (
+    Held as Held,
+    HeldLayout as HeldLayout,
+    NamedOutputs as NamedOutputs,
+    OutputSource as OutputSource,
+    traced_outputs as traced_outputs,
+)
+from ._plan import KernelPlan as KernelPlan
+from ._tile import TileProgram as TileProgram

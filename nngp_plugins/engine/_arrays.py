@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,91 +13,116 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a part of an array belongs.
-
-    Attributes:
-        start: the index of its first number.
-        order: the transposition of the part into the axes of the array; None if the axes are the same.
-    """
-
-    start: tuple[int, ...]
-    order: tuple[int, ...] | None = None
+Order = tuple[int, ...]
+"""A transposition."""
 
 
 class ArrayBackend(Protocol):
-    """Puts arrays together that arrive in parts."""
+    """Puts arrays together that arrive in rows."""
 
-    def start(self, part: Callable[[], Array]) -> Any:
-        """Begins with a part that is still to be computed; :meth:`put` takes what this returns."""
+    waits: bool
+    """Whether :meth:`write` waits until the rows are computed, so that the next ones should be on their way before."""
 
-    def put(self, array: Any, like: Any, part: Any, *places: Placement) -> Any:
-        """The array with ``part`` written into it.
+    def empty(self, likes: Sequence[jax.ShapeDtypeStruct]) -> list[Any]:
+        """New arrays; their values are anything."""
+
+    def write(self, arrays: list[Any], parts: Sequence[Array], start: int, orders: Sequence[Order]) -> list[Any]:
+        """The arrays with rows written into them.
 
         Args:
-            array: the array so far, which must not be used afterwards; None makes a new one.
-            like: the shape and the dtype of the whole array.
-            part: a part of the array, or all of it: what :meth:`start` returned, or an array.
-            *places: where the part belongs; a transposed place takes its complex conjugate.
+            arrays: the arrays so far, which must not be used afterwards.
+            parts: some rows of each array, along axis 0.
+            start: the number of the first row.
+            orders: the transposition of each part into the axes of its array.
         """
 
+    def keep(self, parts: Sequence[Array], orders: Sequence[Order]) -> list[Any]:
+        """All rows at once, transposed."""
+
     def budget(self) -> int:
-        """The bytes that outputs may take by default: half of the memory."""
+        """The bytes that outputs may take by default."""
 
 
+@dataclass(frozen=True)
 class OnDevice:
-    """Arrays on one device. Parts are written in place, so nothing is held twice."""
+    """Arrays on one device. Rows are written in place, so nothing is held twice.
 
-    def __init__(self, device: jax.Device):
-        self.device = device
+    Attributes:
+        device: the device.
+    """
 
-    def start(self, part: Callable[[], Array]) -> Any:
-        """Leaves the part to :meth:`put`: one program computes it and writes it to its place."""
-        return part
+    device: jax.Device
+    waits = False
 
-    def put(self, array: Array | None, like: Any, part: Any, *places: Placement) -> Array:
-        """Writes the part, and does not wait until it is computed."""
-        if part.shape == like.shape and places[0].order is None:
-            return jax.device_put(part() if callable(part) else part, self.device)
-        if array is None:
-            array = jnp.zeros(like.shape, like.dtype, device=self.device)
-        starts = tuple(np.asarray(place.start, np.int32) for place in places)
-        return _write(array, part, starts, tuple(place.order for place in places))
+    def empty(self, likes: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
+        """New arrays, all by one program."""
+        with jax.default_device(self.device):
+            return _empty(tuple((like.shape, np.dtype(like.dtype)) for like in likes))
+
+    def write(self, arrays: list[Array], parts: Sequence[Array], start: int, orders: Sequence[Order]) -> list[Array]:
+        """Writes rows of all arrays by one program, and does not wait for it."""
+        return _write(arrays, list(parts), np.int32(start), tuple(orders))
+
+    def keep(self, parts: Sequence[Array], orders: Sequence[Order]) -> list[Array]:
+        """The same arrays, or new ones by one program if the order of the axes changes."""
+        if all(is_identity(order) for order in orders):
+            return list(parts)
+        return _transpose(list(parts), tuple(orders))
 
     def budget(self) -> int:
-        """Half of the device's memory; a CPU reports none, and has that of the host."""
-        limit = (self.device.memory_stats() or {}).get("bytes_limit")
-        return limit // 2 if limit else OnHost().budget()
+        """Three quarters of the device's free memory: a forward pass needs some, too. A CPU has that of the host."""
+        stats = self.device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return (limit - stats.get("bytes_in_use", 0)) * 3 // 4 if limit else OnHost().budget()
 
 
+@dataclass(frozen=True)
 class OnHost:
     """NumPy arrays in host memory."""
 
-    def start(self, part: Callable[[], Array]) -> Array:
-        """Begins to compute the part, while parts before it are fetched."""
-        return part()
+    waits = True
 
-    def put(self, array: np.ndarray | None, like: Any, part: Any, *places: Placement) -> np.ndarray:
-        """Fetches the part and copies it to its place."""
-        if array is None:
-            array = np.empty(like.shape, like.dtype)
-        part = np.asarray(part)
-        for place in places:
-            image = part if place.order is None else part.transpose(place.order).conj()
-            array[tuple(slice(i, i + size) for i, size in zip(place.start, image.shape, strict=True))] = image
-        return array
+    def empty(self, likes: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
+        """New arrays."""
+        return [np.empty(like.shape, like.dtype) for like in likes]
+
+    def write(
+        self, arrays: list[np.ndarray], parts: Sequence[Array], start: int, orders: Sequence[Order]
+    ) -> list[np.ndarray]:
+        """Fetches the rows and copies them to their places."""
+        for array, part, order in zip(arrays, parts, orders, strict=True):
+            place = [slice(None)] * array.ndim
+            place[order.index(0)] = slice(start, start + part.shape[0])
+            array[tuple(place)] = np.asarray(part).transpose(order)
+        return arrays
+
+    def keep(self, parts: Sequence[Array], orders: Sequence[Order]) -> list[np.ndarray]:
+        """Fetches all rows."""
+        return [np.asarray(part).transpose(order) for part, order in zip(parts, orders, strict=True)]
 
     def budget(self) -> int:
         """Half of the machine's memory."""
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-@partial(jax.jit, donate_argnames="array", static_argnames="orders")
-def _write(array: Array, part: Any, starts: tuple[Array, ...], orders: tuple[Any, ...]) -> Array:
-    part = part() if callable(part) else part
-    for start, order in zip(starts, orders, strict=True):
-        image = part if order is None else part.transpose(order).conj()
-        array = lax.dynamic_update_slice(array, image, tuple(start))
-    return array
+def is_identity(order: Order) -> bool:
+    """Whether a transposition changes nothing."""
+    return order == tuple(range(len(order)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _empty(likes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]) -> list[Array]:
+    return [jnp.zeros(shape, dtype) for shape, dtype in likes]
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _write(arrays: list[Array], parts: list[Array], start: Array, orders: tuple[Order, ...]) -> list[Array]:
+    return [
+        lax.dynamic_update_slice_in_dim(array, part.transpose(order), start, order.index(0))
+        for array, part, order in zip(arrays, parts, orders, strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=1)
+def _transpose(parts: list[Array], orders: tuple[Order, ...]) -> list[Array]:
+    return [part.transpose(order) for part, order in zip(parts, orders, strict=True)]

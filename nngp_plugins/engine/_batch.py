@@ -17,10 +17,11 @@ from ._forward import NetworkOutputs, refuse_traced
 from ._inputs import batch_first, batch_of, refuse_empty, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
-from ._loop import AssembleArrays, progress, run
+from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
-from ._outputs import GivenOutputs, NamedOutputs, OutputSource
-from ._tiling import KernelPlan, make_plan
+from ._outputs import GivenOutputs, HeldLayout, NamedOutputs, OutputSource
+from ._plan import KernelPlan
+from ._tiling import make_plan
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ class BatchedKernelFn:
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
-        (leaves,) = source.tiles(0, source.n, source.n, self.backend(), lambda rows: None)
-        return source.outputs.structure.unflatten(leaves)
+        leaves = source.outputs.leaves
+        layout = HeldLayout(tuple(range(len(leaves))), tuple(tuple(range(leaf.ndim)) for leaf in leaves), source.n, 1)
+        held = source.held((0, source.n), layout, self.backend(), lambda rows: None)
+        return source.outputs.structure.unflatten(leaf[: source.n] for leaf in held.leaves)
 
     def contract(self, y1: PyTree, y2: PyTree | None = None) -> PyTree:
         """The kernel of outputs that exist already, in tiles; it is exactly symmetric if ``y2`` is None.
@@ -153,15 +156,19 @@ class BatchedKernelFn:
         self, source1: OutputSource, source2: OutputSource | None, *, tile_bytes: int | None = None
     ) -> KernelPlan:
         """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
+        outputs = [source.outputs for source in (source1, source2) if source is not None]
+        budget = None
+        if isinstance(source1, NetworkOutputs):
+            budget = int(self.memory_budget or self.backend().budget())
         return make_plan(
             self.kernel_fn,
-            source1.outputs,
-            None if source2 is None else source2.outputs,
+            outputs[0],
+            outputs[1] if len(outputs) > 1 else None,
             batch_rows=source1.batch_rows,
-            budget=int(self.memory_budget or self.backend().budget()),
-            one_tile=self.store_on_device,
+            budget=budget,
             tile_rows=None if self.tile_size is None else int(self.tile_size),
             tile_bytes=tile_bytes,
+            one_tile=self.store_on_device,
         )
 
     def backend(self) -> ArrayBackend:
@@ -169,11 +176,16 @@ class BatchedKernelFn:
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
     def _assemble(self, source1: OutputSource, source2: OutputSource | None) -> PyTree:
-        plan, backend = self.plan_of(source1, source2), self.backend()
-        kernels = AssembleArrays(plan, backend)
+        plan = self.plan_of(source1, source2)
         with progress(plan, self.progress) as on_progress:
-            run(plan, self.kernel_fn.precision, source1, source2, backend, kernels, on_progress)
-        return self.kernel_fn.assemble(source1.outputs.structure, kernels.arrays)
+            job = Job(plan, source1, source2, self.backend(), on_progress)
+            if self.store_on_device:
+                kernels = in_one_piece(job)
+            else:
+                sink = AssembleArrays(plan)
+                in_tiles(job, sink)
+                kernels = sink.arrays
+        return self.kernel_fn.assemble(source1.outputs.structure, kernels)
 
 
 def batch(

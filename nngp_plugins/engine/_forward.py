@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
 from .._typing import PyTree
-from ._arrays import ArrayBackend, Placement
+from ._arrays import ArrayBackend
 from ._independence import NEXT_TO_OTHERS, refuse_dependence, refuse_other_outputs, smaller_batch
-from ._inputs import batch_of, ranges
+from ._inputs import Range, batch_of
 from ._keys import KEYS, keys_of_batches
-from ._outputs import NamedOutputs, refuse_other_rows
+from ._outputs import Held, HeldLayout, NamedOutputs, refuse_other_rows
 
 WHOLE = ("state", *KEYS)
 """The keyword arguments that are never cut into batches."""
@@ -35,19 +35,22 @@ class ApplyCall:
         kinds: the kind of each leaf: ``rows`` are cut into batches, ``whole`` ones are the same for all batches,
             ``keys`` are folded for each batch, and ``static`` ones are no arrays.
         statics: the static leaves.
+        keep: the places of the outputs that are returned, as a list; None for all, as ``f`` returns them. XLA computes
+            nothing that only the others need.
     """
 
     f: Static
     structure: Any
     kinds: tuple[str, ...]
     statics: Static
+    keep: tuple[int, ...] | None = None
 
     def __call__(self, params: PyTree, rows: Sequence[Any], whole: Sequence[Any], keys: Sequence[Any]) -> PyTree:
         """The outputs of ``f``."""
         leaves = {"rows": iter(rows), "whole": iter(whole), "keys": iter(keys), "static": iter(self.statics.value)}
         x, kwargs = self.structure.unflatten(next(leaves[kind]) for kind in self.kinds)
         y = NamedOutputs.of(self.f.value(params, x, **kwargs))
-        return y.structure.unflatten(y.leaves)
+        return y.structure.unflatten(y.leaves) if self.keep is None else [y.leaves[k] for k in self.keep]
 
 
 @partial(jax.jit, static_argnames=("call", "mesh"))
@@ -89,12 +92,12 @@ class NetworkOutputs:
     ):
         self.argument, self.n = argument, batch_of(argument, x)
         self.batch_rows = batch_size * len(devices)
-        self._fold_keys, self._check_next = fold, check and not (self.n == self.batch_rows == batch_size)
+        self._fold_keys, self._check = fold, check and not (self.n == self.batch_rows == batch_size)
+        self._checked: set[tuple[int, ...] | None] = set()
         self._mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",), axis_types=(AxisType.Auto,))
         self._sort_leaves(f, x, kwargs, {*WHOLE, *shared})
         everywhere = NamedSharding(self._mesh, PartitionSpec()) if len(devices) > 1 else devices[0]
-        self._params = jax.device_put(params, everywhere)
-        self._whole[:] = jax.device_put(self._whole, everywhere)
+        self._params, self._whole[:] = _placed((params, self._whole), everywhere)
 
     def _sort_leaves(self, f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any], whole: set[str]) -> None:
         """Sorts the leaves of ``x`` and of the keyword arguments into the kinds of an :class:`ApplyCall`."""
@@ -121,97 +124,158 @@ class NetworkOutputs:
     @cached_property
     def outputs(self) -> NamedOutputs:
         """Names, shapes and dtypes of the outputs of all examples; computes nothing."""
-        structs = [
-            jax.ShapeDtypeStruct((self.batch_rows, *leaf.shape[1:]), _as_jax_takes_it(leaf.dtype))
-            for leaf in self._rows
-        ]
-        keys = [keys_of_batches(key, 0, self._mesh.size) for key in self._keys]
-        y = NamedOutputs.unchecked(
-            _run_batches.eval_shape(self._call, self._mesh, self._params, structs, self._whole, keys)
-        )
+        y = _outputs_of(self._call, self._mesh, *self._avals)
         refuse_other_rows(y, self.batch_rows // self._mesh.size, self.argument, self._mesh.size)
         leaves = (jax.ShapeDtypeStruct((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in y.leaves)
         return NamedOutputs(y.structure, y.paths, tuple(leaves))
 
-    def tiles(
-        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
-    ) -> list[list[Any]]:
-        """Runs the network; see :meth:`OutputSource.tiles`."""
-        bounds = ranges(start, stop, size)
-        likes = [
-            [jax.ShapeDtypeStruct((high - low, *leaf.shape[1:]), leaf.dtype) for leaf in self.outputs.leaves]
-            for low, high in bounds
+    @cached_property
+    def _avals(self) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+        """Shapes and dtypes of the arrays of a call, by which JAX and this file keep what they found out."""
+        rows = [
+            jax.ShapeDtypeStruct((self.batch_rows, *leaf.shape[1:]), _as_jax_takes_it(leaf.dtype))
+            for leaf in self._rows
         ]
-        tiles: list[list[Any]] = [[None] * len(like) for like in likes]
-        for first, leaves in self._batches(start, stop, on_rows):
-            last = first + leaves[0].shape[0]
-            for tile, like, (low, high) in zip(tiles, likes, bounds, strict=True):
-                if low >= last or high <= first:
-                    continue
-                for k, leaf in enumerate(leaves):
-                    inside = low <= first and last <= high
-                    part = leaf if inside else leaf[max(low - first, 0) : high - first]
-                    place = Placement((max(first - low, 0), *[0] * (part.ndim - 1)))
-                    tile[k] = arrays.put(tile[k], like[k], part, place)
-        return tiles
+        leaves, structure = jax.tree.flatten((self._params, rows, self._whole, self._keys_of(0)))
+        return structure, tuple(map(_struct, leaves))
 
-    def _batches(self, start: int, stop: int, on_rows: Callable[[int], None]) -> Iterator[tuple[int, list[Any]]]:
-        """The outputs of each batch with the number of its first example, cut to ``start`` and ``stop``."""
-        rows, before = self.batch_rows, None
-        for index in range(start // rows, -(-stop // rows)):
+    def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
+        """Runs the network on a block; see :meth:`OutputSource.held`."""
+        orders = [layout.orders[k] for k in layout.leaves]
+        call = replace(self._call, keep=layout.leaves if len(layout.leaves) < len(self.outputs.leaves) else None)
+        batches = self._batches(call, *rows, arrays.waits, on_rows)
+        if self.n <= self.batch_rows:
+            ((_, parts),) = batches
+            return Held(arrays.keep(parts, orders), True, rows[0])
+        origin = rows[0] // self.batch_rows * self.batch_rows
+        held = arrays.empty([self._like(layout, k) for k in layout.leaves])
+        for first, parts in batches:
+            held = arrays.write(held, parts, first - origin, orders)
+        return Held(held, True, rows[0] - origin)
+
+    def _like(self, layout: HeldLayout, k: int) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an array with room for every block: for whole batches, and for whole tiles."""
+        rows, before = min(layout.block_rows, self.n), 0
+        if layout.block_rows < self.n and layout.block_rows % self.batch_rows:
+            before = self.batch_rows - 1
+        room = max(_rounded_up(before + rows, self.batch_rows), before + _rounded_up(rows, layout.tile_rows))
+        leaf, order = self.outputs.leaves[k], layout.orders[k]
+        shape = (room, *leaf.shape[1:])
+        return jax.ShapeDtypeStruct(tuple(shape[axis] for axis in order), leaf.dtype)
+
+    def _batches(
+        self, call: ApplyCall, start: int, stop: int, waits: bool, on_rows: Callable[[int], None]
+    ) -> Iterator[tuple[int, list[Array]]]:
+        """The outputs of each batch that a block needs, with the number of its first example.
+
+        One batch runs while the inputs of the next one are on their way; more would fill the device's memory.
+
+        Args:
+            call: the call of ``f``.
+            start: the first example of the block.
+            stop: the one after its last.
+            waits: whether the caller waits for outputs, so that the batch after them must have been started.
+            on_rows: is told how many examples are done.
+        """
+        rows, running, before = self.batch_rows, deque[tuple[int, list[Array]]](), None
+        numbers = range(start // rows, -(-stop // rows))
+        cut = self._cut(rows, self._examples_of(numbers[0]))
+        for index in numbers:
             first = index * rows
-            leaves = jax.tree.leaves(self._outputs_of(first, rows, index))
-            if self._check_next:
-                self._check_next = False
-                self._refuse_dependence(first, index, leaves)
-            # One batch runs while the next one is on its way; more would fill the device's memory.
+            leaves = jax.tree.leaves(self._run(call, cut, index))
+            if self._check and call.keep not in self._checked:
+                self._checked.add(call.keep)
+                self._refuse_dependence(call, first, index, leaves)
+            if index + 1 in numbers:
+                cut = self._cut(rows, self._examples_of(index + 1))
             jax.block_until_ready(before)
-            before = leaves
+            before = min(leaves, key=lambda leaf: leaf.size)
+            running.append((first, self._on_first_device(leaves)))
             on_rows(min(rows, self.n - first))
-            low, high = max(start - first, 0), min(stop, self.n) - first
-            leaves = [leaf if low == 0 and high >= rows else leaf[low:high] for leaf in leaves]
-            if self._mesh.size > 1:
-                leaves = jax.device_put(leaves, self._mesh.devices.flat[0])
-            yield first + low, leaves
+            while len(running) > waits:
+                yield running.popleft()
+        yield from running
 
-    def _outputs_of(self, first: int, rows: int, index: int) -> PyTree:
-        """The outputs of ``rows`` examples; if there are fewer, copies of the last one fill the batch up."""
-        cut = [_rows(leaf, rows, (first, min(first + rows, self.n))) for leaf in self._rows]
-        return self._run(cut, index)
+    def _examples_of(self, index: int) -> Range:
+        first = index * self.batch_rows
+        return first, min(first + self.batch_rows, self.n)
 
-    def _run(self, rows: list[Any], index: int) -> PyTree:
+    def _on_first_device(self, leaves: list[Array]) -> list[Array]:
+        return jax.device_put(leaves, self._mesh.devices.flat[0]) if self._mesh.size > 1 else leaves
+
+    def _cut(self, rows: int, *ranges: Range) -> list[Any]:
+        """The examples of the ranges; the last one is repeated until there are ``rows`` of them."""
+        examples = np.concatenate([np.arange(start, stop, dtype=np.int32) for start, stop in ranges])
+        examples = np.pad(examples, (0, rows - len(examples)), mode="edge")
+        on_device = [leaf for leaf in self._rows if isinstance(leaf, jax.Array)]
+        taken = iter(_take(on_device, examples)) if on_device else iter(())
+        return [next(taken) if isinstance(leaf, jax.Array) else self._moved(leaf, rows, ranges) for leaf in self._rows]
+
+    def _moved(self, leaf: Any, rows: int, ranges: Sequence[Range]) -> Any:
+        """Examples of an array in host memory or on the disk, which begin to move to the device."""
+        parts = [np.asarray(leaf[start:stop]) for start, stop in ranges]
+        missing = rows - sum(len(part) for part in parts)
+        if missing:
+            parts.append(np.broadcast_to(parts[-1][-1:], (missing, *parts[-1].shape[1:])))
+        cut = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return jax.device_put(cut, self._mesh.devices.flat[0]) if self._mesh.size == 1 else cut
+
+    def _keys_of(self, index: int) -> list[Array]:
         count = self._mesh.size
         if self._fold_keys:
-            keys = [keys_of_batches(key, index * count, count) for key in self._keys]
-        else:
-            keys = [key[None] for key in self._keys]
-        y = _run_batches(self._call, self._mesh, self._params, rows, self._whole, keys)
+            return [keys_of_batches(key, index * count, count) for key in self._keys]
+        return [key[None] for key in self._keys]
+
+    def _run(self, call: ApplyCall, rows: list[Any], index: int) -> PyTree:
+        y = _run_batches(call, self._mesh, self._params, rows, self._whole, self._keys_of(index))
         refuse_traced(y)
         return y
 
-    def _refuse_dependence(self, first: int, index: int, leaves: list[Array]) -> None:
+    def _refuse_dependence(self, call: ApplyCall, first: int, index: int, leaves: list[Array]) -> None:
         """Refuses an ``f`` whose outputs depend on the other examples in the batch.
 
         Compares the first outputs of a batch with those in a batch of another size. Noise may depend on that size, so
         with a key it compares an example next to itself with the same example next to others.
         """
+        key = call, self._mesh, *self._avals
+        if key in _INDEPENDENT:
+            return
         count, size = self._mesh.size, self.batch_rows // self._mesh.size
         if self._keys:
-            shared, width = 1, max(size, 2)
-            rows, here, ends = width * count, (first, first + 1), (max(self.n - width + 1, 0), self.n)
-            leaves = jax.tree.leaves(self._run([_rows(leaf, rows, here) for leaf in self._rows], index))
-            others = self._run([_rows(leaf, rows, here, ends) for leaf in self._rows], index)
+            shared, width, here = 1, max(size, 2), (first, first + 1)
+            leaves = jax.tree.leaves(self._run(call, self._cut(width * count, here), index))
+            cut = self._cut(width * count, here, (max(self.n - width + 1, 0), self.n))
             compared = NEXT_TO_OTHERS
         else:
             few = smaller_batch(size)
-            others, shared = self._outputs_of(first, few * count, index), min(few, size)
-            compared = f"between batches of {size} and {few}"
-            named = NamedOutputs.unchecked(others)
-            refuse_other_outputs(self.outputs, size, named, few, self.argument)
-            refuse_other_rows(named, few, self.argument, count)
-        refuse_dependence(
-            self.outputs.names, leaves, jax.tree.leaves(others), rows=min(shared, size), compared=compared
+            shared, compared = min(few, size), f"between batches of {size} and {few}"
+            cut = self._cut(few * count, (first, min(first + few * count, self.n)))
+            self._refuse_other_outputs(cut, size, few, index)
+        usual, other = _first_of_both(
+            call, self._mesh, shared, self._params, cut, self._whole, self._keys_of(index), leaves
         )
+        names = self.outputs.names if call.keep is None else [self.outputs.names[k] for k in call.keep]
+        refuse_dependence(names, usual, other, rows=shared, compared=compared)
+        # Outputs that are zero, as those of a network with a zero head, tell nothing of those with other parameters.
+        if all(np.asarray(leaf).any() for leaf in usual):
+            _INDEPENDENT[key] = True
+            if len(_INDEPENDENT) > REMEMBERED:
+                _INDEPENDENT.popitem(last=False)
+
+    def _refuse_other_outputs(self, rows: list[Any], size: int, few: int, index: int) -> None:
+        arrays = self._params, rows, self._whole, self._keys_of(index)
+        y = NamedOutputs.unchecked(_run_batches.eval_shape(self._call, self._mesh, *arrays))
+        refuse_other_outputs(self.outputs, size, y, few, self.argument)
+        refuse_other_rows(y, few, self.argument, self._mesh.size)
+
+
+def _placed(tree: PyTree, where: Any) -> PyTree:
+    """The arrays of a tree on a device, or on all devices of a mesh."""
+    leaves = jax.tree.leaves(tree)
+    # Putting hundreds of arrays where they are already takes as long as a small kernel.
+    if isinstance(where, jax.Device) and all(isinstance(a, jax.Array) and a.devices() == {where} for a in leaves):
+        return tree
+    return jax.device_put(tree, where)
 
 
 def refuse_traced(tree: PyTree) -> None:
@@ -227,6 +291,50 @@ def refuse_traced(tree: PyTree) -> None:
         )
 
 
+REMEMBERED = 256
+_INDEPENDENT: OrderedDict[Any, bool] = OrderedDict()
+"""The calls whose outputs were found not to depend on the other examples in the batch, which are not checked again."""
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _outputs_of(
+    call: ApplyCall, mesh: jax.sharding.Mesh, structure: Any, avals: tuple[jax.ShapeDtypeStruct, ...]
+) -> NamedOutputs:
+    """Names, shapes and dtypes of the outputs of a batch."""
+    return NamedOutputs.unchecked(_run_batches.eval_shape(call, mesh, *structure.unflatten(avals)))
+
+
+@partial(jax.jit, static_argnames=("call", "mesh", "shared"))
+def _first_of_both(
+    call: ApplyCall,
+    mesh: jax.sharding.Mesh,
+    shared: int,
+    params: PyTree,
+    rows: Any,
+    whole: Any,
+    keys: Any,
+    usual: list[Array],
+) -> tuple[list[Array], list[Array]]:
+    """The first outputs of a batch that has run, and those of another batch."""
+    other = jax.tree.leaves(_run_batches(call, mesh, params, rows, whole, keys))
+    return [leaf[:shared] for leaf in usual], [leaf[:shared] for leaf in other]
+
+
+@jax.jit
+def _take(leaves: list[Array], examples: Array) -> list[Array]:
+    return [leaf[examples] for leaf in leaves]
+
+
+def _rounded_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
+
+def _struct(array: Any) -> jax.ShapeDtypeStruct:
+    """The shape and the dtype of an array, hashable."""
+    weak = getattr(array, "weak_type", False)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, weak_type=weak)
+
+
 def _as_jax_takes_it(dtype: Any) -> Any:
     """The dtype of an array once JAX takes it: float32 for float64, unless 64 bits are switched on."""
     return jax.dtypes.canonicalize_dtype(dtype) if isinstance(dtype, np.dtype) else dtype
@@ -235,17 +343,3 @@ def _as_jax_takes_it(dtype: Any) -> Any:
 def _on_one_device_or_host(leaf: Any) -> Any:
     """An input that can be sliced: one that is spread over devices comes to the host first."""
     return np.asarray(leaf) if isinstance(leaf, jax.Array) and len(leaf.devices()) > 1 else leaf
-
-
-def _rows(leaf: Any, rows: int, *ranges: tuple[int, int]) -> Any:
-    """The examples of the ranges; the last one is repeated until there are ``rows`` of them."""
-    on_device = isinstance(leaf, jax.Array)
-    parts = [
-        lax.dynamic_slice_in_dim(leaf, start, stop - start) if on_device else np.asarray(leaf[start:stop])
-        for start, stop in ranges
-    ]
-    xp: Any = jnp if on_device else np
-    missing = rows - sum(part.shape[0] for part in parts)
-    parts.append(xp.broadcast_to(parts[-1][-1:], (missing, *parts[-1].shape[1:])))
-    parts = [part for part in parts if part.shape[0]]
-    return xp.concatenate(parts) if len(parts) > 1 else parts[0]

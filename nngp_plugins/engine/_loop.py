@@ -1,20 +1,21 @@
-"""The loop of a batched kernel: blocks of outputs become tiles, and tiles go to a sink."""
+"""The loop of a batched kernel: groups of outputs, blocks of examples, and what becomes of their kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from ._arrays import ArrayBackend, Placement
+from ._arrays import ArrayBackend
 from ._inputs import Range
 from ._nngp import LeafPair
-from ._outputs import OutputSource
-from ._program import Tile
-from ._tiling import KernelPlan, PlannedKernel
+from ._outputs import Held, HeldLayout, OutputSource
+from ._plan import KernelPlan, LayerGroup
+from ._program import Kernels, block_program
+from ._tile import TileProgram, tile_program
 
 OnProgress = tuple[Callable[[int], None], Callable[[int], None]]
 """Two functions that are told how much is done: how many examples, and how many tiles."""
@@ -26,75 +27,124 @@ class TileSink(Protocol):
     def wants(self, pair: LeafPair, rows: Range, columns: Range) -> bool:
         """Whether a tile is still to be computed."""
 
-    def start(self, tile: Tile) -> Any:
-        """Begins with a tile; :meth:`write` takes what this returns, one tile later."""
-
-    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: Any) -> None:
+    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: np.ndarray) -> None:
         """Takes a tile, which stands for its mirror image too."""
 
 
-def run(
-    plan: KernelPlan,
-    precision: Any,
-    source1: OutputSource,
-    source2: OutputSource | None,
-    arrays: ArrayBackend,
-    sink: TileSink,
-    on_progress: OnProgress,
-) -> None:
-    """Carries out a plan.
+@dataclass(frozen=True)
+class Job:
+    """What a loop needs.
 
-    Args:
-        plan: which blocks and tiles there are.
-        precision: the precision of the contraction.
+    Attributes:
+        plan: which groups, blocks and tiles there are.
         source1: the outputs of ``x1``.
         source2: the outputs of ``x2``; None if ``x2`` is None.
         arrays: where the outputs of a block are put together.
-        sink: where tiles go.
         on_progress: is told how much is done.
     """
-    on_rows, on_tiles = on_progress
+
+    plan: KernelPlan
+    source1: OutputSource
+    source2: OutputSource | None
+    arrays: ArrayBackend
+    on_progress: OnProgress
+
+    def columns(self, group: LayerGroup, rows: Range, columns: Range) -> Held | None:
+        """The outputs of a block of columns; None if they are those of the rows."""
+        if self.source2 is None and rows == columns:
+            return None
+        return self.held(1, group, columns)
+
+    def held(self, side: int, group: LayerGroup, rows: Range) -> Held:
+        """The outputs of a block."""
+        source = self.source1 if side == 0 or self.source2 is None else self.source2
+        layout = HeldLayout(group.leaves, self.plan.orders[side], group.block_rows, self.plan.tile_rows)
+        return source.held(rows, layout, self.arrays, self.on_progress[0])
+
+    def tiles(self, group: LayerGroup, rows: Range, columns: Range) -> dict[tuple[Range, Range], list[LeafPair]]:
+        """The tiles of two blocks, and the kernels that have each."""
+        tiles: dict[tuple[Range, Range], list[LeafPair]] = {}
+        for pair in group.pairs:
+            for tile in self.plan.tiles(pair, rows, columns):
+                tiles.setdefault(tile, []).append(pair)
+        return tiles
+
+    def program(
+        self, group: LayerGroup, pairs: tuple[LeafPair, ...], at: tuple[Range, Range], in_order: tuple[bool, bool]
+    ) -> TileProgram:
+        """The program of a tile. A sum over examples takes exactly these; other tiles may hold more."""
+        exact = any(self.plan.pairs[pair].role == "traced" for pair in pairs)
+        limits = self.plan.n1, self.plan.n1 if self.plan.n2 is None else self.plan.n2
+        sizes = [
+            stop - start if exact else min(self.plan.tile_rows, limit)
+            for (start, stop), limit in zip(at, limits, strict=True)
+        ]
+        own = self.plan.symmetric and at[0] == at[1]
+        return tile_program(self.plan, group, pairs, (sizes[0], sizes[1]), own, in_order)
+
+
+def in_one_piece(job: Job) -> Kernels:
+    """The kernels as arrays on a device, a program a block."""
+    kernels: Kernels = {}
+    for group in job.plan.groups:
+        so_far: Kernels | None = None
+        for rows, blocks in job.plan.blocks(group):
+            held = job.held(0, group, rows)
+            for columns in blocks:
+                others = job.columns(group, rows, columns)
+                sizes = rows[1] - rows[0], columns[1] - columns[0]
+                second = held if others is None else others
+                in_order = held.in_order, second.in_order
+                program = block_program(job.plan, group, *sizes, job.plan.symmetric and rows == columns, in_order)
+                places = rows[0], columns[0], held.first, second.first
+                so_far = program(so_far, held.leaves, None if others is None else others.leaves, places)
+                job.on_progress[1](sum(map(len, job.tiles(group, rows, columns).values())))
+        kernels |= so_far or {}
+    return kernels
+
+
+def in_tiles(job: Job, sink: TileSink) -> None:
+    """Computes the tiles that a sink wants, a program for a tile of all kernels."""
     waiting: list[tuple[Any, ...]] = []
-    for rows, blocks in plan.blocks():
-        held = None
-        for columns in blocks:
-            tiles = [(pair, i, j) for pair in plan.pairs for i, j in plan.tiles(pair, rows, columns)]
-            todo = [tile for tile in tiles if sink.wants(*tile)]
-            on_tiles(len(tiles) - len(todo))
-            if not todo:
-                continue
-            if held is None:
-                held = _operands(plan.orders[0], source1.tiles(*rows, plan.tile_rows, arrays, on_rows))
-            others = held
-            if source2 is not None or columns != rows:
-                source = source1 if source2 is None else source2
-                others = _operands(plan.orders[1], source.tiles(*columns, plan.tile_rows, arrays, on_rows))
-            for (a, b), i, j in todo:
-                y1 = held[(i[0] - rows[0]) // plan.tile_rows][a]
-                y2 = others[(j[0] - columns[0]) // plan.tile_rows][b]
-                tile = _tile(plan.pairs[a, b], y1, y2, precision, is_own_mirror=a == b and i == j)
-                # One tile is computed while the one before it is put in its place.
-                waiting.append(((a, b), i, j, sink.start(tile)))
-                if len(waiting) > 1:
-                    sink.write(*waiting.pop(0))
-                on_tiles(1)
+    for group in job.plan.groups:
+        for rows, blocks in job.plan.blocks(group):
+            held = None
+            for columns in blocks:
+                tiles = job.tiles(group, rows, columns)
+                todo = {at: [pair for pair in pairs if sink.wants(pair, *at)] for at, pairs in tiles.items()}
+                job.on_progress[1](sum(map(len, tiles.values())) - sum(map(len, todo.values())))
+                if not any(todo.values()):
+                    continue
+                held = job.held(0, group, rows) if held is None else held
+                others = job.columns(group, rows, columns) or held
+                for at, pairs in todo.items():
+                    if pairs:
+                        starts = at[0][0] - rows[0] + held.first, at[1][0] - columns[0] + others.first
+                        program = job.program(group, tuple(tiles[at]), at, (held.in_order, others.in_order))
+                        # One tile is computed while the one before it is put in its place.
+                        waiting.append((at, pairs, *program(held, others, starts)))
+                        if len(waiting) > 1:
+                            _write(job, sink, *waiting.pop(0))
     for last in waiting:
-        sink.write(*last)
+        _write(job, sink, *last)
 
 
-def _tile(kernel: PlannedKernel, y1: Any, y2: Any, precision: Any, is_own_mirror: bool) -> Tile:
-    shape = kernel.contraction.shape(y1.shape, y2.shape)
-    return Tile(y1, y2, kernel.contraction, precision, shape, kernel.mirror if is_own_mirror else None)
-
-
-def _operands(orders: Sequence[tuple[int, ...]], tiles: list[list[Any]]) -> list[list[Any]]:
-    """Transposes outputs once, for the many products that they are part of."""
-    for tile in tiles:
-        for k, order in enumerate(orders):
-            if order != tuple(range(len(order))):
-                moved = tile[k].transpose(order)
-                tile[k] = np.ascontiguousarray(moved) if isinstance(moved, np.ndarray) else moved
-    return tiles
+def _write(
+    job: Job,
+    sink: TileSink,
+    at: tuple[Range, Range],
+    pairs: list[LeafPair],
+    tiles: dict[LeafPair, Any],
+    offsets: tuple[int, int],
+) -> None:
+    for pair in pairs:
+        batch_axes = job.plan.pairs[pair].batch_axes
+        cut = tuple(
+            slice(offset, offset + stop - start)
+            for offset, (start, stop) in zip(offsets[:batch_axes], at[:batch_axes], strict=True)
+        )
+        sink.write(pair, *at, np.asarray(tiles[pair])[cut])
+        job.on_progress[1](1)
 
 
 @contextmanager
@@ -122,50 +172,33 @@ def progress(plan: KernelPlan, show: bool) -> Iterator[OnProgress]:
 
 @dataclass
 class AssembleArrays:
-    """Puts kernels together from tiles, as arrays.
+    """Puts kernels together from tiles, as NumPy arrays.
 
     Attributes:
         plan: the shapes of the kernels, and how they are mirrored.
-        backend: where the arrays are.
         arrays: the kernels so far.
     """
 
     plan: KernelPlan
-    backend: ArrayBackend
     arrays: dict[LeafPair, Any] = field(default_factory=dict)
 
     def wants(self, pair: LeafPair, rows: Range, columns: Range) -> bool:
         """Takes every tile."""
         return True
 
-    def start(self, tile: Tile) -> Any:
-        """Begins with a tile as the backend does it best."""
-        return self.backend.start(tile)
-
-    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: Any) -> None:
+    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: np.ndarray) -> None:
         """Puts a tile and its mirror image in their places."""
         kernel = self.plan.pairs[pair]
-        place = self._place(pair, rows, columns)
-        if kernel.mirror is None or (rows == columns and pair[0] == pair[1]):
-            self._put(pair, tile, place)
-            return
-        mirrored = replace(self._place(pair[::-1], columns, rows), order=kernel.mirror)
-        if pair[0] == pair[1]:
-            self._put(pair, tile, place, mirrored)
-        else:
-            self._put(pair, tile, place)
-            self._put(pair[::-1], tile, mirrored)
+        self._put(pair, tile, (rows, columns)[: kernel.batch_axes])
+        if kernel.mirror is not None and (rows != columns or pair[0] != pair[1]):
+            self._put(pair[::-1], tile.transpose(kernel.mirror).conj(), (columns, rows)[: kernel.batch_axes])
 
-    def _place(self, pair: LeafPair, rows: Range, columns: Range) -> Placement:
+    def _put(self, pair: LeafPair, tile: np.ndarray, places: tuple[Range, ...]) -> None:
         kernel = self.plan.pairs[pair]
-        first = (rows[0], columns[0])[: kernel.batch_axes]
-        return Placement((*first, *[0] * (len(kernel.shape) - len(first))))
-
-    def _put(self, pair: LeafPair, tile: Any, *places: Placement) -> None:
-        kernel, array = self.plan.pairs[pair], self.arrays.get(pair)
         if kernel.role == "traced":
             # A kernel whose batch axis is traced is a sum over tiles.
-            tile = self.backend.put(None, kernel, tile, *places)
-            self.arrays[pair] = tile if array is None else array + tile
-        else:
-            self.arrays[pair] = self.backend.put(array, kernel, tile, *places)
+            self.arrays[pair] = self.arrays[pair] + tile if pair in self.arrays else np.array(tile)
+            return
+        if pair not in self.arrays:
+            self.arrays[pair] = np.empty(kernel.shape, kernel.dtype)
+        self.arrays[pair][tuple(slice(*place) for place in places)] = tile

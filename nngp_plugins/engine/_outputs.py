@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax import Array
 
 from .._typing import PyTree
 from ._arrays import ArrayBackend
-from ._inputs import batch_of, ranges
+from ._inputs import Range, batch_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class NamedOutputs:
         named = cls.unchecked(y)
         leaves = tuple(_as_array(name, leaf) for name, leaf in zip(named.names, named.leaves, strict=True))
         return replace(named, leaves=leaves)
+
+    def structs(self) -> NamedOutputs:
+        """Shapes and dtypes in place of arrays, by which plans are kept."""
+        return replace(self, leaves=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self.leaves))
 
     @classmethod
     def unchecked(cls, y: PyTree) -> NamedOutputs:
@@ -120,6 +124,36 @@ def refuse_other_rows(y: NamedOutputs, rows: int, argument: str, devices: int = 
             )
 
 
+class HeldLayout(NamedTuple):
+    """How the outputs of blocks are held.
+
+    Attributes:
+        leaves: the places of the outputs.
+        orders: the transposition of each of all outputs into the axes that its contraction reads.
+        block_rows: examples of a block; the last one may have fewer.
+        tile_rows: rows of a tile.
+    """
+
+    leaves: tuple[int, ...]
+    orders: tuple[tuple[int, ...], ...]
+    block_rows: int
+    tile_rows: int
+
+
+class Held(NamedTuple):
+    """The outputs of a block of examples.
+
+    Attributes:
+        leaves: arrays, of which some rows may be anything.
+        in_order: whether each array is transposed into the axes that its contraction reads.
+        first: the row of the first example of the block.
+    """
+
+    leaves: list[Any]
+    in_order: bool
+    first: int
+
+
 class OutputSource(Protocol):
     """Where the outputs of ``x1`` or of ``x2`` come from."""
 
@@ -131,16 +165,13 @@ class OutputSource(Protocol):
     def batch_rows(self) -> int:
         """How many examples are computed at a time."""
 
-    def tiles(
-        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
-    ) -> list[list[Any]]:
-        """The outputs of the examples from ``start`` to ``stop``, in tiles of ``size`` rows: a list of leaves each.
+    def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
+        """The outputs of a block of examples.
 
         Args:
-            start: the number of the first example.
-            stop: the number of the example after the last one.
-            size: rows of a tile; the last tile may have fewer.
-            arrays: where the tiles are put together.
+            rows: the examples of the block.
+            layout: which outputs, and how they are held.
+            arrays: where the outputs are put together.
             on_rows: is told how many examples are done, each time some are.
         """
 
@@ -173,12 +204,7 @@ class GivenOutputs:
                 )
         return rows[0]
 
-    def tiles(
-        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
-    ) -> list[list[Any]]:
-        """Cuts the outputs; see :meth:`OutputSource.tiles`."""
-        on_rows(stop - start)
-        leaves = self.outputs.leaves
-        if size >= stop - start == leaves[0].shape[0]:
-            return [list(leaves)]
-        return [[leaf[low:high] for leaf in leaves] for low, high in ranges(start, stop, size)]
+    def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
+        """The outputs as they are; see :meth:`OutputSource.held`."""
+        on_rows(rows[1] - rows[0])
+        return Held([self.outputs.leaves[k] for k in layout.leaves], False, rows[0])

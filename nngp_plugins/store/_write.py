@@ -21,16 +21,18 @@ from .._typing import PyTree
 from ..engine import (
     ArrayBackend,
     BatchedKernelFn,
+    Held,
+    HeldLayout,
+    Job,
     KernelFn,
     KernelPlan,
     LeafPair,
     NamedOutputs,
     OutputSource,
     Range,
-    Tile,
     batch,
+    in_tiles,
     progress as show_progress,
-    run,
     unpacked,
 )
 from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
@@ -108,7 +110,7 @@ def write_kernel(
             with StoreWriter(root, plan, layouts, ledger) as writer, show_progress(plan, progress) as on_progress:
                 first = RefuseNonFinite("x1", source1)
                 second = None if source2 is None else RefuseNonFinite("x2", source2)
-                run(plan, kernel_fn.kernel_fn.precision, first, second, kernel_fn.backend(), writer, on_progress)
+                in_tiles(Job(plan, first, second, kernel_fn.backend(), on_progress), writer)
     return KernelStore(root)
 
 
@@ -162,28 +164,32 @@ class RefuseNonFinite:
         self._argument, self._source = argument, source
         self.outputs, self.batch_rows = source.outputs, source.batch_rows
 
-    def tiles(
-        self, start: int, stop: int, size: int, arrays: ArrayBackend, on_rows: Callable[[int], None]
-    ) -> list[list[Any]]:
-        """The outputs; see :meth:`OutputSource.tiles`.
+    def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
+        """The outputs; see :meth:`OutputSource.held`.
 
         Raises:
             ValueError: an output is NaN or infinite; the message names the output and the examples.
         """
-        tiles = self._source.tiles(start, stop, size, arrays, on_rows)
-        for low, leaves in zip(range(start, stop, size), tiles, strict=True):
-            for name, finite in zip(self.outputs.names, _finite(leaves), strict=True):
-                if not np.all(finite):
-                    bad = [int(i) for i in low + np.flatnonzero(~np.asarray(finite))]
-                    more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-                    examples = f"{', '.join(map(str, bad[:10]))}{more}"
-                    raise ValueError(f"{name} of f is NaN or infinite for {self._argument} examples {examples}.")
-        return tiles
+        held = self._source.held(rows, layout, arrays, on_rows)
+        axes = tuple(layout.orders[k].index(0) if held.in_order else 0 for k in layout.leaves)
+        for k, finite in zip(layout.leaves, _finite(held.leaves, axes), strict=True):
+            finite = np.asarray(finite)[held.first : held.first + rows[1] - rows[0]]
+            if not finite.all():
+                bad = [int(i) for i in rows[0] + np.flatnonzero(~finite)]
+                more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+                examples = f"{', '.join(map(str, bad[:10]))}{more}"
+                name = self.outputs.names[k]
+                raise ValueError(f"{name} of f is NaN or infinite for {self._argument} examples {examples}.")
+        return held
 
 
-@jax.jit
-def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in leaves]
+@partial(jax.jit, static_argnums=1)
+def _finite(leaves: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    """Which examples, along these axes, are finite."""
+    return [
+        jnp.isfinite(leaf).all(axis=[other for other in range(leaf.ndim) if other != axis])
+        for leaf, axis in zip(leaves, axes, strict=True)
+    ]
 
 
 class StoreWriter:
@@ -218,14 +224,10 @@ class StoreWriter:
         chunks = [chunk for chunk, _ in self._images(pair, rows, columns)]
         return self._tile_to_compare in chunks or any(chunk not in self._ledger.tiles for chunk in chunks)
 
-    def start(self, tile: Tile) -> jax.Array:
-        """Computes a tile while tiles before it are written."""
-        return tile()
-
-    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: jax.Array) -> None:
+    def write(self, pair: LeafPair, rows: Range, columns: Range, tile: np.ndarray) -> None:
         """Begins to write a tile and its mirror image, and lists the tiles that are safe by now."""
         for chunk, order in self._images(pair, rows, columns):
-            image = np.asarray(tile if order is None else _mirrored(tile, order))
+            image = np.ascontiguousarray(tile if order is None else tile.transpose(order).conj())
             layout = self._layouts[chunk[0]]
             array = self._arrays[chunk[0]][part(layout, chunk[1:])]
             if chunk == self._tile_to_compare:
@@ -285,8 +287,3 @@ class StoreWriter:
             f"a tile could not be written to {str(self._root)!r}: {reason(error)}. What is written stays; run the same "
             "call again to go on."
         )
-
-
-@partial(jax.jit, static_argnames="order")
-def _mirrored(tile: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    return tile.transpose(order).conj()

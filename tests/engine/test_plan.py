@@ -9,7 +9,7 @@ import pytest
 from helpers.arrays import normal
 
 import nngp_plugins as nngp
-from nngp_plugins.engine import run
+from nngp_plugins.engine import Job, in_tiles
 
 
 def scaled(params, x):
@@ -64,8 +64,8 @@ def test_another_x2():
 
 def test_the_fastest_tiles_are_many_only_for_large_kernels():
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 20)
-    small, large = (nngp.plan(kernel_fn, Refused(n, 8), None, 2.0) for n in (1000, 20_000))
-    assert (small.tile_rows, small.tile_count) == (1000, 1)
+    small, large = (nngp.plan(kernel_fn, Refused(n, 8), None, 2.0) for n in (500, 20_000))
+    assert (small.tile_rows, small.tile_count) == (500, 1)
     assert large.tile_rows < 5000
     assert large.flops < 0.65 * 2 * 8 * 20_000**2
 
@@ -113,12 +113,12 @@ def test_bytes_and_tiles_are_those_of_the_call(name, other, store_on_device):
     kernel_fn = nngp.batch(kernel_fn, 4, store_on_device=store_on_device, tile_size=3)
     job = nngp.plan(kernel_fn, x1, x2, params)
     sources, sink = kernel_fn.sources(x1, x2, params, {}), KeepTiles()
-    run(job, "highest", *sources, kernel_fn.backend(), sink, [lambda done: None] * 2)
+    in_tiles(Job(job, *sources, kernel_fn.backend(), [lambda done: None] * 2), sink)
     assert job.kernel_bytes == sum(k.nbytes for k in jax.tree.leaves(kernel_fn(x1, x2, params)))
     assert job.tile_count == len(sink.tiles)
-    assert job.flops == sum(map(operations, sink.tiles))
-    largest = max(np.prod(tile.shape) * jnp.result_type(tile.y1, tile.y2).itemsize for tile in sink.tiles)
-    assert job.tile_bytes == largest
+    shapes = [leaf.shape for leaf in sources[0].outputs.leaves]
+    assert job.flops == sum(operations(job, shapes, *tile) for tile in sink.tiles)
+    assert job.tile_bytes == max(tile.nbytes for _, _, tile in sink.tiles)
 
 
 class KeepTiles:
@@ -130,17 +130,15 @@ class KeepTiles:
     def wants(self, pair, rows, columns):
         return True
 
-    def start(self, tile):
-        self.tiles.append(tile)
-
     def write(self, pair, rows, columns, tile):
-        pass
+        self.tiles.append((pair, rows, tile))
 
 
-def operations(tile):
+def operations(job, shapes, pair, rows, tile):
     """Products and sums: two for each number of the tile and each term of its mean, over the examples of the tile."""
-    terms = [tile.y1.shape[axis] for axis in tile.contraction.traced[0]]
-    return 2 * int(np.prod(tile.shape)) * int(np.prod(terms))
+    traced = [job.orders[0][pair[0]][axis] for axis in job.pairs[pair].contraction.traced[0]]
+    terms = [shapes[pair[0]][axis] if axis else rows[1] - rows[0] for axis in traced]
+    return 2 * tile.size * int(np.prod(terms))
 
 
 def test_the_batch_is_that_of_all_devices_and_no_larger_than_needed():

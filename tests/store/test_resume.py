@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nngp_plugins as nngp
-from nngp_plugins.engine import Tile
+from nngp_plugins.engine import TileProgram
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def count(monkeypatch):
         jax.debug.callback(rows, x)
         return jnp.tanh(x @ params)
 
-    compute = Tile.__call__
+    compute = TileProgram.__call__
 
-    def computed(tile):
+    def computed(*arguments):
         counted["tiles"] += 1
-        return compute(tile)
+        return compute(*arguments)
 
-    monkeypatch.setattr(Tile, "__call__", computed)
+    monkeypatch.setattr(TileProgram, "__call__", computed)
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(network), check=False)
 
     def run(small, kernel_fn=kernel_fn, **options):

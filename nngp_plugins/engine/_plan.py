@@ -1,0 +1,225 @@
+"""What is decided about a kernel before it starts, and what it will cost: the plan that ``nngp.plan`` returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from .._tables import as_text, human
+from ._axes import Contraction, Role
+from ._inputs import Range, ranges
+from ._nngp import LeafPair
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class PlannedKernel:
+    """One kernel of a plan.
+
+    Attributes:
+        name: the name of its output, or of its two outputs.
+        contraction: how a tile of it is contracted, from outputs in the plan's ``orders``.
+        role: what becomes of the batch axis.
+        mirror: with ``x2=None``, the transposition of a tile into its mirror image.
+        shape: the shape of the kernel.
+        dtype: the dtype of the kernel.
+        flops: the floating-point operations for each pair of examples that is contracted.
+    """
+
+    name: str
+    contraction: Contraction
+    role: Role
+    mirror: tuple[int, ...] | None
+    shape: tuple[int, ...]
+    dtype: Any
+    flops: int
+
+    @property
+    def batch_axes(self) -> int:
+        """How many axes of the kernel count examples."""
+        return {"paired": 2, "diagonal": 1, "traced": 0}[self.role]
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the product has its axes in another order than the kernel."""
+        order = self.contraction.order
+        return order != tuple(range(len(order)))
+
+    @property
+    def cell(self) -> int:
+        """The bytes of the kernel for each pair of examples."""
+        return nbytes(self.shape[self.batch_axes :], self.dtype)
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Outputs that are computed and held together; the network runs once more for each group.
+
+    Attributes:
+        leaves: the places of the outputs.
+        pairs: the kernels that are made of them.
+        row_bytes: bytes of these outputs of one example, on the side where that is more.
+        block_rows: examples whose outputs are held at once on a side. If that is not all of them, the other examples
+            run through the network again for each block.
+    """
+
+    leaves: tuple[int, ...]
+    pairs: tuple[LeafPair, ...]
+    row_bytes: int
+    block_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPlan:
+    """All decisions about a batched kernel, and what it costs; ``print(plan)`` shows it as a table.
+
+    Attributes:
+        n1: examples of ``x1``.
+        n2: examples of ``x2``; None if ``x2`` is None.
+        batch_rows: examples in a forward pass, over all devices.
+        tile_rows: rows and columns of a tile of the kernel.
+        orders: the transposition of each output into the axes that its contraction reads, for ``x1`` and for ``x2``.
+        pairs: the kernels, by the places of their outputs.
+        groups: which outputs are held together.
+        precision: the precision of the contraction.
+    """
+
+    n1: int
+    n2: int | None
+    batch_rows: int
+    tile_rows: int
+    orders: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+    pairs: dict[LeafPair, PlannedKernel]
+    groups: tuple[LayerGroup, ...]
+    precision: Any = "highest"
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether ``x2`` is None, so that one half of the kernel mirrors the other one."""
+        return self.n2 is None
+
+    @property
+    def block_rows(self) -> int:
+        """Examples whose outputs are held at once on a side, in the group where these are fewest."""
+        return min(group.block_rows for group in self.groups)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the outputs of one example, on the side where that is more."""
+        return sum(group.row_bytes for group in self.groups)
+
+    def blocks(self, group: LayerGroup) -> Iterator[tuple[Range, list[Range]]]:
+        """Each block of ``x1`` with the blocks of ``x2`` that it meets."""
+        rows = ranges(0, self.n1, group.block_rows)
+        columns = rows if self.n2 is None else ranges(0, self.n2, group.block_rows)
+        crossed = any(self.pairs[pair].role == "paired" for pair in group.pairs)
+        for i, block in enumerate(rows):
+            if not crossed:
+                yield block, [block]
+            else:
+                yield block, columns[i:] if self.symmetric else columns
+
+    def tiles(self, pair: LeafPair, rows: Range, columns: Range) -> Iterator[tuple[Range, Range]]:
+        """The tiles of a kernel that are contracted for two blocks; mirror images are left out."""
+        for i in ranges(*rows, self.tile_rows):
+            for j in ranges(*columns, self.tile_rows):
+                meet = i == j or self.pairs[pair].role == "paired"
+                mirrored = self.symmetric and (j < i or (i == j and pair[1] < pair[0]))
+                if meet and not mirrored:
+                    yield i, j
+
+    @property
+    def forward_rows(self) -> int:
+        """Examples that go through the network: N, or N + M, if the outputs fit into memory."""
+        return sum(self._rows_of(group) for group in self.groups)
+
+    def _rows_of(self, group: LayerGroup) -> int:
+        total = 0
+        for block, columns in self.blocks(group):
+            total += self._run_for(block, self.n1)
+            total += sum(self._run_for(c, self.n2 or self.n1) for c in columns if not self.symmetric or c != block)
+        return total
+
+    def _run_for(self, block: Range, examples: int) -> int:
+        """Examples in the whole batches that a block needs."""
+        first, last = block[0] // self.batch_rows, -(-block[1] // self.batch_rows)
+        return min(last * self.batch_rows, examples) - first * self.batch_rows
+
+    @property
+    def tile_count(self) -> int:
+        """How many tiles are contracted, over all kernels."""
+        return sum(1 for _ in self._all_tiles())
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all contractions."""
+        total = 0
+        for pair, (start1, stop1), (start2, stop2) in self._all_tiles():
+            examples = (stop1 - start1) * (stop2 - start2 if self.pairs[pair].role == "paired" else 1)
+            total += examples * self.pairs[pair].flops
+        return total
+
+    def _all_tiles(self) -> Iterator[tuple[LeafPair, Range, Range]]:
+        for group in self.groups:
+            for rows, blocks in self.blocks(group):
+                for columns in blocks:
+                    for pair in group.pairs:
+                        for i, j in self.tiles(pair, rows, columns):
+                            yield pair, i, j
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the outputs that are held at once."""
+        return max(self._held_by(group) for group in self.groups)
+
+    def _held_by(self, group: LayerGroup) -> int:
+        sides = [self.n1] if self.n2 is None else [self.n1, self.n2]
+        held = sum(min(group.block_rows, examples) for examples in sides)
+        if self.symmetric and group.block_rows < self.n1:
+            held += group.block_rows
+        return held * group.row_bytes
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Bytes of the kernels."""
+        return sum(nbytes(pair.shape, pair.dtype) for pair in self.pairs.values())
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of the largest tile."""
+        rows = min(self.tile_rows, self.n1), min(self.tile_rows, self.n2 or self.n1)
+        return max(pair.cell * math.prod(rows[: pair.batch_axes]) for pair in self.pairs.values())
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title="kernel job", title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(justify="right")
+        examples = f"{self.n1:,}, x2 = x1" if self.symmetric else f"{self.n1:,} and {self.n2:,}"
+        again = "" if self.forward_rows <= self.n1 + (self.n2 or 0) else " (outputs do not fit: some run again)"
+        table.add_row("examples", examples)
+        table.add_row("rows through the network", f"{self.forward_rows:,}{again}")
+        table.add_row("rows in a forward pass", f"{self.batch_rows:,}")
+        table.add_row("outputs held", human(self.output_bytes, "B"))
+        if len(self.groups) > 1:
+            table.add_row("groups of outputs, held in turn", f"{len(self.groups):,}")
+        table.add_row("contraction", human(self.flops, "FLOP"))
+        tile = human(self.tile_bytes, "B")
+        table.add_row("tiles", f"{self.tile_count:,} of {self.tile_rows:,} rows, {tile}")
+        table.add_row("kernels", human(self.kernel_bytes, "B"))
+        return table
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def nbytes(shape: tuple[int, ...], dtype: Any) -> int:
+    """The bytes of an array."""
+    return math.prod(shape) * jnp.dtype(dtype).itemsize
