@@ -81,7 +81,7 @@ def compilation_of_forward(net, side, n, batch_size):
     def run():
         with compilations() as made:
             forward.lower(params, state, x).compile()
-        return {"seconds": made.seconds, "notes": f"{made.programs} programs"}
+        return {"seconds": made.seconds, "notes": f"programs {made.programs}"}
 
     return run
 
@@ -115,7 +115,7 @@ def pass_and_products(net, side, n, batch_size):
             start = time.perf_counter()
             jax.block_until_ready([product(y) for _ in range(times)])
             seconds += time.perf_counter() - start
-        return {"seconds": seconds, "notes": f"{layers.total()} layers of {len(layers)} sizes"}
+        return {"seconds": seconds, "notes": f"layers {layers.total()}, of {len(layers)} sizes"}
 
     return run
 

@@ -110,7 +110,7 @@ def compilation_of_forward(net, side, n, **_):
     def run():
         with compilations() as made:
             forward_of(net).lower(params, state, x).compile()
-        return {"seconds": made.seconds, "notes": f"{made.programs} programs"}
+        return {"seconds": made.seconds, "notes": f"programs {made.programs}"}
 
     return run
 
@@ -119,7 +119,7 @@ def compilation_of_snapshot(**sizes):
     def run():
         made = tracked(**sizes)
         layers = len(made.tracker.history.layers)
-        return {"seconds": made.first.seconds, "notes": f"{made.first.programs} programs, {layers} layers"}
+        return {"seconds": made.first.seconds, "notes": f"programs {made.first.programs}, layers {layers}"}
 
     return run
 
@@ -247,14 +247,14 @@ TRACKING = [
         rounds=5,
     ),
     case(
-        "the same, waiting for each step: the median step",
+        "the median of {steps} steps of Haiku {net}, batch {n}, with {snapshots} snapshots, waiting for each step",
         {
             "floor": Contender(steps_with_passes, "the loop with forward passes", warm=False),
             "ours": Contender(steps_with_tracker, "the loop with the tracker", warm=False),
         },
         [
             Target("slowest / median step of ours", lambda numbers, _: numbers["ours"], "slowest", at_most=3),
-            Target("the same of the floor", lambda numbers, _: numbers["floor"], "slowest"),
+            Target("slowest / median step of the floor", lambda numbers, _: numbers["floor"], "slowest"),
         ],
         rounds=3,
     ),
