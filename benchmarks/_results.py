@@ -25,14 +25,14 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.release().split('-')[0]}"
 
 
-def write(folder: Path, name: str, record: dict[str, Any]) -> None:
+def write(folder: Path, name: str, record: dict[str, Any], stem: str = "results", header: str = HEADER) -> None:
     """Puts a benchmark's record in the place of its last one."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.json"
+    path = folder / f"{stem}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     results = dict(sorted((results | {name: record}).items()))
     path.write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "results.md").write_text(markdown(results))
+    path.with_suffix(".md").write_text(markdown(results, header))
 
 
 def summary(case: dict[str, Any]) -> tuple[list[str], bool]:
@@ -48,7 +48,7 @@ def summary(case: dict[str, Any]) -> tuple[list[str], bool]:
     return lines, bool(case["disagree"]) or any("failed" in entry for entry in case["contenders"].values())
 
 
-def markdown(results: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any], header: str = HEADER) -> str:
     """All results as a page."""
     targets = ["| case | measured | target | got | in each round | reached |", "|---|---|---|---|---|---|"]
     times = ["| case | contender | median | runs |", "|---|---|---|---|"]
@@ -73,7 +73,7 @@ def markdown(results: dict[str, Any]) -> str:
                     where = made.setdefault(f"{record['machine']}, {record['date']}{quick}: {used}", [])
                     where += [name] * (name not in where)
     places = [f"- {place} ({', '.join(names)})" for place, names in made.items()]
-    return "\n".join([HEADER, *targets, "", *times, "", "Measured on", "", *places, ""])
+    return "\n".join([header, *targets, "", *times, "", "Measured on", "", *places, ""])
 
 
 def taken(samples: list[dict[str, float] | None]) -> list[dict[str, float]]:
@@ -90,8 +90,8 @@ def spread(samples: list[dict[str, float] | None], shows: str) -> str:
 
 
 def trouble(entry: dict[str, Any]) -> str:
-    """Why a contender has no numbers, or fewer."""
-    return "".join(f" {word}: {entry[word]}" for word in ("skipped", "failed") if word in entry)
+    """Why a contender has no numbers, or fewer; and what it says of itself."""
+    return "".join(f" {word}: {entry[word]}" for word in ("skipped", "failed", "notes") if word in entry)
 
 
 def got(target: dict[str, Any]) -> str:

@@ -4,6 +4,10 @@ A benchmark is a file in this folder with a list ``CASES``, such as ``symmetric.
 their results in ``results.md`` and ``results.json``, which holds every sample:
 
     python benchmarks/harness.py [NAME ...] [--rounds N] [--quick] [--out FOLDER] [--list]
+
+On a GPU or TPU, the rows in the folder ``accelerator`` run in one process, until the seconds of the budget are spent:
+
+    python benchmarks/harness.py --accelerator [NAME ...] [--budget SECONDS] [and the options above]
 """
 
 import argparse
@@ -20,6 +24,7 @@ from typing import Any
 
 from _process import Failed, Worker, peer_python, serve
 from _results import machine, summary, write
+from accelerator import ROWS
 
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.stem for path in HERE.glob("[!_]*.py") if path.stem != "harness")
@@ -187,19 +192,24 @@ def disagreement(samples: dict[str, list[Any]]) -> str | None:
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run, of {', '.join(NAMES)}")
+    parser.add_argument("--accelerator", action="store_true", help=f"run rows for a GPU or TPU: {', '.join(ROWS)}")
+    parser.add_argument("--budget", type=float, default=240, help="seconds after which --accelerator starts no row")
     parser.add_argument("--rounds", type=int, help="how often to measure each contender")
     parser.add_argument("--quick", action="store_true", help="small sizes and two rounds, written only with --out")
     parser.add_argument("--out", type=Path, help="folder for the results, if not that of the benchmarks")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    known = list(ROWS) if options.accelerator else NAMES
+    if unknown := set(options.names) - set(known):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds {options.rounds} must be 1 or more")
     if options.worker:
         serve(options.worker)
         return 0
+    if options.accelerator:
+        return import_module("accelerator._run").run(options)
     return run(options)
 
 

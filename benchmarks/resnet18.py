@@ -20,24 +20,29 @@ def net(x, is_training):
         return hk.nets.ResNet18(10)(x, is_training)
 
 
-def weights_and_images(n):
-    """Parameters and state, the same in every version of Haiku, and images."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, 32, 32, 3), np.float32)
+def weights(net, x, rng):
+    """Parameters and state, the same in every version of Haiku."""
     params, state = jax.eval_shape(partial(net.init, is_training=True), jax.random.PRNGKey(0), x[:1])
 
-    def weights(w):
-        if w.ndim < 4:
-            return jnp.ones(w.shape, w.dtype)
-        return jnp.asarray((2 / np.prod(w.shape[:-1])) ** 0.5 * rng.standard_normal(w.shape, np.float32))
+    def values(w):
+        if w.ndim < 2:
+            return np.ones(w.shape, w.dtype)
+        return np.float32((2 / np.prod(w.shape[:-1])) ** 0.5) * rng.standard_normal(w.shape, np.float32)
 
-    params = jax.tree_util.tree_map(weights, params)
+    params = jax.tree_util.tree_map(values, params)
     # moving variances of one, moving means of zero
     state = {
-        name: {key: jnp.full(leaf.shape, "var" in name, leaf.dtype) for key, leaf in leaves.items()}
+        name: {key: np.full(leaf.shape, "var" in name, leaf.dtype) for key, leaf in leaves.items()}
         for name, leaves in state.items()
     }
-    return params, state, x
+    # Only now, because a GPU would compile a program for each shape.
+    return jax.device_put((params, state))
+
+
+def weights_and_images(n):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, 32, 32, 3), np.float32)
+    return *weights(net, x, rng), x
 
 
 def resnet(n):

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 pytestmark = pytest.mark.once
@@ -54,8 +56,9 @@ def harness(*arguments):
 def modules(monkeypatch):
     """The harness's own files, to import."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in ("harness", "_process", "_results")})
-    for name in ("harness", "_process", "_results", "broken"):
+    names = ("harness", "_process", "_results", "accelerator")
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    for name in ("harness", "_process", "_results", "_device", "accelerator", "accelerator._compare", "broken"):
         sys.modules.pop(name, None)
 
 
@@ -151,6 +154,102 @@ def test_a_benchmark_that_is_not_there_is_refused():
     assert "no benchmark symetric; there are" in done.stderr
 
 
-@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("[!_]*.py")), ids=lambda path: path.stem)
+@pytest.fixture
+def no_accelerator(monkeypatch):
+    """Whatever this machine has."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_the_rows_of_an_accelerator_in_small(modules, tmp_path):
+    """All of them run in one process on the CPU; the rows and the page name the device."""
+    (tmp_path / "results.md").write_text("those of make bench")
+    done = harness("--accelerator", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = json.loads((tmp_path / "results-accelerator.json").read_text())
+    assert set(results) == set(modules.accelerator.ROWS)
+    number_of_cases = {"tracking": 3, "symmetric": 4, "sizes": 6, "resnet50": 2, "layers": 2, "spatial": 2}
+    for name, record in results.items():
+        assert len(record["cases"]) == number_of_cases.get(name, 1)
+        for case in record["cases"]:
+            check_row(case)
+    printed = done.stdout.splitlines()
+    assert [line for line in printed if line.endswith(")") and "(cpu, JAX" in line and not line.startswith(" ")] == [
+        f"{name} (cpu, JAX {jax.__version__})" for name in modules.accelerator.ROWS
+    ]
+    assert printed[-1].startswith("total: ")
+    page = (tmp_path / "results-accelerator.md").read_text()
+    assert page.startswith("# Benchmarks on an accelerator")
+    assert "- cpu, " in page
+    assert (tmp_path / "results.md").read_text() == "those of make bench"
+
+
+def check_row(case):
+    assert case["disagree"] is None
+    for who, entry in case["contenders"].items():
+        assert "failed" not in entry
+        if "skipped" in entry:
+            assert who.startswith(("TF32", "BF16")), entry["skipped"]
+            assert entry["skipped"].startswith("the backend refuses it")
+        else:
+            assert all(0 < sample["seconds"] < 20 for sample in entry["samples"])
+    for target in case["targets"]:
+        assert target["value"] > 0
+        assert target["rounds"]
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_a_machine_without_an_accelerator_is_told_so():
+    done = harness("--accelerator")
+    assert done.returncode == 1
+    assert done.stdout == "JAX finds no accelerator here; --accelerator --quick runs tiny sizes on the CPU.\n"
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_rows_without_their_library_or_time_are_named():
+    hidden = "import sys; sys.path.insert(0, sys.argv[1]); sys.modules['haiku'] = None; import harness; "
+    hidden += "sys.exit(harness.main(['--accelerator', '--quick', *sys.argv[2:]]))"
+    command = [sys.executable, "-c", hidden, str(BENCHMARKS)]
+    done = subprocess.run([*command, "layers"], capture_output=True, text=True)
+    assert done.stdout.startswith("layers: skipped, because haiku is not installed\n")
+    done = subprocess.run([*command, "symmetric", "cka", "--budget", "0"], capture_output=True, text=True)
+    over = "skipped, because 0 s were over: "
+    assert done.stdout.startswith(f"{over}symmetric\n{over}cka\n")
+    assert done.returncode == 0
+
+
+def test_after_the_deadline_no_second_round_starts(modules, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    case = importlib.import_module("broken").CASES[0]
+    del case.contenders["ends"]  # it would end this process, too
+    compare_here = importlib.import_module("accelerator._compare").compare_here
+    for deadline, rounds in ((0, 1), (float("inf"), 3)):
+        result = compare_here(case, 3, False, deadline)
+        entries = result["contenders"]
+        taken = {who: len(modules._results.taken(entry["samples"])) for who, entry in entries.items()}
+        assert taken == {"floor": rounds, "once": 1, "other": rounds, "refuses": 0, "peer": 0}
+        assert entries["refuses"]["failed"] == "ValueError: no such kernel"
+
+
+@pytest.mark.usefixtures("modules")
+def test_results_are_the_same_whatever_they_are_scaled_by():
+    fingerprint = importlib.import_module("accelerator._compare").fingerprint
+    kernel = jnp.arange(400.0).reshape(20, 20)
+    assert fingerprint(kernel) == pytest.approx(fingerprint(kernel / 64))
+    assert abs(fingerprint(kernel) - fingerprint(kernel.at[10].set(0))) > 1e-3
+    assert fingerprint({"seconds": 1.0}) is None
+
+
+def limit(path):
+    if path.parent != BENCHMARKS:
+        return 300
+    return 250 if path.stem == "harness" else 100
+
+
+BENCHMARK_FILES = sorted({*BENCHMARKS.glob("[!_]*.py"), *BENCHMARKS.glob("*/*.py")})
+
+
+@pytest.mark.parametrize("path", BENCHMARK_FILES, ids=lambda path: path.stem)
 def test_benchmarks_are_short(path):
-    assert len(path.read_text().splitlines()) <= (250 if path.stem == "harness" else 100)
+    assert len(path.read_text().splitlines()) <= limit(path)
