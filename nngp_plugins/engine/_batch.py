@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from .._typing import PyTree
+from ._apply import refuse_traced
 from ._arrays import ArrayBackend, OnDevice, OnHost
 from ._devices import network_devices, share
-from ._forward import NetworkOutputs, refuse_traced
+from ._forward import NetworkOutputs
 from ._inputs import batch_first, batch_of, refuse_empty, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs

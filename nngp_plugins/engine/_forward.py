@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
 from .._typing import PyTree
+from ._apply import REMEMBERED, ApplyCall, first_of_both, outputs_of, refuse_traced, run_batches
 from ._arrays import ArrayBackend
 from ._independence import NEXT_TO_OTHERS, refuse_dependence, refuse_other_outputs, smaller_batch
 from ._inputs import Range, batch_of
@@ -23,48 +24,6 @@ from ._outputs import Held, HeldLayout, NamedOutputs, refuse_other_rows
 
 WHOLE = ("state", *KEYS)
 """The keyword arguments that are never cut into batches."""
-
-
-@dataclass(frozen=True)
-class ApplyCall:
-    """A call of ``f`` without its arrays: hashable, so that every batch reuses one compiled function.
-
-    Attributes:
-        f: the apply function.
-        structure: the structure of ``(x, kwargs)``.
-        kinds: the kind of each leaf: ``rows`` are cut into batches, ``whole`` ones are the same for all batches,
-            ``keys`` are folded for each batch, and ``static`` ones are no arrays.
-        statics: the static leaves.
-        keep: the places of the outputs that are returned, as a list; None for all, as ``f`` returns them. XLA computes
-            nothing that only the others need.
-    """
-
-    f: Static
-    structure: Any
-    kinds: tuple[str, ...]
-    statics: Static
-    keep: tuple[int, ...] | None = None
-
-    def __call__(self, params: PyTree, rows: Sequence[Any], whole: Sequence[Any], keys: Sequence[Any]) -> PyTree:
-        """The outputs of ``f``."""
-        leaves = {"rows": iter(rows), "whole": iter(whole), "keys": iter(keys), "static": iter(self.statics.value)}
-        x, kwargs = self.structure.unflatten(next(leaves[kind]) for kind in self.kinds)
-        y = NamedOutputs.of(self.f.value(params, x, **kwargs))
-        return y.structure.unflatten(y.leaves) if self.keep is None else [y.leaves[k] for k in self.keep]
-
-
-@partial(jax.jit, static_argnames=("call", "mesh"))
-def _run_batches(call: ApplyCall, mesh: jax.sharding.Mesh, params: PyTree, rows: Any, whole: Any, keys: Any) -> PyTree:
-    """``f`` on one batch a device, each with a key of its own."""
-
-    def on_device(params: PyTree, rows: Any, whole: Any, keys: Any) -> PyTree:
-        return call(params, rows, whole, [key[0] for key in keys])
-
-    if mesh.size == 1:
-        return on_device(params, rows, whole, keys)
-    split, same = PartitionSpec("devices"), PartitionSpec()
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(same, split, same, split), out_specs=split, check_vma=False)
-    return mapped(params, rows, whole, keys)
 
 
 class NetworkOutputs:
@@ -124,7 +83,7 @@ class NetworkOutputs:
     @cached_property
     def outputs(self) -> NamedOutputs:
         """Names, shapes and dtypes of the outputs of all examples; computes nothing."""
-        y = _outputs_of(self._call, self._mesh, *self._avals)
+        y = outputs_of(self._call, self._mesh, *self._avals)
         refuse_other_rows(y, self.batch_rows // self._mesh.size, self.argument, self._mesh.size)
         leaves = (jax.ShapeDtypeStruct((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in y.leaves)
         return NamedOutputs(y.structure, y.paths, tuple(leaves))
@@ -227,7 +186,7 @@ class NetworkOutputs:
         return [key[None] for key in self._keys]
 
     def _run(self, call: ApplyCall, rows: list[Any], index: int) -> PyTree:
-        y = _run_batches(call, self._mesh, self._params, rows, self._whole, self._keys_of(index))
+        y = run_batches(call, self._mesh, self._params, rows, self._whole, self._keys_of(index))
         refuse_traced(y)
         return y
 
@@ -251,7 +210,7 @@ class NetworkOutputs:
             shared, compared = min(few, size), f"between batches of {size} and {few}"
             cut = self._cut(few * count, (first, min(first + few * count, self.n)))
             self._refuse_other_outputs(cut, size, few, index)
-        usual, other = _first_of_both(
+        usual, other = first_of_both(
             call, self._mesh, shared, self._params, cut, self._whole, self._keys_of(index), leaves
         )
         names = self.outputs.names if call.keep is None else [self.outputs.names[k] for k in call.keep]
@@ -264,7 +223,7 @@ class NetworkOutputs:
 
     def _refuse_other_outputs(self, rows: list[Any], size: int, few: int, index: int) -> None:
         arrays = self._params, rows, self._whole, self._keys_of(index)
-        y = NamedOutputs.unchecked(_run_batches.eval_shape(self._call, self._mesh, *arrays))
+        y = NamedOutputs.unchecked(run_batches.eval_shape(self._call, self._mesh, *arrays))
         refuse_other_outputs(self.outputs, size, y, few, self.argument)
         refuse_other_rows(y, few, self.argument, self._mesh.size)
 
@@ -278,46 +237,8 @@ def _placed(tree: PyTree, where: Any) -> PyTree:
     return jax.device_put(tree, where)
 
 
-def refuse_traced(tree: PyTree) -> None:
-    """Refuses arrays that are traced, so that they have no values.
-
-    Raises:
-        TypeError: a leaf is traced.
-    """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        raise TypeError(
-            "a batched kernel function was called inside jit, grad or vmap; its loop over batches runs outside, so "
-            "call it there, or use the unbatched kernel function inside."
-        )
-
-
-REMEMBERED = 256
 _INDEPENDENT: OrderedDict[Any, bool] = OrderedDict()
 """The calls whose outputs were found not to depend on the other examples in the batch, which are not checked again."""
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _outputs_of(
-    call: ApplyCall, mesh: jax.sharding.Mesh, structure: Any, avals: tuple[jax.ShapeDtypeStruct, ...]
-) -> NamedOutputs:
-    """Names, shapes and dtypes of the outputs of a batch."""
-    return NamedOutputs.unchecked(_run_batches.eval_shape(call, mesh, *structure.unflatten(avals)))
-
-
-@partial(jax.jit, static_argnames=("call", "mesh", "shared"))
-def _first_of_both(
-    call: ApplyCall,
-    mesh: jax.sharding.Mesh,
-    shared: int,
-    params: PyTree,
-    rows: Any,
-    whole: Any,
-    keys: Any,
-    usual: list[Array],
-) -> tuple[list[Array], list[Array]]:
-    """The first outputs of a batch that has run, and those of another batch."""
-    other = jax.tree.leaves(_run_batches(call, mesh, params, rows, whole, keys))
-    return [leaf[:shared] for leaf in usual], [leaf[:shared] for leaf in other]
 
 
 @jax.jit

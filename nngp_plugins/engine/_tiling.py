@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jax
@@ -76,45 +76,62 @@ def _plan_of(
         (a, b): _planned(outputs1, a, others, b, contraction, contractions[b, a] if outputs2 is None else None)
         for (a, b), contraction in contractions.items()
     }
+    sides = outputs1.leaves, others.leaves
+    bytes_of = [max(nbytes(leaf.shape[1:], leaf.dtype) for leaf in both) for both in zip(*sides, strict=True)]
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
-    bytes_of = [
-        max(nbytes(leaf.shape[1:], leaf.dtype) for leaf in leaves)
-        for leaves in zip(outputs1.leaves, others.leaves, strict=True)
-    ]
-    most = max(n1, n2 or 0)
+    sizes = _Sizes(n1, n2, batch_rows, budget, bytes_of)
+    tile = _tile_rows(pairs, sizes.rows_of(range(len(bytes_of))), tile_rows, tile_bytes, n2, one_tile)
+    orders1, orders2 = zip(*(contractions[a, a].operand_orders() for a in range(len(bytes_of))), strict=True)
 
-    def plan(groups: Sequence[tuple[Sequence[int], int]], tile_rows: int) -> KernelPlan:
-        made = []
-        for leaves, block_rows in groups:
-            inside = tuple(pair for pair in pairs if pair[0] in leaves)
-            made.append(LayerGroup(tuple(leaves), inside, sum(bytes_of[k] for k in leaves), block_rows))
-        orders = zip(*(contractions[a, a].operand_orders() for a in range(len(bytes_of))), strict=True)
-        orders1, orders2 = orders
-        precision = kernel_fn.value.precision
-        return KernelPlan(n1, n2, batch_rows, tile_rows, (orders1, orders2), pairs, tuple(made), precision)
+    def plan(groups: Sequence[Sequence[int]]) -> KernelPlan:
+        made = [
+            LayerGroup(
+                tuple(leaves),
+                tuple(pair for pair in pairs if pair[0] in leaves),
+                sum(bytes_of[k] for k in leaves),
+                sizes.block_of(leaves, tile, tiles_are_chunks=tile_rows is not None or tile_bytes is not None),
+            )
+            for leaves in groups
+        ]
+        return KernelPlan(n1, n2, batch_rows, tile, (orders1, orders2), pairs, tuple(made), kernel_fn.value.precision)
 
-    every = range(len(bytes_of))
-    if budget is None:
-        return plan([(every, most)], _tile_rows(pairs, most, tile_rows, tile_bytes, n2, one_tile))
-    rows_that_fit = budget // (2 * sum(bytes_of))
-    block_rows = min(most, max(batch_rows, rows_that_fit))
-    tile = _tile_rows(pairs, block_rows, tile_rows, tile_bytes, n2, one_tile)
-    tiles_are_chunks = tile_rows is not None or tile_bytes is not None
+    together = plan([range(len(bytes_of))])
+    if budget is None or kernel_fn.value.cross_terms:
+        return together
+    apart = plan(_groups(bytes_of, budget // (n1 + (n2 or 0))))
+    return apart if apart.forward_rows < together.forward_rows else together
 
-    def blocks_of(leaves: Sequence[int]) -> int:
-        """Examples whose outputs of these leaves are held at once."""
-        row_bytes = sum(bytes_of[k] for k in leaves)
-        if (n1 + (n2 or 0)) * row_bytes <= budget:
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What decides how many examples are held at once.
+
+    Attributes:
+        n1: examples of ``x1``.
+        n2: examples of ``x2``; None if ``x2`` is None.
+        batch_rows: examples in a forward pass.
+        budget: bytes that outputs may take; None if that is no question.
+        bytes_of: bytes of each output of an example.
+    """
+
+    n1: int
+    n2: int | None
+    batch_rows: int
+    budget: int | None
+    bytes_of: Sequence[int]
+
+    def rows_of(self, leaves: Sequence[int]) -> int:
+        """Examples of a side whose outputs of these leaves fit, and no fewer than those of a batch."""
+        most, row_bytes = max(self.n1, self.n2 or 0), sum(self.bytes_of[k] for k in leaves)
+        if self.budget is None or (self.n1 + (self.n2 or 0)) * row_bytes <= self.budget:
             return most
-        rows = min(most, max(batch_rows, budget // (2 * row_bytes)))
-        return rows if rows == most else _whole_units(rows, batch_rows, tile, tiles_are_chunks)
+        return min(most, max(self.batch_rows, self.budget // (2 * row_bytes)))
 
-    in_blocks = plan([(every, blocks_of(every))], tile)
-    if kernel_fn.value.cross_terms:
-        return in_blocks
-    groups = _groups(bytes_of, budget // (n1 + (n2 or 0)))
-    in_groups = plan([(leaves, blocks_of(leaves)) for leaves in groups], tile)
-    return in_groups if in_groups.forward_rows < in_blocks.forward_rows else in_blocks
+    def block_of(self, leaves: Sequence[int], tile_rows: int, *, tiles_are_chunks: bool) -> int:
+        """Examples of a side whose outputs of these leaves are held at once, in whole batches and tiles."""
+        rows = self.rows_of(leaves)
+        whole = rows == max(self.n1, self.n2 or 0)
+        return rows if whole else _whole_units(rows, self.batch_rows, tile_rows, tiles_are_chunks)
 
 
 def _groups(bytes_of: Sequence[int], most: int) -> list[list[int]]:
