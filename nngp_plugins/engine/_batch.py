@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf
 from numbers import Integral, Real
 from typing import Any
 
 import jax
 
+from .._static import Static
 from .._typing import PyTree
 from ._apply import refuse_traced
 from ._arrays import ArrayBackend, OnDevice, OnHost
-from ._devices import network_devices, share
+from ._devices import compiler_options, network_devices, share
 from ._forward import NetworkOutputs
-from ._inputs import batch_first, batch_of, refuse_empty, unpacked
+from ._inputs import are_arrays, batch_first, batch_of, refuse_empty, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
 from ._outputs import GivenOutputs, HeldLayout, NamedOutputs, OutputSource
 from ._plan import KernelPlan
+from ._program import of_given
 from ._tiling import make_plan
 
 
@@ -104,9 +107,15 @@ class BatchedKernelFn:
         Raises:
             ValueError: as a call; outputs have different numbers of rows.
         """
-        source1 = GivenOutputs("y1", NamedOutputs.of(y1))
-        source2 = None if is_none(y2) else GivenOutputs("y2", NamedOutputs.of(y2))
-        return self._assemble(source1, source2)
+        y2 = None if is_none(y2) else y2
+        # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
+        if self.store_on_device and not self.progress and are_arrays((y1, y2)):
+            return _contract_in_one_program()(Static(self), y1, y2)
+        return self._assemble(*self._given(y1, y2))
+
+    def _given(self, y1: PyTree, y2: PyTree | None) -> tuple[GivenOutputs, GivenOutputs | None]:
+        source2 = None if y2 is None else GivenOutputs("y2", NamedOutputs.of(y2))
+        return GivenOutputs("y1", NamedOutputs.of(y1)), source2
 
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
@@ -187,6 +196,20 @@ class BatchedKernelFn:
                 in_tiles(job, sink)
                 kernels = sink.arrays
         return self.kernel_fn.assemble(source1.outputs.structure, kernels)
+
+
+@cache
+def _contract_in_one_program() -> Callable[[Static, PyTree, PyTree | None], PyTree]:
+    """:meth:`BatchedKernelFn.contract` as a compiled function, made when the backend is known."""
+
+    def contract(static: Static, y1: PyTree, y2: PyTree | None) -> PyTree:
+        kernel_fn: BatchedKernelFn = static.value
+        source1, source2 = kernel_fn._given(y1, y2)
+        plan = kernel_fn.plan_of(source1, source2)
+        kernels = of_given(plan, source1.outputs.leaves, None if source2 is None else source2.outputs.leaves)
+        return kernel_fn.kernel_fn.assemble(source1.outputs.structure, kernels)
+
+    return jax.jit(contract, static_argnums=0, compiler_options=compiler_options())
 
 
 def batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +42,36 @@ def summed_product(
     if y1.dtype != y2.dtype or not jnp.issubdtype(y1.dtype, jnp.inexact):
         y1, y2 = y1.astype(dtype), y2.astype(dtype)
     y1, y2, out_sharding = _on_explicit_mesh(y1, y2, contraction)
-    dot = partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
     if out_sharding is not None:
+        dot = partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
         kernel = dot(y1, y2.conj(), (contraction.traced, contraction.diagonal), out_sharding=out_sharding)
     else:
         # Matrices multiply a tenth faster than arrays with several axes to contract.
         (a, free1), (b, free2) = _as_matrices(y1, 0, contraction), _as_matrices(y2, 1, contraction)
         diagonal = a.shape[:-2]
         places = tuple(range(len(diagonal)))
-        kernel = dot(a, b.conj(), (((a.ndim - 1,), (b.ndim - 1,)), (places, places)))
+        kernel = _dot(a, b.conj(), (((a.ndim - 1,), (b.ndim - 1,)), (places, places)), precision, dtype)
         kernel = kernel.reshape(*diagonal, *free1, *free2)
     return kernel.transpose(contraction.order)
+
+
+def _dot(a: Array, b: Array, dimensions: Any, precision: Any, dtype: Any) -> Array:
+    """A product of matrices; ``"float32"`` takes the fastest algorithm that is as exact as float32."""
+
+    def by(precision: Any) -> Callable[[Array, Array], Array]:
+        return partial(lax.dot_general, dimension_numbers=dimensions, precision=precision, preferred_element_type=dtype)
+
+    if precision == "float32" and a.dtype == b.dtype == jnp.float32 and _has_tensor_cores():
+        by_parts = by(lax.DotAlgorithmPreset.BF16_BF16_F32_X6)
+        product: Array = lax.platform_dependent(a, b, cuda=by_parts, default=by("highest"))
+        return product
+    return by(precision)(a, b)
+
+
+def _has_tensor_cores() -> bool:
+    """Whether the default device is an NVIDIA GPU that multiplies bfloat16."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return capability.replace(".", "").isdigit() and float(capability) >= 8
 
 
 def _as_matrices(y: Array, side: int, contraction: Contraction) -> tuple[Array, tuple[int, ...]]:

@@ -7,6 +7,7 @@ from numbers import Number
 from typing import Any
 
 import jax
+import numpy as np
 
 from .._typing import PyTree
 
@@ -56,6 +57,14 @@ def batch_of(argument: str, x: PyTree) -> int:
 def batch_first(f: Any, x: PyTree) -> tuple[Any, PyTree]:
     """An ``f`` and its inputs with the batch in front, if ``f`` knows that it takes them in another order."""
     return f.batch_first(x) if hasattr(f, "batch_first") else (f, x)
+
+
+def are_arrays(tree: PyTree) -> bool:
+    """Whether all leaves are arrays of JAX or of NumPy that hold numbers."""
+    leaves = jax.tree.leaves(tree)
+    return all(
+        isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc") for leaf in leaves
+    )
 
 
 def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:

@@ -49,6 +49,11 @@ class Job:
     arrays: ArrayBackend
     on_progress: OnProgress
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Examples on both sides."""
+        return self.plan.n1, self.plan.n1 if self.plan.n2 is None else self.plan.n2
+
     def columns(self, group: LayerGroup, rows: Range, columns: Range) -> Held | None:
         """The outputs of a block of columns; None if they are those of the rows."""
         if self.source2 is None and rows == columns:
@@ -74,10 +79,9 @@ class Job:
     ) -> TileProgram:
         """The program of a tile. A sum over examples takes exactly these; other tiles may hold more."""
         exact = any(self.plan.pairs[pair].role == "traced" for pair in pairs)
-        limits = self.plan.n1, self.plan.n1 if self.plan.n2 is None else self.plan.n2
         sizes = [
             stop - start if exact else min(self.plan.tile_rows, limit)
-            for (start, stop), limit in zip(at, limits, strict=True)
+            for (start, stop), limit in zip(at, self.sizes, strict=True)
         ]
         own = self.plan.symmetric and at[0] == at[1]
         return tile_program(self.plan, group, pairs, (sizes[0], sizes[1]), own, in_order)
@@ -97,7 +101,10 @@ def in_one_piece(job: Job) -> Kernels:
                 in_order = held.in_order, second.in_order
                 program = block_program(job.plan, group, *sizes, job.plan.symmetric and rows == columns, in_order)
                 places = rows[0], columns[0], held.first, second.first
-                so_far = program(so_far, held.leaves, None if others is None else others.leaves, places)
+                outputs = held.leaves, None if others is None else others.leaves
+                # A single block begins at zero, which the compiler knows then.
+                where = [np.asarray(places, np.int32)] if any(places) or so_far or sizes != job.sizes else []
+                so_far = program.compiled(so_far, *outputs, *where)
                 job.on_progress[1](sum(map(len, job.tiles(group, rows, columns).values())))
         kernels |= so_far or {}
     return kernels

@@ -29,6 +29,7 @@ class PlannedKernel:
         mirror: with ``x2=None``, the transposition of a tile into its mirror image.
         shape: the shape of the kernel.
         dtype: the dtype of the kernel.
+        input_dtype: the dtype of the outputs, promoted to one.
         flops: the floating-point operations for each pair of examples that is contracted.
     """
 
@@ -38,6 +39,7 @@ class PlannedKernel:
     mirror: tuple[int, ...] | None
     shape: tuple[int, ...]
     dtype: Any
+    input_dtype: Any
     flops: int
 
     @property

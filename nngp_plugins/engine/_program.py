@@ -16,7 +16,7 @@ from ._contract import contract
 from ._devices import compiler_options
 from ._nngp import LeafPair
 from ._plan import KernelPlan, LayerGroup, PlannedKernel
-from ._symmetric import is_whole_product_best, product_with_itself, whole_product
+from ._symmetric import is_whole_product_best, panels, product_with_itself, whole_product
 
 Kernels = dict[LeafPair, Array]
 # So few tiles are written out one by one. More of them are a loop, whose compilation does not grow.
@@ -69,25 +69,23 @@ class BlockProgram:
     own: bool
     in_order: tuple[bool, bool]
 
+    @cached_property
+    def compiled(self) -> Callable[..., Kernels]:
+        """:meth:`__call__` as a compiled function; the kernels so far must not be used afterwards."""
+        return jax.jit(self.__call__, donate_argnums=0, compiler_options=compiler_options())
+
     def __call__(
-        self, kernels: Kernels | None, y1: list[Array], y2: list[Array] | None, places: tuple[int, int, int, int]
+        self, kernels: Kernels | None, y1: list[Array], y2: list[Array] | None, places: Sequence[Any] | Array = (0,) * 4
     ) -> Kernels:
-        """Computes the block.
+        """Computes the block, within a compiled function.
 
         Args:
-            kernels: the kernels so far, which must not be used afterwards; None makes new ones.
+            kernels: the kernels so far; None makes new ones.
             y1: the outputs of the rows.
             y2: those of the columns; None for ``y1``.
             places: the numbers of the first examples of the rows and of the columns, and the rows of ``y1`` and ``y2``
                 that hold them.
         """
-        return self._compiled(kernels, y1, y2, np.asarray(places, np.int32))
-
-    @cached_property
-    def _compiled(self) -> Callable[..., Kernels]:
-        return jax.jit(self._traced, donate_argnums=0, compiler_options=compiler_options())
-
-    def _traced(self, kernels: Kernels | None, y1: list[Array], y2: list[Array] | None, places: Array) -> Kernels:
         sides = self._ordered(y1, 0), self._ordered(y1, 0) if y2 is None else self._ordered(y2, 1)
         state: dict[LeafPair, Array | None] = {pair: kernels[pair] if kernels else None for pair in self.group.pairs}
         for pair in self.group.pairs:
@@ -138,29 +136,34 @@ class BlockProgram:
             part = whole_product(y1.all(), kernel, precision)
             return {pair: part if part.shape == kernel.shape else _put(_or_new(state[pair], kernel), part, starts)}
 
-        def product(i: Any, j: Any, size: tuple[int, int]) -> Array:
-            return contract(y1.rows(i, size[0]), y2.rows(j, size[1]), kernel.contraction, precision)
+        def product(i: Any, rows: int, j: Any, columns: int) -> Array:
+            return contract(y1.rows(i, rows), y2.rows(j, columns), kernel.contraction, precision)
 
-        sizes, first, second = self._tiles(kernel, own)
+        (rows, columns), first, second = self._tiles(kernel, own)
         if kernel.mirror is None and len(first) == 1:
-            part = product(0, 0, sizes)
+            part = product(0, rows, 0, columns)
             return {pair: part if part.shape == kernel.shape else _put(_or_new(state[pair], kernel), part, starts)}
         arrays = {k: _or_new(state[k], self.plan.pairs[k]) for k in ({pair, mirror} if kernel.mirror else {pair})}
 
-        def apart(arrays: Kernels, i: Any, j: Any) -> Kernels:
-            tile = product(i, j, sizes)
-            arrays = arrays | {pair: _put(arrays[pair], tile, (starts[0] + i, starts[1] + j))}
+        def put(arrays: Kernels, part: Array, i: Any, j: Any) -> Kernels:
+            arrays = arrays | {pair: _put(arrays[pair], part, (starts[0] + i, starts[1] + j))}
             if kernel.mirror is not None:
-                image = tile.transpose(kernel.mirror).conj()
+                image = part.transpose(kernel.mirror).conj()
                 arrays |= {mirror: _put(arrays[mirror], image, (starts[1] + j, starts[0] + i))}
             return arrays
 
+        if own and jax.default_backend() != "cpu":
+            for start, panel in panels(product, kernel, rows=y1.size, height=rows):
+                arrays = put(arrays, panel, start, start)
+            return arrays
+
         def alone(arrays: Kernels, i: Any, j: Any) -> Kernels:
-            y = y1.rows(i, sizes[0])
-            return {pair: _put(arrays[pair], whole_product(y, kernel, precision), (starts[0] + i, starts[1] + i))}
+            part = whole_product(y1.rows(i, rows), kernel, precision)
+            return {pair: _put(arrays[pair], part, (starts[0] + i, starts[1] + i))}
 
         # Tiles on the diagonal come last: they overwrite what the tiles beside them, if these overlap, leave unequal.
-        return _loop(alone, _loop(apart, arrays, first), second)
+        arrays = _loop(lambda arrays, i, j: put(arrays, product(i, rows, j, columns), i, j), arrays, first)
+        return _loop(alone, arrays, second)
 
     def _tiles(self, kernel: PlannedKernel, own: bool) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
         """The size of all tiles, and where they start: those that are no mirror images of themselves, then the others.
@@ -168,7 +171,8 @@ class BlockProgram:
         All tiles have one size, so the last one of a row may overlap the one before it.
         """
         rows, columns, tile = self.rows, self.columns, self.plan.tile_rows
-        if kernel.mirror is None and not kernel.is_transposed:
+        is_one_best = jax.default_backend() != "cpu" or (kernel.mirror is None and not kernel.is_transposed)
+        if is_one_best and not own:
             return (rows, columns), np.zeros((1, 2), np.int32), np.zeros((0, 2), np.int32)
         sizes = min(tile, rows), min(tile, columns)
         starts = [
@@ -187,6 +191,13 @@ def block_program(
 ) -> BlockProgram:
     """The program of a block, which is compiled once."""
     return BlockProgram(plan, group, rows, columns, own, in_order)
+
+
+def of_given(plan: KernelPlan, y1: Sequence[Array], y2: Sequence[Array] | None) -> Kernels:
+    """The kernels of outputs that exist already, within a compiled function."""
+    columns = plan.n1 if plan.n2 is None else plan.n2
+    program = BlockProgram(plan, plan.groups[0], plan.n1, columns, plan.symmetric, (False, False))
+    return program(None, list(y1), None if y2 is None else list(y2))
 
 
 def _or_new(kernel: Array | None, planned: PlannedKernel) -> Array:

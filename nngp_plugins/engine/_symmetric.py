@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -43,6 +44,30 @@ def product_with_itself(y: Array, kernel: PlannedKernel, precision: Any) -> Arra
     return (product + product.transpose(kernel.mirror).conj()) / float(2 * kernel.contraction.size)
 
 
+def panels(
+    product: Callable[[int, int, int, int], Array], kernel: PlannedKernel, rows: int, height: int
+) -> Iterator[tuple[int, Array]]:
+    """The part of a symmetric kernel on and above the diagonal, in panels that reach to the right edge.
+
+    GPUs compute few large products faster than many tiles.
+
+    Args:
+        product: the product of some rows with some columns, by the first of each and how many they are.
+        kernel: how outputs are contracted.
+        rows: how many rows there are.
+        height: rows of a panel.
+
+    Yields:
+        The first row of each panel, and the panel, whose square on the diagonal is exactly symmetric.
+    """
+    for start in range(0, rows, height):
+        size = min(height, rows - start)
+        panel = product(start, size, start, rows - start)
+        square = panel[:, :size]
+        square = (square + square.transpose(kernel.mirror).conj()) / 2
+        yield start, jnp.concatenate([square, panel[:, size:]], axis=1)
+
+
 def _has_routine(kernel: PlannedKernel, rows: int, precision: Any) -> bool:
     """Whether the GPU's routine for symmetric products (syrk) computes this kernel at this precision."""
     return (
@@ -50,6 +75,6 @@ def _has_routine(kernel: PlannedKernel, rows: int, precision: Any) -> bool:
         and rows >= SYRK_ROWS
         and kernel.mirror == (1, 0)
         and not kernel.contraction.diagonal[0]
-        and jnp.dtype(kernel.dtype) in (jnp.float32, jnp.float64)
+        and jnp.dtype(kernel.input_dtype) in (jnp.float32, jnp.float64)
         and precision in ("highest", lax.Precision.HIGHEST)
     )

@@ -185,7 +185,8 @@ def _planned(
     dtype = accumulation_dtype(leaf1.dtype, leaf2.dtype)
     terms = contraction.size // (leaf1.shape[0] if role == "traced" else 1)
     transposition = None if mirror is None else contraction.mirrored(mirror)
-    kernel = PlannedKernel(name, contraction.of_operands(), role, transposition, shape, dtype, 0)
+    input_dtype = jnp.result_type(leaf1.dtype, leaf2.dtype)
+    kernel = PlannedKernel(name, contraction.of_operands(), role, transposition, shape, dtype, input_dtype, 0)
     return replace(kernel, flops=2 * terms * math.prod(shape[kernel.batch_axes :]))
 
 
@@ -211,7 +212,8 @@ def _fastest_tile_rows(kernel: PlannedKernel, rows: int, one_tile: bool) -> int:
     on_cpu = jax.default_backend() == "cpu"
     numbers = (CPU_TILE_ROWS if on_cpu else ACCELERATOR_TILE_ROWS) ** 2 * (3 if kernel.is_transposed else 1)
     tile = max(1, math.isqrt(numbers * jnp.dtype(kernel.dtype).itemsize // kernel.cell))
-    if not on_cpu and rows <= 2 * tile:
-        return rows
+    if not on_cpu:
+        # A quarter of the rows at a time leaves 5 / 8 of the work, in products that fill the processor.
+        return rows if rows <= tile else min(tile, -(-rows // 4))
     # Tiles of one size: the last one would overlap the one before it, and compute those numbers twice.
     return -(-rows // -(-rows // tile))
