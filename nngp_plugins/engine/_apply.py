@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -47,41 +47,51 @@ class ApplyCall:
         return y.structure.unflatten(y.leaves) if self.keep is None else [y.leaves[k] for k in self.keep]
 
 
-@partial(jax.jit, static_argnames=("call", "mesh"))
-def run_batches(call: ApplyCall, mesh: jax.sharding.Mesh, params: PyTree, rows: Any, whole: Any, keys: Any) -> PyTree:
-    """``f`` on one batch a device, each with a key of its own."""
+@lru_cache(maxsize=REMEMBERED)
+def on_batches(call: ApplyCall, mesh: jax.sharding.Mesh) -> Any:
+    """``f(params, rows, whole, keys)`` on one batch a device, each with a key of its own, as a compiled function."""
 
     def on_device(params: PyTree, rows: Any, whole: Any, keys: Any) -> PyTree:
         return call(params, rows, whole, [key[0] for key in keys])
 
     if mesh.size == 1:
-        return on_device(params, rows, whole, keys)
+        return jax.jit(on_device)
     split, same = PartitionSpec("devices"), PartitionSpec()
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=(same, split, same, split), out_specs=split, check_vma=False)
-    return mapped(params, rows, whole, keys)
+    specs = (same, split, same, split)
+    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+
+
+class Avals(NamedTuple):
+    """Shapes and dtypes of the arrays of a call, by which JAX and this library keep what they found out.
+
+    Attributes:
+        structure: the structure of the arrays.
+        leaves: the shape, the dtype and whether it is a weak one, of each array.
+    """
+
+    structure: Any
+    leaves: tuple[tuple[tuple[int, ...], Any, bool], ...]
+
+    @classmethod
+    def of(cls, tree: PyTree) -> Avals:
+        """Those of a tree of arrays."""
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(structure, tuple((y.shape, y.dtype, getattr(y, "weak_type", False)) for y in leaves))
 
 
 @lru_cache(maxsize=REMEMBERED)
-def outputs_of(
-    call: ApplyCall, mesh: jax.sharding.Mesh, structure: Any, avals: tuple[jax.ShapeDtypeStruct, ...]
-) -> NamedOutputs:
+def outputs_of(call: ApplyCall, mesh: jax.sharding.Mesh, avals: Avals) -> NamedOutputs:
     """Names, shapes and dtypes of the outputs of a batch."""
-    return NamedOutputs.unchecked(run_batches.eval_shape(call, mesh, *structure.unflatten(avals)))
+    structs = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals.leaves]
+    return NamedOutputs.unchecked(on_batches(call, mesh).eval_shape(*avals.structure.unflatten(structs)))
 
 
-@partial(jax.jit, static_argnames=("call", "mesh", "shared"))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def first_of_both(
-    call: ApplyCall,
-    mesh: jax.sharding.Mesh,
-    shared: int,
-    params: PyTree,
-    rows: Any,
-    whole: Any,
-    keys: Any,
-    usual: list[Array],
+    call: ApplyCall, mesh: jax.sharding.Mesh, shared: int, usual: list[Array], *arrays: Any
 ) -> tuple[list[Array], list[Array]]:
     """The first outputs of a batch that has run, and those of another batch."""
-    other = jax.tree.leaves(run_batches(call, mesh, params, rows, whole, keys))
+    other = jax.tree.leaves(on_batches(call, mesh)(*arrays))
     return [leaf[:shared] for leaf in usual], [leaf[:shared] for leaf in other]
 
 

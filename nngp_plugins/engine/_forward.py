@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
 from .._typing import PyTree
-from ._apply import REMEMBERED, ApplyCall, first_of_both, outputs_of, refuse_traced, run_batches
+from ._apply import REMEMBERED, ApplyCall, Avals, first_of_both, on_batches, outputs_of, refuse_traced
 from ._arrays import ArrayBackend
 from ._independence import NEXT_TO_OTHERS, refuse_dependence, refuse_other_outputs, smaller_batch
 from ._inputs import Range, batch_of
@@ -83,20 +83,18 @@ class NetworkOutputs:
     @cached_property
     def outputs(self) -> NamedOutputs:
         """Names, shapes and dtypes of the outputs of all examples; computes nothing."""
-        y = outputs_of(self._call, self._mesh, *self._avals)
+        y = outputs_of(self._call, self._mesh, self._avals)
         refuse_other_rows(y, self.batch_rows // self._mesh.size, self.argument, self._mesh.size)
         leaves = (jax.ShapeDtypeStruct((self.n, *leaf.shape[1:]), leaf.dtype) for leaf in y.leaves)
         return NamedOutputs(y.structure, y.paths, tuple(leaves))
 
     @cached_property
-    def _avals(self) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
-        """Shapes and dtypes of the arrays of a call, by which JAX and this file keep what they found out."""
+    def _avals(self) -> Avals:
         rows = [
             jax.ShapeDtypeStruct((self.batch_rows, *leaf.shape[1:]), _as_jax_takes_it(leaf.dtype))
             for leaf in self._rows
         ]
-        leaves, structure = jax.tree.flatten((self._params, rows, self._whole, self._keys_of(0)))
-        return structure, tuple(map(_struct, leaves))
+        return Avals.of((self._params, rows, self._whole, self._keys_of(0)))
 
     def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
         """Runs the network on a block; see :meth:`OutputSource.held`."""
@@ -164,10 +162,8 @@ class NetworkOutputs:
 
     def _cut(self, rows: int, *ranges: Range) -> list[Any]:
         """The examples of the ranges; the last one is repeated until there are ``rows`` of them."""
-        examples = np.concatenate([np.arange(start, stop, dtype=np.int32) for start, stop in ranges])
-        examples = np.pad(examples, (0, rows - len(examples)), mode="edge")
         on_device = [leaf for leaf in self._rows if isinstance(leaf, jax.Array)]
-        taken = iter(_take(on_device, examples)) if on_device else iter(())
+        taken = iter(_take(on_device, _numbers(rows, ranges)) if on_device else ())
         return [next(taken) if isinstance(leaf, jax.Array) else self._moved(leaf, rows, ranges) for leaf in self._rows]
 
     def _moved(self, leaf: Any, rows: int, ranges: Sequence[Range]) -> Any:
@@ -186,7 +182,7 @@ class NetworkOutputs:
         return [key[None] for key in self._keys]
 
     def _run(self, call: ApplyCall, rows: list[Any], index: int) -> PyTree:
-        y = run_batches(call, self._mesh, self._params, rows, self._whole, self._keys_of(index))
+        y = on_batches(call, self._mesh)(self._params, rows, self._whole, self._keys_of(index))
         refuse_traced(y)
         return y
 
@@ -196,7 +192,7 @@ class NetworkOutputs:
         Compares the first outputs of a batch with those in a batch of another size. Noise may depend on that size, so
         with a key it compares an example next to itself with the same example next to others.
         """
-        key = call, self._mesh, *self._avals
+        key = call, self._mesh, self._avals
         if key in _INDEPENDENT:
             return
         count, size = self._mesh.size, self.batch_rows // self._mesh.size
@@ -210,9 +206,8 @@ class NetworkOutputs:
             shared, compared = min(few, size), f"between batches of {size} and {few}"
             cut = self._cut(few * count, (first, min(first + few * count, self.n)))
             self._refuse_other_outputs(cut, size, few, index)
-        usual, other = first_of_both(
-            call, self._mesh, shared, self._params, cut, self._whole, self._keys_of(index), leaves
-        )
+        arrays = self._params, cut, self._whole, self._keys_of(index)
+        usual, other = first_of_both(call, self._mesh, shared, leaves, *arrays)
         names = self.outputs.names if call.keep is None else [self.outputs.names[k] for k in call.keep]
         refuse_dependence(names, usual, other, rows=shared, compared=compared)
         # Outputs that are zero, as those of a network with a zero head, tell nothing of those with other parameters.
@@ -223,7 +218,7 @@ class NetworkOutputs:
 
     def _refuse_other_outputs(self, rows: list[Any], size: int, few: int, index: int) -> None:
         arrays = self._params, rows, self._whole, self._keys_of(index)
-        y = NamedOutputs.unchecked(run_batches.eval_shape(self._call, self._mesh, *arrays))
+        y = NamedOutputs.unchecked(on_batches(self._call, self._mesh).eval_shape(*arrays))
         refuse_other_outputs(self.outputs, size, y, few, self.argument)
         refuse_other_rows(y, few, self.argument, self._mesh.size)
 
@@ -246,14 +241,18 @@ def _take(leaves: list[Array], examples: Array) -> list[Array]:
     return [leaf[examples] for leaf in leaves]
 
 
+def _numbers(rows: int, ranges: Sequence[Range]) -> np.ndarray:
+    """The numbers of the examples of the ranges, the last one repeated."""
+    numbers = np.full(rows, ranges[-1][1] - 1, np.int32)
+    filled = 0
+    for start, stop in ranges:
+        numbers[filled : filled + stop - start] = np.arange(start, stop)
+        filled += stop - start
+    return numbers
+
+
 def _rounded_up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
-
-
-def _struct(array: Any) -> jax.ShapeDtypeStruct:
-    """The shape and the dtype of an array, hashable."""
-    weak = getattr(array, "weak_type", False)
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, weak_type=weak)
 
 
 def _as_jax_takes_it(dtype: Any) -> Any:
