@@ -137,7 +137,8 @@ class _Sizes:
 def _groups(bytes_of: Sequence[int], most: int) -> list[list[int]]:
     """Neighbours together, as many as fit; outputs that do not fit alone are a group of their own.
 
-    In forward order, an early group needs only the first layers of the network: XLA drops the others.
+    Outputs are in the order of their names. Where that is the order of the network, an early group needs only its first
+    layers, because XLA drops what nothing needs.
     """
     groups: list[list[int]] = []
     held = most + 1
