@@ -70,10 +70,10 @@ class OnDevice:
         return _transpose(list(parts), tuple(orders))
 
     def budget(self) -> int:
-        """Three quarters of the device's free memory: a forward pass needs some, too. A CPU has that of the host."""
+        """Half of the device's free memory: forward passes and the compiler need some. A CPU has that of the host."""
         stats = self.device.memory_stats() or {}
         limit = stats.get("bytes_limit")
-        return (limit - stats.get("bytes_in_use", 0)) * 3 // 4 if limit else OnHost().budget()
+        return (limit - stats.get("bytes_in_use", 0)) // 2 if limit else OnHost().budget()
 
 
 @dataclass(frozen=True)

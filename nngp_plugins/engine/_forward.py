@@ -105,10 +105,12 @@ class NetworkOutputs:
             ((_, parts),) = batches
             return Held(arrays.keep(parts, orders), True, rows[0])
         origin = rows[0] // self.batch_rows * self.batch_rows
-        held = arrays.empty([self._like(layout, k) for k in layout.leaves])
+        held = None
         for first, parts in batches:
+            # The first batch has been compiled by now. On a GPU, the compiler needs memory to choose the fastest kernels.
+            held = held or arrays.empty([self._like(layout, k) for k in layout.leaves])
             held = arrays.write(held, parts, first - origin, orders)
-        return Held(held, True, rows[0] - origin)
+        return Held(held or [], True, rows[0] - origin)
 
     def _like(self, layout: HeldLayout, k: int) -> jax.ShapeDtypeStruct:
         """Shape and dtype of an array with room for every block: for whole batches, and for whole tiles."""
