@@ -35,24 +35,24 @@ class Numbers:
         spectrum: Any = eigenvalues(np.asarray(gram.matrix)) if self._spectral else None
         return DenseGram(gram.matrix, gram.centered, spectrum)
 
-    def compile(self, n: int, dtype: Any) -> Callable[..., Any]:
-        """The metrics of one layer as a compiled function; layers in turn or side by side share it."""
+    def prepare(self, n: int, dtype: Any) -> None:
+        """Compiles the metrics of one layer, once for all layers and snapshots."""
         if self._compiled is None:
             matrix: Any = jax.ShapeDtypeStruct((n, n), dtype)
             spectrum: Any = jax.ShapeDtypeStruct((n,), dtype) if self._spectral else None
             like, steps = DenseGram(matrix, matrix, spectrum), jax.ShapeDtypeStruct((), dtype)
             self._compiled = jax.jit(self._values).lower(like, like, like, steps).compile()
-        return self._compiled
 
     def __call__(self, *given: Any) -> dict[str, Any]:
-        """The metrics of a layer.
+        """The metrics of a layer, when they are prepared.
 
         Args:
             *given: its Gram, the Grams of its reference and of the snapshot before, and the steps since that one.
         """
-        gram = given[0].matrix
-        cpu = jax.local_devices(backend="cpu")[0]
-        values: dict[str, Any] = jax.device_get(self.compile(len(gram), gram.dtype)(*jax.device_put(given, cpu)))
+        assert self._compiled is not None
+        # JAX's strict modes refuse to take arrays of NumPy as they are.
+        on_cpu = jax.device_put(given, jax.local_devices(backend="cpu")[0])
+        values: dict[str, Any] = jax.device_get(self._compiled(*on_cpu))
         return values
 
     def _values(self, *given: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Recorder:
 
     def prepare(self, products: jax.ShapeDtypeStruct) -> None:
         """Begins to compile the metrics for products of this shape, while the model is compiled."""
-        self._queue.start(lambda: self._numbers.compile(products.shape[1], products.dtype))
+        self._queue.start(lambda: self._numbers.prepare(products.shape[1], products.dtype))
 
     def refuse_other_training(self, step: int, products: Any) -> None:
         """Refuses kernels that differ from the first snapshot of a run folder that goes on.
@@ -191,11 +191,13 @@ class Recorder:
             self._record_now(snapshot)
 
     def _record_now(self, snapshot: Snapshot) -> None:
-        step, grams = snapshot.step, self._pool.map(self._numbers.gram, snapshot.products)
+        step, products = snapshot.step, snapshot.products
+        self._numbers.prepare(products.shape[1], products.dtype)
+        grams = self._pool.map(self._numbers.gram, products)
         flaws = [flaw_of(gram) for gram in grams]
         reference, said = self._refer(snapshot, grams, flaws)
         before, previous = self._previous or (np.nan, grams)
-        steps = repeat(np.asarray(step - before, snapshot.products.dtype), len(grams))
+        steps = repeat(np.asarray(step - before, products.dtype), len(grams))
         values = self._pool.map(self._numbers, grams, reference.grams, previous, steps)
         row = self._row(snapshot, flaws, values) | said
         self._previous = step, grams

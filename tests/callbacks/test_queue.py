@@ -1,6 +1,8 @@
 """Snapshots that queue: no call waits for the numbers of earlier ones, unless they take too much memory."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -211,3 +213,18 @@ def test_a_size_of_the_queue_that_is_no_integer(value):
 def test_a_size_of_the_queue_that_is_not_positive(value):
     with pytest.raises(ValueError, match=f"^queue_bytes={value} must be positive; with queue_bytes=1, each snapshot"):
         tracker(Held(), queue_bytes=value)
+
+
+SCRIPT = """
+import sys, jax, jax.numpy as jnp, nngp_plugins as nngp
+x = jax.random.normal(jax.random.key(0), (64, 3))
+seen = nngp.KernelTracker(lambda w, x: (w * x, x), x, schedule=nngp.every(1), run=sys.argv[1])
+for step in range(6):
+    seen(step, 1.0 + step)
+"""
+
+
+def test_a_script_that_ends_without_close_leaves_all_snapshots(tmp_path):
+    """The interpreter starts no thread when it ends, and the worker then does without the pool."""
+    subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "run"], check=True, cwd=tmp_path)
+    assert nngp.History.load(tmp_path / "run").steps.tolist() == list(range(6))
