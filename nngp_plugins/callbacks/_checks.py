@@ -95,6 +95,29 @@ def check_reference(reference: Any) -> int | None:
     return step
 
 
+def check_queue_bytes(queue_bytes: Any) -> int:
+    """The bytes of host memory for snapshots that wait, as an int.
+
+    Raises:
+        TypeError: ``queue_bytes`` is not an integer.
+        ValueError: it is not positive.
+    """
+    try:
+        if isinstance(queue_bytes, bool):  # It counts as an integer.
+            raise TypeError
+        most = index(queue_bytes)
+    except TypeError:
+        raise TypeError(
+            f"queue_bytes={reprlib.repr(queue_bytes)} is not a number of bytes; pass an int, such as "
+            "queue_bytes=2 * 2**30."
+        ) from None
+    if most < 1:
+        raise ValueError(
+            f"queue_bytes={most} must be positive; with queue_bytes=1, each snapshot waits for the one before."
+        )
+    return most
+
+
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:
     """Refuses to go on with a run that has other layers.
 

@@ -1,4 +1,4 @@
-"""What a snapshot measures: the Grams of all layers on the probe, as one compiled function."""
+"""What a snapshot measures: the products of all layers on the probe, as one compiled function."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from ..engine import (
     NEXT_TO_OTHERS,
     NamedOutputs,
     batch_first,
+    compiler_options,
     dependence,
     has_layers,
     smaller_batch,
     traced_errors,
     traced_outputs,
 )
-from ..metrics import DenseGram, features, grams_of_products, product_from_first, stacked_grams
+from ..metrics import features, product_from_first
 from ._checks import check_layers, probe_size
 
 PROBE = "probe_x"
 
 
-class LayerGrams(NamedTuple):
+class Measured(NamedTuple):
     """What is measured at one step.
 
     Attributes:
-        grams: the Grams of all layers, ``(L, N, N)``.
+        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``. The host makes K and H K H of it:
+            these two would be twice the bytes for the device to hold and to send.
         features: the features ``(N, D)`` of each layer that keeps them in place of its kernel.
         errors: how far the outputs depend on the other examples in the batch, by layer; empty if that is not checked.
     """
 
-    grams: DenseGram
+    products: Array
     features: dict[str, Array]
     errors: dict[str, Array]
 
@@ -66,8 +68,8 @@ class _Products:
         """The product of a step; None if all steps are kept."""
         return None if self.keeps(shape) else lambda name, y: {"product": product_from_first(y)}
 
-    def take_apart(self, reduced: Reduced) -> tuple[DenseGram, dict[str, Array]]:
-        """The Grams of all layers in forward order, and the features of those that keep them."""
+    def take_apart(self, reduced: Reduced) -> tuple[Array, dict[str, Array]]:
+        """The products of all layers in forward order, and the features of those that keep them."""
         products: list[Array] = []
         places: list[int] = []
         kept: dict[str, Array] = {}
@@ -80,12 +82,11 @@ class _Products:
             places += part.places
         together = jnp.concatenate(products)
         # The layers of a scan lie side by side, and take one step of compilation whatever their number.
-        in_order = together if places == sorted(places) else together[np.argsort(places)]
-        return grams_of_products(in_order), kept
+        return together if places == sorted(places) else together[np.argsort(places)], kept
 
 
 class Measurement:
-    """From parameters to the Grams of all layers.
+    """From parameters to the products of all layers.
 
     Args:
         f: ``f(params, x)``, with ``state=`` for a model with a state and ``rng=`` for one that draws noise.
@@ -115,16 +116,16 @@ class Measurement:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.expected_shapes: Mapping[str, Any] | None = None
         self.unseen: dict[str, str] = {}
-        self._compiled = jax.jit(self.traced)
+        self._compiled = jax.jit(self.traced, compiler_options=compiler_options())
         self._is_checked = self._batch_size is None
 
-    def __call__(self, params: Any, state: Any, on_shapes: Callable[[DenseGram], object]) -> LayerGrams:
+    def __call__(self, params: Any, state: Any, on_shape: Callable[[jax.ShapeDtypeStruct], object]) -> Measured:
         """Measures.
 
         Args:
             params: parameters, or a live model that stands for them.
             state: the model's state; None if it has none.
-            on_shapes: is told the shapes of the Grams before they are computed for the first time.
+            on_shape: is told the shape of the products before they are computed for the first time.
 
         Raises:
             ValueError: the outputs depend on the other examples in the batch, or have no row for each example.
@@ -132,7 +133,7 @@ class Measurement:
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
         if not self.shapes:
-            on_shapes(self._compiled.eval_shape(params, state, self.probe_x).grams)
+            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
         if not self._is_checked:
             messages = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
             if messages:
@@ -140,8 +141,8 @@ class Measurement:
             self._is_checked = True
         return self._compiled(params, state, self.probe_x)
 
-    def traced(self, params: Any, state: Any, probe_x: Any, *, check: bool = False) -> LayerGrams:
-        """The Grams of all layers, for use within a compiled function.
+    def traced(self, params: Any, state: Any, probe_x: Any, *, check: bool = False) -> Measured:
+        """The products of all layers, for use within a compiled function.
 
         Args:
             params: parameters.
@@ -155,15 +156,14 @@ class Measurement:
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
             self._remember_unseen(summary.unseen)
             self._found({name: shape.shape for name, shape in summary.shapes.items()})
-            grams, narrow = self._products.take_apart(products)
-            return LayerGrams(grams, narrow, errors)
+            return Measured(*self._products.take_apart(products), errors)
         if has_layers(self.f):
             batch = jax.tree.map(lambda leaf: leaf[: self._batch_size], probe_x)
             self._remember_unseen(self.f.summary(params, batch, **given).unseen)
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
-        return LayerGrams(stacked_grams(layers), narrow, errors)
+        return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
 
     def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import compress
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress, repeat
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..history import (
@@ -26,33 +24,16 @@ from ..history import (
     RunFolder,
     key_of,
 )
-from ..metrics import DenseGram, Metric, evaluate, needs_spectrum, with_eigenvalues
-from ._reference import NOT_FINITE, Reference, flaws_of, message_of, promise_of
+from ..metrics import DenseGram, Metric, grams_of_products
+from ._numbers import Numbers
+from ._pool import Pool
+from ._queue import Queue, Snapshot
+from ._reference import NOT_FINITE, Reference, flaw_of, message_of, promise_of
 from .writers import Guarded, Writer
 
 
-class Snapshot(NamedTuple):
-    """What was measured at a step.
-
-    Attributes:
-        step: the training step.
-        seconds: the seconds since the run began.
-        scalars: the scalars that were given to the tracker.
-        shapes: the shape of each layer without the batch axis, in forward order.
-        grams: the Grams of all layers, ``(L, N, N)``.
-        features: the features ``(N, D)`` of layers that keep them in place of their kernels.
-    """
-
-    step: int
-    seconds: float
-    scalars: Mapping[str, Any]
-    shapes: Mapping[str, tuple[int, ...]]
-    grams: DenseGram
-    features: Mapping[str, Any]
-
-
 class Recorder:
-    """Takes snapshots in order, and works on them in a thread of its own.
+    """Takes snapshots in order, and works on them in threads of its own.
 
     Args:
         metrics: what to compute of every layer.
@@ -63,6 +44,7 @@ class Recorder:
         name: the prefix of the names that writers get.
         keep_kernels: whether the run folder keeps all kernels.
         since: the first step whose kernels may be references; None for all steps.
+        queue_bytes: the bytes of host memory that snapshots may take until they are recorded.
 
     Attributes:
         metrics: what is computed of every layer.
@@ -80,21 +62,19 @@ class Recorder:
         name: str,
         keep_kernels: bool,
         since: int | None,
+        queue_bytes: int,
     ):
         self.metrics, self._history, self._folder, self._targets = metrics, history, folder, targets
-        self._spectral = needs_spectrum(metrics)
         self._writers = [Guarded(writer, self.warn) for writer in writers]
         self._prefix = f"{name}/" if name else ""
         self._kept = KeptKernels(folder.path) if folder is not None and keep_kernels else None
-        self._evaluate: Callable[..., Any] | None = None
-        self._worker = ThreadPoolExecutor(1, "kernel-tracker")
-        self._jobs: deque[Future[None]] = deque()
+        self._numbers, self._pool, self._queue = Numbers(metrics), Pool(), Queue(queue_bytes)
         self._messages: deque[str] = deque()
         self._warned_of: set[tuple[str, str]] = set()
-        self._is_fed_from_jit = self._keeping_failed = self._is_reference_unsaved = False
+        self._is_fed_from_jit = self._keeping_failed = self._is_reference_unsaved = self._warned_of_queue = False
         self._since = since
         self.reference: Reference | None = None
-        self._previous: tuple[int, DenseGram] | None = None
+        self._previous: tuple[int, list[DenseGram]] | None = None
         if folder is not None:
             folder.warn = self.warn
             if history.rows:
@@ -102,23 +82,44 @@ class Recorder:
 
     def _resume(self, folder: RunFolder, step: int) -> None:
         saved = folder.load(REFERENCE)
-        self.reference = Reference.of_saved(saved, self._with_spectrum(_grams(saved)), step)
+        self.reference = Reference.of_saved(saved, self._pool.map(self._numbers.with_spectrum, _grams(saved)), step)
         # A process may have been killed after it wrote the line of a snapshot, before next.npz became last.npz.
         for name in (NEXT, LAST):
             if self._previous is None and (folder.path / name).exists():
                 saved = folder.load(name)
                 if saved["step"] == step:
-                    self._previous = step, self._with_spectrum(_grams(saved))
+                    self._previous = step, self._pool.map(self._numbers.with_spectrum, _grams(saved))
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Takes a snapshot, and does not wait for its numbers."""
-        self._start(self._record, snapshot)
+        """Takes a snapshot, and does not wait for anything."""
+        if self._queue.is_full():
+            self._warn_of_queue(f"step {snapshot.step} is held beyond them, because a compiled loop must not wait")
+        self._queue.put(self._record, snapshot)
 
-    def prepare(self, grams: DenseGram) -> None:
-        """Begins to compile the metrics for Grams of these shapes, while the model is compiled."""
-        self._start(self._compiled, grams)
+    def make_room(self, step: int) -> None:
+        """Waits until another snapshot has room in the queue, and shows what the worker had to say so far."""
+        if self._queue.is_full():
+            self._warn_of_queue(f"the call at step {step} waited")
+            with self._pool.while_caller_waits():
+                while self._queue.is_full():
+                    self._queue.wait_for_one()
+        self._queue.settle(waits=False)
+        self._show_warnings()
 
-    def refuse_other_training(self, step: int, grams: DenseGram) -> None:
+    def _warn_of_queue(self, what: str) -> None:
+        if not self._warned_of_queue:
+            self.warn(
+                f"snapshots come faster than their metrics are computed: those that wait take {self._queue.nbytes:,} "
+                f"bytes of queue_bytes={self._queue.most_bytes:,}, so {what}. Measure at fewer steps, fewer layers or "
+                "a smaller probe, or pass a larger queue_bytes."
+            )
+        self._warned_of_queue = True
+
+    def prepare(self, products: jax.ShapeDtypeStruct) -> None:
+        """Begins to compile the metrics for products of this shape, while the model is compiled."""
+        self._queue.start(lambda: self._numbers.prepare(products.shape[1], products.dtype))
+
+    def refuse_other_training(self, step: int, products: Any) -> None:
         """Refuses kernels that differ from the first snapshot of a run folder that goes on.
 
         Raises:
@@ -127,7 +128,10 @@ class Recorder:
         if self.reference is None:
             return
         first = self.reference.first
-        if jnp.abs(grams.matrix - first).max() > 1e-3 * jnp.abs(first).max():
+        with np.errstate(over="ignore", invalid="ignore"):
+            again = grams_of_products(jax.device_get(products)).matrix
+            differs = np.abs(again - first).max() > 1e-3 * np.abs(first).max()
+        if differs:
             raise ValueError(
                 f"step={step} has other kernels than the first snapshot of this run folder: this is another "
                 "training; name another folder, or go on with the parameters of this one."
@@ -142,36 +146,15 @@ class Recorder:
         if self._is_fed_from_jit:
             jax.effects_barrier()
 
-    def _start(self, work: Callable[[Any], object], argument: Any) -> None:
-        # The caller may have switched 64 bits on for its thread alone.
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
-
-        def run() -> None:
-            with jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
-                work(argument)
-
-        self._jobs.append(self._worker.submit(run))
-
-    def _compiled(self, grams: DenseGram) -> Callable[..., Any]:
-        """The metrics of all layers as a compiled function of Grams of these shapes."""
-        if self._evaluate is None:
-            shape, dtype = grams.matrix.shape, grams.matrix.dtype
-            matrix: Any = jax.ShapeDtypeStruct(shape, dtype)
-            eigenvalues: Any = jax.ShapeDtypeStruct(shape[:2], dtype) if self._spectral else None
-            like, steps = DenseGram(matrix, matrix, eigenvalues), jax.ShapeDtypeStruct((), dtype)
-            self._evaluate = jax.jit(self._values).lower(like, like, like, steps).compile()
-        return self._evaluate
-
-    def _values(self, *grams: Any) -> Any:
-        # The traces beside them are not computed: flaws_of needs those before a reference is chosen.
-        return evaluate(self.metrics, *grams)[0]
-
     def settle(self) -> None:
-        """Waits until all snapshots are recorded, and shows the warnings of the worker."""
-        while self._jobs:
-            self._jobs.popleft().result()
+        """Waits until all snapshots are recorded, and shows what the worker has to say."""
+        with self._pool.while_caller_waits():
+            self._queue.settle(waits=True)
+        self._show_warnings()
+
+    def _show_warnings(self) -> None:
         while self._messages:
-            warnings.warn(self._messages.popleft(), stacklevel=4)
+            warnings.warn(self._messages.popleft(), stacklevel=5)
 
     def flush(self) -> None:
         """Waits for all snapshots, and flushes the writers."""
@@ -187,7 +170,8 @@ class Recorder:
         finally:
             for writer in self._writers:
                 writer.close()
-            self._worker.shutdown()
+            self._queue.close()
+            self._pool.close()
             if self._folder is not None:
                 self._folder.close()
             self._previous = self.reference = None
@@ -198,7 +182,7 @@ class Recorder:
         self._messages.append(message)
 
     def _record(self, snapshot: Snapshot) -> None:
-        # threadpoolctl limits only libraries that are loaded, and SciPy brings a BLAS of its own.
+        # threadpoolctl limits only libraries that are loaded. SciPy brings a BLAS of its own, which XLA uses.
         from scipy import linalg  # noqa: F401
         from threadpoolctl import threadpool_limits
 
@@ -207,17 +191,18 @@ class Recorder:
             self._record_now(snapshot)
 
     def _record_now(self, snapshot: Snapshot) -> None:
-        step, grams = snapshot.step, self._with_spectrum(_on_cpu(snapshot.grams))
-        snapshot = snapshot._replace(grams=grams)
-        flaws = flaws_of(grams)
-        reference, said = self._refer(snapshot, flaws)
+        step, products = snapshot.step, snapshot.products
+        self._numbers.prepare(products.shape[1], products.dtype)
+        grams = self._pool.map(self._numbers.gram, products)
+        flaws = [flaw_of(gram) for gram in grams]
+        reference, said = self._refer(snapshot, grams, flaws)
         before, previous = self._previous or (np.nan, grams)
-        steps = jnp.asarray(step - before, grams.matrix.dtype)
-        values = self._compiled(grams)(grams, reference.grams, previous, steps)
-        row = self._row(snapshot, flaws, *jax.device_get((values, dict(snapshot.scalars)))) | said
+        steps = repeat(np.asarray(step - before, products.dtype), len(grams))
+        values = self._pool.map(self._numbers, grams, reference.grams, previous, steps)
+        row = self._row(snapshot, flaws, values) | said
         self._previous = step, grams
         if self._folder is not None:
-            self._keep(snapshot)
+            self._keep(snapshot, grams)
             self._save(NEXT, snapshot, grams, step=step)
             self._folder.append(row)
             self._folder.next_becomes_last()
@@ -229,13 +214,13 @@ class Recorder:
         for writer in self._writers:
             writer.write_scalars(step, numbers)
 
-    def _refer(self, snapshot: Snapshot, flaws: Sequence[str]) -> tuple[Reference, Row]:
+    def _refer(self, snapshot: Snapshot, grams: Sequence[DenseGram], flaws: Sequence[str]) -> tuple[Reference, Row]:
         """The reference of each layer, which may be this snapshot, and what the row says of it."""
         step, is_first = snapshot.step, self.reference is None
-        reference = self.reference or Reference.none_yet(step, snapshot.grams)
+        reference = self.reference or Reference.none_yet(step, grams)
         counts = self._since is None or step >= self._since
         taken = reference.lacks() & [counts and not flaw for flaw in flaws]
-        self.reference = reference = reference.taking(step, snapshot.grams, taken)
+        self.reference = reference = reference.taking(step, grams, taken)
         for layer, flaw, lacks in zip(snapshot.shapes, flaws, reference.lacks(), strict=True):
             if flaw and (layer, flaw) not in self._warned_of:
                 self._warned_of.add((layer, flaw))
@@ -252,31 +237,27 @@ class Recorder:
             return reference, {}
         return reference, {REFERENCE_OF: list(compress(snapshot.shapes, taken))}
 
-    def _with_spectrum(self, grams: DenseGram) -> DenseGram:
-        return with_eigenvalues(grams) if self._spectral else grams
-
-    def _row(self, snapshot: Snapshot, flaws: Sequence[str], values: Any, scalars: Mapping[str, Any]) -> Row:
+    def _row(self, snapshot: Snapshot, flaws: Sequence[str], values: Sequence[Mapping[str, Any]]) -> Row:
         row: Row = {"step": snapshot.step, "seconds": round(snapshot.seconds, 3)}
-        row |= {name: float(scalars[name]) for name in snapshot.scalars}
-        for i, layer in enumerate(snapshot.shapes):
-            row |= {key_of(layer, metric): float(values[metric][i]) for metric in self.metrics}
+        row |= snapshot.scalars
+        for layer, numbers in zip(snapshot.shapes, values, strict=True):
+            row |= {key_of(layer, metric): float(numbers[metric]) for metric in self.metrics}
         diverged = [layer for layer, flaw in zip(snapshot.shapes, flaws, strict=True) if flaw == NOT_FINITE]
         return {**row, DIVERGED: diverged} if diverged else row
 
-    def _save(self, name: str, snapshot: Snapshot, grams: DenseGram, **others: Any) -> bool:
+    def _save(self, name: str, snapshot: Snapshot, grams: Sequence[DenseGram], **others: Any) -> bool:
         """Saves Grams of all layers in the run folder; returns whether it is done."""
         if self._folder is None:
             return True
-        arrays = {"kernels": grams.matrix, "centered": grams.centered, "targets": self._targets, **others}
+        kernels, centered = (np.stack([getattr(gram, form) for gram in grams]) for form in ("matrix", "centered"))
+        arrays = {"kernels": kernels, "centered": centered, "targets": self._targets, **others}
         return self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
-    def _keep(self, snapshot: Snapshot) -> None:
+    def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> None:
         if self._kept is None:
             return
-        matrices = np.asarray(snapshot.grams.matrix)
         kept = {
-            layer: np.asarray(snapshot.features.get(layer, matrix))
-            for layer, matrix in zip(snapshot.shapes, matrices, strict=True)
+            layer: snapshot.features.get(layer, gram.matrix) for layer, gram in zip(snapshot.shapes, grams, strict=True)
         }
         try:
             self._kept.append(len(self._history.rows), snapshot.step, kept)
@@ -287,14 +268,5 @@ class Recorder:
             self._keeping_failed = True
 
 
-def _grams(saved: Mapping[str, np.ndarray]) -> DenseGram:
-    return DenseGram(jnp.asarray(saved["kernels"]), jnp.asarray(saved["centered"]))
-
-
-def _on_cpu(grams: DenseGram) -> DenseGram:
-    """The same Grams on the first CPU: eigenvalues are slow on accelerators, and training would wait for them."""
-    cpu = jax.local_devices(backend="cpu")[0]
-    arrays = jax.tree.leaves(grams)
-    if all(isinstance(array, jax.Array) and array.devices() == {cpu} for array in arrays):
-        return grams
-    return jax.device_put(jax.device_get(grams), cpu)
+def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:
+    return map(DenseGram, saved["kernels"], saved["centered"])

@@ -20,13 +20,15 @@ from ._checks import (
     check_concrete,
     check_metrics,
     check_names,
+    check_queue_bytes,
     check_reference,
     check_scalars,
     check_targets,
 )
 from ._clock import Clock
-from ._measure import LayerGrams, Measurement
-from ._recorder import Recorder, Snapshot
+from ._measure import Measured, Measurement
+from ._queue import Snapshot
+from ._recorder import Recorder
 from ._schedules import Moment, Schedule, log_spaced
 from .writers import as_writer
 
@@ -51,7 +53,7 @@ class KernelTracker:
     """Measures the kernels of a network's layers on a fixed probe as it trains, against their first ones.
 
     Call it once in each training step. It measures at the first call, when the schedule says so, and at :meth:`close`.
-    It does not wait for the numbers: a thread of its own computes and writes them, one snapshot behind training.
+    It does not wait for the numbers: threads of its own compute and write them, while snapshots queue in host memory.
 
     A killed training goes on in its run folder: a tracker with the same arguments keeps all finished snapshots and
     their reference, and passes over the steps that it has. Call :meth:`flush` before you save a checkpoint.
@@ -77,21 +79,24 @@ class KernelTracker:
             nor constant. A step, such as the end of a warm-up, for the first such kernel at or after that step; before
             it, these metrics are nan.
         resume: whether a run folder that holds a run may go on.
+        queue_bytes: the bytes of host memory that snapshots may take until their numbers are there, ``4 N²`` for each
+            layer in float32. A call that finds no room waits, with one warning; :func:`track_kernel` only warns.
         config: what to remember of this run in ``run.json``, such as the learning rate.
 
     Attributes:
         history: the :class:`History` so far.
         clock: decides when to measure.
-        measurement: computes the Grams of all layers.
+        measurement: computes the products of all layers' features.
         recorder: takes snapshots to the history, the run folder and the writers. Code that builds a tracker into a loop
             of its own, such as :func:`track_kernel`, uses these three.
 
     Raises:
-        TypeError: ``f``, ``schedule``, ``reference``, ``config``, a writer or a metric has another type; ``probe_x``,
-            ``targets`` or ``rng`` is traced, because a compiled function makes the tracker.
+        TypeError: ``f``, ``schedule``, ``reference``, ``config``, ``queue_bytes``, a writer or a metric has another
+            type; ``probe_x``, ``targets`` or ``rng`` is traced, because a compiled function makes the tracker.
         ValueError: the targets do not match the probe; the probe is empty, or too small for a metric; ``reference`` is
-            negative; ``run`` holds a run of another probe, with other metrics or another reference. At the first
-            measurement: the outputs depend on the other examples in a batch of ``batch_size``.
+            negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe, with other metrics or
+            another reference. At the first measurement: the outputs depend on the other examples in a batch of
+            ``batch_size``.
         FolderInUseError: another process writes to ``run``; it is a ``FileExistsError`` too.
         FileExistsError: ``run`` holds a run, and ``resume`` is false.
         OSError: ``run`` can't be written.
@@ -125,6 +130,7 @@ class KernelTracker:
         name: str = "",
         reference: int | None = None,
         resume: bool = True,
+        queue_bytes: int = 2 * 2**30,
         config: Mapping[str, Any] | None = None,
     ):
         check_arguments(f, schedule, batch_size, rng, keep_kernels, run, config)
@@ -141,6 +147,7 @@ class KernelTracker:
         about = description(self.measurement.probe_x, labels, config, **settings)
         folder = None if run is None else RunFolder(run, about, resume=resume)
         options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": since}
+        options["queue_bytes"] = check_queue_bytes(queue_bytes)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
             self._begin(folder, schedule, metrics, writers, **options)
@@ -190,7 +197,7 @@ class KernelTracker:
         if due:
             self._measure(call)
         elif self.clock.is_first_again(now):
-            self.recorder.refuse_other_training(now.step, self._grams(call).grams)
+            self.recorder.refuse_other_training(now.step, on_one_device(self._measured(call).products))
         # A call that failed above does not count.
         self._last_call = call
         self.clock.saw(now)
@@ -250,20 +257,22 @@ class KernelTracker:
 
     def _measure(self, call: LastCall) -> None:
         self.recorder.wait_for_jit()
-        self.recorder.settle()
-        self.take(call.now, self._grams(call))
+        self.recorder.make_room(call.now.step)
+        self.take(call.now, self._measured(call))
 
-    def _grams(self, call: LastCall) -> LayerGrams:
-        return self.measurement(call.params, call.state, on_shapes=self.recorder.prepare)
+    def _measured(self, call: LastCall) -> Measured:
+        return self.measurement(call.params, call.state, on_shape=self.recorder.prepare)
 
-    def take(self, now: Moment, measured: LayerGrams) -> None:
-        """Records what was measured at a call, and does not wait for its numbers."""
+    def take(self, now: Moment, measured: Measured) -> None:
+        """Records what was measured at a call, and does not wait for anything."""
         if unseen := self.measurement.unseen:
             self.recorder.warn(_unseen_message(unseen))
             self.measurement.unseen = {}
         # This thread starts all programs for several devices: programs of two threads would wait for each other.
-        grams, features = jax.tree.map(on_one_device, (measured.grams, measured.features))
-        self.recorder.submit(Snapshot(now.step, now.seconds, now.scalars, self.measurement.shapes, grams, features))
+        arrays = jax.tree.map(on_one_device, (measured.products, measured.features))
+        # What the caller may write to later is read now; what a device still computes is not waited for.
+        scalars = {name: value if isinstance(value, Array) else float(value) for name, value in now.scalars.items()}
+        self.recorder.submit(Snapshot(now.step, now.seconds, scalars, self.measurement.shapes, *arrays))
         self.clock.measured(now.step)
 
     def _values(self, params: Any) -> list[Any]:

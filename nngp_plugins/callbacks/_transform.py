@@ -11,7 +11,7 @@ from jax import Array
 from jax.experimental import io_callback
 
 from ._checks import check_names
-from ._measure import LayerGrams
+from ._measure import Measured
 from ._schedules import Moment
 from ._tracker import KernelTracker
 
@@ -152,7 +152,7 @@ class HostSide:
         self._clock.saw(now)
         return np.bool_(due)
 
-    def take(self, step: Array, scalars: dict[str, Array], measured: LayerGrams) -> np.int32:
+    def take(self, step: Array, scalars: dict[str, Array], measured: Measured) -> np.int32:
         """Takes what was measured."""
         now, measured = self._moment(step, scalars), jax.tree.map(np.asarray, measured)
         messages = self._tracker.measurement.dependence(measured.errors)
@@ -160,7 +160,7 @@ class HostSide:
             self._recorder.warn(messages[0])
             self._warned_of_batch = True
         if self._clock.has(now):
-            self._recorder.refuse_other_training(now.step, measured.grams)
+            self._recorder.refuse_other_training(now.step, measured.products)
         else:
             self._tracker.take(now, measured)
         return np.int32(0)

@@ -240,8 +240,8 @@ def batch(
         progress: whether to show a progress bar on stderr.
         check: whether to run a few examples in a batch of another size first, and to refuse an ``f`` whose outputs
             depend on the other examples in the batch, such as BatchNorm in training mode.
-        memory_budget: bytes that outputs may take, apart from those of a batch; None for half of the memory of the
-            device, or of the host.
+        memory_budget: bytes that outputs may take, apart from those of a batch; None for half of the free memory
+            of the device, or of half of the host's.
         tile_size: examples along the side of a tile of the kernel; None for the size that contracts fastest.
 
     Returns:

@@ -107,7 +107,7 @@ class NetworkOutputs:
         origin = rows[0] // self.batch_rows * self.batch_rows
         held = None
         for first, parts in batches:
-            # The first batch has been compiled by now. On a GPU, the compiler needs memory to choose the fastest kernels.
+            # The compiler needs free memory on a GPU, to choose the fastest kernels. By now, it is done.
             held = held or arrays.empty([self._like(layout, k) for k in layout.leaves])
             held = arrays.write(held, parts, first - origin, orders)
         return Held(held or [], True, rows[0] - origin)

@@ -12,6 +12,7 @@ from ._dense import DenseGram as DenseGram
 from ._features import FeatureGram as FeatureGram
 from ._gram import Gram as Gram
 from ._to_grams import (
+    eigenvalues as eigenvalues,
     features as features,
     gram_of as gram_of,
     grams_of_products as grams_of_products,
@@ -54,6 +55,7 @@ from ._tracked import (
     DEFAULT as DEFAULT,
     default_metrics as default_metrics,
     evaluate as evaluate,
+    evaluate_layer as evaluate_layer,
     needs_spectrum as needs_spectrum,
     of_targets as of_targets,
 )

@@ -102,6 +102,31 @@ def _entry_behind(metric: object) -> Entry | None:
     return None
 
 
+def evaluate_layer(
+    metrics: Mapping[str, Metric], gram: DenseGram, reference: DenseGram, previous: DenseGram, steps: float | Array
+) -> dict[str, Array]:
+    """Every metric of one layer.
+
+    Args:
+        metrics: by name.
+        gram: the Gram of a snapshot.
+        reference: that of the reference.
+        previous: that of the previous snapshot; only a :class:`Velocity` looks at it.
+        steps: training steps since the previous snapshot; nan if there is none.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> gram = nngp.metrics.DenseGram(2 * jnp.eye(4))
+        >>> float(nngp.metrics.evaluate_layer(nngp.metrics.DEFAULT, gram, gram, gram, 1.0)["scale"])
+        2.0
+    """
+
+    def value(metric: Metric) -> Array:
+        return metric(gram, previous) / steps if isinstance(metric, Velocity) else metric(gram, reference)
+
+    return {name: value(metric) for name, metric in metrics.items()}
+
+
 def evaluate(
     metrics: Mapping[str, Metric], grams: DenseGram, references: DenseGram, previous: DenseGram, steps: float | Array
 ) -> tuple[dict[str, Array], tuple[Array, Array]]:
@@ -127,13 +152,8 @@ def evaluate(
     """
 
     def of_layer(layer: tuple[DenseGram, DenseGram, DenseGram]) -> tuple[dict[str, Array], tuple[Array, Array]]:
-        gram, reference, before = layer
-
-        def value(metric: Metric) -> Array:
-            return metric(gram, before) / steps if isinstance(metric, Velocity) else metric(gram, reference)
-
-        traces = gram.trace(), gram.center().trace()
-        return {name: value(metric) for name, metric in metrics.items()}, traces
+        gram = layer[0]
+        return evaluate_layer(metrics, *layer, steps), (gram.trace(), gram.center().trace())
 
     # A vmap would hang: XLA on CPU (JAX 0.10) never finishes batched eigenvalues beside a batched Cholesky.
     values: tuple[dict[str, Array], tuple[Array, Array]] = jax.lax.map(of_layer, (grams, references, previous))

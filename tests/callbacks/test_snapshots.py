@@ -251,11 +251,10 @@ def test_bad_batches(size):
 
 def test_diverged():
     seen = nngp.KernelTracker(lambda w, x: {"head": w * x, "body": x}, PROBE, schedule=nngp.every(1))
-    for step, w in enumerate([1.0, 2.0, np.inf]):
+    for step, w in enumerate([1.0, 2.0, np.inf, np.nan]):
         seen(step, jnp.float32(w))
     with pytest.warns(UserWarning, match="'head' is not finite at step 2"):
-        seen(3, jnp.float32(np.nan))
-    seen.close()
+        seen.close()
     assert [row.get("diverged") for row in seen.history.rows] == [None, None, ["head"], ["head"]]
     assert seen.history.diverged == 2
     assert np.isfinite(seen.history.metric("cka")[:, 0]).all()  # of the body, which comes first

@@ -1,0 +1,71 @@
+"""Threads that work on the layers of a snapshot side by side, and leave a core to training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Semaphore
+from typing import Any
+
+import jax
+
+
+def as_here(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The same work for another thread, on the CPU and with the precision of the calling thread."""
+    # The caller may have switched 64 bits on for its thread alone.
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def run(*arguments: Any) -> Any:
+        with jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return work(*arguments)
+
+    return run
+
+
+class Pool:
+    """A thread for each core, one of which stands still as long as training may need its core."""
+
+    def __init__(self) -> None:
+        self._cores = _cores()
+        self._threads = ThreadPoolExecutor(self._cores, "kernel-tracker-layers")
+        self._turns = Semaphore(max(1, self._cores - 1))
+
+    def map(self, work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+        """What the work gives for each layer, in order."""
+        given, here = list(zip(*arguments, strict=True)), as_here(work)
+
+        def in_turn(each: tuple[Any, ...]) -> Any:
+            with self._turns:
+                return here(*each)
+
+        try:
+            started = [self._threads.submit(in_turn, each) for each in given]
+        except RuntimeError:  # The interpreter ends, and no thread takes new work.
+            return [work(*each) for each in given]
+        return [each.result() for each in started]
+
+    @contextmanager
+    def while_caller_waits(self) -> Iterator[None]:
+        """Lends the core of a caller that only waits."""
+        if self._cores > 1:
+            self._turns.release()
+        try:
+            yield
+        finally:
+            if self._cores > 1:
+                self._turns.acquire()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._threads.shutdown()
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "process_cpu_count"):  # since Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
