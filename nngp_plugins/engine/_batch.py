@@ -22,7 +22,7 @@ from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
-from ._outputs import GivenOutputs, HeldLayout, NamedOutputs, OutputSource
+from ._outputs import GivenOutputs, HeldLayout, OutputSource
 from ._plan import KernelPlan
 from ._program import of_given
 from ._tiling import make_plan
@@ -96,8 +96,7 @@ class BatchedKernelFn:
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
-        leaves = source.outputs.leaves
-        layout = HeldLayout(tuple(range(len(leaves))), tuple(tuple(range(leaf.ndim)) for leaf in leaves), source.n, 1)
+        layout = HeldLayout.as_they_are(source.outputs, source.n)
         held = source.held((0, source.n), layout, self.backend(), lambda rows: None)
         return source.outputs.structure.unflatten(leaf[: source.n] for leaf in held.leaves)
 
@@ -111,11 +110,7 @@ class BatchedKernelFn:
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
         if self.store_on_device and not self.progress and are_arrays((y1, y2)):
             return _contract_in_one_program()(Static(self), y1, y2)
-        return self._assemble(*self._given(y1, y2))
-
-    def _given(self, y1: PyTree, y2: PyTree | None) -> tuple[GivenOutputs, GivenOutputs | None]:
-        source2 = None if y2 is None else GivenOutputs("y2", NamedOutputs.of(y2))
-        return GivenOutputs("y1", NamedOutputs.of(y1)), source2
+        return self._assemble(*GivenOutputs.of(y1, y2))
 
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
@@ -204,7 +199,7 @@ def _contract_in_one_program() -> Callable[[Static, PyTree, PyTree | None], PyTr
 
     def contract(static: Static, y1: PyTree, y2: PyTree | None) -> PyTree:
         kernel_fn: BatchedKernelFn = static.value
-        source1, source2 = kernel_fn._given(y1, y2)
+        source1, source2 = GivenOutputs.of(y1, y2)
         plan = kernel_fn.plan_of(source1, source2)
         kernels = of_given(plan, source1.outputs.leaves, None if source2 is None else source2.outputs.leaves)
         return kernel_fn.kernel_fn.assemble(source1.outputs.structure, kernels)

@@ -31,15 +31,6 @@ def share(examples: int, devices: Sequence[jax.Device]) -> int:
     return -(-examples // len(devices))
 
 
-def compiler_options() -> dict[str, Any] | None:
-    """Options for programs of many matrix products; None where the defaults are best.
-
-    On a GPU, XLA times dozens of Triton kernels for each shape of a product, which takes seconds a shape. Those of
-    cuBLAS are as fast here (measured on an H100), and take a tenth of a second.
-    """
-    return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else None
-
-
 def on_one_device(array: Any) -> Any:
     """The same array on a single device; arrays that are there already pass through."""
     if not isinstance(array, jax.Array) or len(array.devices()) == 1:

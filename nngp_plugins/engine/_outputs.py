@@ -139,6 +139,12 @@ class HeldLayout(NamedTuple):
     block_rows: int
     tile_rows: int
 
+    @classmethod
+    def as_they_are(cls, outputs: NamedOutputs, n: int) -> HeldLayout:
+        """All outputs of all examples, with their axes in the order of ``f``."""
+        orders = tuple(tuple(range(leaf.ndim)) for leaf in outputs.leaves)
+        return cls(tuple(range(len(orders))), orders, n, 1)
+
 
 class Held(NamedTuple):
     """The outputs of a block of examples.
@@ -187,6 +193,11 @@ class GivenOutputs:
 
     argument: str
     outputs: NamedOutputs
+
+    @classmethod
+    def of(cls, y1: PyTree, y2: PyTree | None) -> tuple[GivenOutputs, GivenOutputs | None]:
+        """The outputs of both sides; None if there is no second one."""
+        return cls("y1", NamedOutputs.of(y1)), None if y2 is None else cls("y2", NamedOutputs.of(y2))
 
     @property
     def batch_rows(self) -> int:
