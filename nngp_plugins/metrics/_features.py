@@ -11,7 +11,7 @@ from jax import Array
 
 from ._dense import DenseGram
 from ._gram import Gram
-from ._products import column_mean, of_columns, product, row_squares, square_of_cross, square_of_gram
+from ._products import column_mean, of_columns, product, row_squares, squares
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -70,9 +70,8 @@ class FeatureGram(Gram):
     def inner(self, other: Gram) -> Float[Array, ""]:
         """``⟨K, L⟩``; for two sets of features it is computed as ``‖phi_aᵀ phi_b‖²`` if that is cheaper."""
         if isinstance(other, FeatureGram) and self.phi.shape[1] * other.phi.shape[1] < self.n**2:
-            if other is self:
-                return square_of_gram(self.phi, self.offset)
-            return square_of_cross(self.phi, self.offset, other.phi, other.offset)
+            both = (self, other) if other is not self else (self,)
+            return squares(tuple((gram.phi, gram.offset) for gram in both), ((0, len(both) - 1),))[0][0]
         return jnp.sum(self.dense() * other.dense())
 
     def matvec(self, v: Array) -> Array:
@@ -94,4 +93,11 @@ class FeatureGram(Gram):
         matrix = centered.dense()
         # Since phi = centred + 1 meanᵀ, K follows from H K H at a cost of N² instead of another N² D.
         shift = product(centered.features, mean)
-        return DenseGram(matrix + shift[:, None] + shift[None, :] + mean @ mean, matrix)
+        return DenseGram(matrix + shift[:, None] + shift[None, :] + product(mean, mean), matrix)
+
+
+def inner_products(a: Gram, b: Gram) -> tuple[list[Array], list[Array]]:
+    """``⟨K, K⟩``, ``⟨K, L⟩`` and ``⟨L, L⟩`` of two kernels, and their diagonals; features are read once for all."""
+    if isinstance(a, FeatureGram) and isinstance(b, FeatureGram) and a.narrow and b.narrow:
+        return squares(((a.phi, a.offset), (b.phi, b.offset)), ((0, 0), (0, 1), (1, 1)))
+    return [a.inner(a), a.inner(b), b.inner(b)], [a.diagonal(), b.diagonal()]

@@ -1,19 +1,22 @@
-"""Products of features: by blocks of rows if there are many, without copies, and symmetric ones by half."""
+"""Products of features of many examples: as each platform computes them fastest, on CPUs without copies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Examples per block; a block and its products fit into the cache.
-ROWS = 1024
-# Fewer blocks than this are computed as one product, which XLA shares among all metrics of a program.
-MANY = 8
+# On a CPU, fewer examples than this are one product, which XLA shares among all metrics of a program.
+MANY = 8192
+# Examples per block of the others; a block and its products fit into the cache.
+ROWS = 512
 # Columns per block; only blocks on or above the diagonal of phiᵀ phi are computed.
-COLUMNS = 128
+COLUMNS = 256
+# An accelerator computes this many entries of products side by side: 128 tiles of 128 × 128, which keep it busy.
+FILLED = 2**21
 
 
 def product(a: Array, b: Array) -> Array:
@@ -57,10 +60,24 @@ def row_squares(phi: Array, offset: Array | None) -> Array:
 
 
 @jax.jit
-def square_of_cross(phi: Array, phi_offset: Array | None, psi: Array, psi_offset: Array | None) -> Array:
-    """``‖phiᵀ psi‖²`` of features minus their offsets."""
-    (cross,) = _sum_over_rows(lambda a, b: [product(a.T, b)], (phi, phi_offset), (psi, psi_offset))
-    return jnp.sum(cross**2)
+def of_rows(a: Array, b: Array) -> Array:
+    """``aᵀ b``, a product of columns that sums over rows.
+
+    One product of many rows with few columns leaves most of an accelerator idle. There, parts of the rows are
+    multiplied side by side, and then added up.
+    """
+    (n, d), e = a.shape, b.shape[1]
+    parts = min(n // ROWS, FILLED // (d * e)) if d * e else 1
+
+    def by_parts(a: Array, b: Array) -> Array:
+        even = n - n % parts
+        split = [f[:even].reshape(parts, -1, f.shape[1]) for f in (a, b)]
+        return product(split[0].mT, split[1]).sum(axis=0) + product(a[even:].T, b[even:])
+
+    def at_once(a: Array, b: Array) -> Array:
+        return product(a.T, b)
+
+    return at_once(a, b) if parts < 2 else lax.platform_dependent(a, b, cpu=at_once, default=by_parts)
 
 
 def of_columns(phi: Array, offset: Array | None) -> Array:
@@ -70,42 +87,67 @@ def of_columns(phi: Array, offset: Array | None) -> Array:
     semi-definite, so no digits cancel, and XLA shares the product with the centred Gram.
     """
     if offset is not None:
-        return product((phi - offset).T, phi - offset)
+        return of_rows(phi - offset, phi - offset)
     mean = column_mean(phi, None)
     return of_columns(phi, mean) + phi.shape[0] * jnp.outer(mean, mean)
 
 
-@jax.jit
-def square_of_gram(phi: Array, offset: Array | None) -> Array:
-    """``‖phiᵀ phi‖²`` of features minus their offset: blocks on the diagonal, and twice the blocks above it."""
-
-    def upper(a: Array) -> list[Array]:
-        return [product(a[:, k : k + COLUMNS].T, a[:, k:]) for k in range(0, a.shape[1], COLUMNS)]
-
-    if phi.shape[0] < MANY * ROWS:
-        return jnp.sum(of_columns(phi, offset) ** 2)
-    blocks = _sum_over_rows(upper, (phi, offset))
-    total = jnp.zeros((), phi.dtype)
-    for block in blocks:
-        size = block.shape[0]
-        total += jnp.sum(block[:, :size] ** 2) + 2 * jnp.sum(block[:, size:] ** 2)
-    return total
+Features = tuple[Array, Array | None]
+"""Features and their offset."""
 
 
-def _sum_over_rows(products: Callable[..., Sequence[Array]], *features: tuple[Array, Array | None]) -> Sequence[Array]:
-    """The sum of ``products(...)`` over blocks of rows of all features minus their offsets."""
+@partial(jax.jit, static_argnames="pairs")
+def squares(features: tuple[Features, ...], pairs: tuple[tuple[int, int], ...]) -> tuple[list[Array], list[Array]]:
+    """``‖phiᵀ psi‖²`` of pairs of features minus their offsets, and ``‖phi[i]‖²`` of each row of all features.
 
-    def block(start: int | Array, rows: int) -> Sequence[Array]:
-        cut = (lax.dynamic_slice_in_dim(phi, start, rows) for phi, _ in features)
-        return products(*(c if o is None else c - o for c, (_, o) in zip(cut, features, strict=True)))
+    Args:
+        features: of the same examples.
+        pairs: which features to multiply; ``(0, 0)`` are the first with themselves.
+    """
+    at_once, by_blocks = partial(_squares_at_once, pairs), partial(_squares_by_blocks, pairs)
+    if features[0][0].shape[0] < MANY:
+        return at_once(features)
+    return lax.platform_dependent(features, cpu=by_blocks, default=at_once)
 
+
+def _squares_at_once(pairs: Sequence[tuple[int, int]], features: Sequence[Features]) -> tuple[list[Array], list[Array]]:
+    """What :func:`squares` returns, from whole products."""
+    moved = [phi if offset is None else phi - offset for phi, offset in features]
+    products = [of_columns(*features[i]) if i == j else of_rows(moved[i], moved[j]) for i, j in pairs]
+    return [jnp.sum(p**2) for p in products], [row_squares(*f) for f in features]
+
+
+def _squares_by_blocks(
+    pairs: Sequence[tuple[int, int]], features: Sequence[Features]
+) -> tuple[list[Array], list[Array]]:
+    """What :func:`squares` returns, by blocks of rows, each of which is read once for all pairs."""
     n = features[0][0].shape[0]
-    count, rest = divmod(n, ROWS)
-    if count < MANY:
-        return block(0, n)
+    rest = n % ROWS or ROWS
 
-    def add(sums: Sequence[Array], i: Array) -> tuple[Sequence[Array], None]:
-        return jax.tree.map(jnp.add, sums, block(i * ROWS, ROWS)), None
+    def block(start: int | Array, rows: int) -> tuple[list[list[Array]], list[Array]]:
+        cut = [(lax.dynamic_slice_in_dim(phi, start, rows), offset) for phi, offset in features]
+        moved = [phi if offset is None else phi - offset for phi, offset in cut]
+        products = [_upper(moved[i]) if i == j else [product(moved[i].T, moved[j])] for i, j in pairs]
+        return products, [jnp.sum(f**2, axis=1) for f in moved]
 
-    sums, _ = lax.scan(add, block(0, ROWS), jnp.arange(1, count))
-    return jax.tree.map(jnp.add, sums, block(n - rest, rest)) if rest else sums
+    def add(sums: list[list[Array]], i: Array) -> tuple[list[list[Array]], list[Array]]:
+        products, of_row = block(i * ROWS, ROWS)
+        return jax.tree.map(jnp.add, sums, products), of_row
+
+    # The last block may be smaller, and the others are added to it.
+    sums, last = block(n - rest, rest)
+    sums, of_row = lax.scan(add, sums, jnp.arange((n - rest) // ROWS))
+    rows = [jnp.concatenate([first.ravel(), end]) for first, end in zip(of_row, last, strict=True)]
+    return [_square(blocks, i == j) for blocks, (i, j) in zip(sums, pairs, strict=True)], rows
+
+
+def _upper(phi: Array) -> list[Array]:
+    """The blocks of rows of ``phiᵀ phi``, each from the diagonal on."""
+    return [product(phi[:, k : k + COLUMNS].T, phi[:, k:]) for k in range(0, phi.shape[1], COLUMNS)]
+
+
+def _square(blocks: Sequence[Array], symmetric: bool) -> Array:
+    """``‖A‖²`` of the product of a pair: of itself, or of the blocks of :func:`_upper`."""
+    if not symmetric:
+        return jnp.sum(blocks[0] ** 2)
+    return sum((jnp.sum(b[:, : len(b)] ** 2) + 2 * jnp.sum(b[:, len(b) :] ** 2) for b in blocks), jnp.zeros(()))

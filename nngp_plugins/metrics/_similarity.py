@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
-from ._features import FeatureGram
+from ._features import FeatureGram, inner_products
 from ._gram import Gram
 from ._products import product, same_width
 from ._to_grams import as_gram_pair
@@ -58,28 +59,29 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
         >>> round(float(nngp.metrics.cka(phi, phi)), 3)
         1.0
     """
-    a, b = as_gram_pair(a, b, at_least=4 if debiased else 2)
-    a, b = a.center(), b.center()
-    diagonals = (a.diagonal(), b.diagonal()) if debiased else (None, None)
+    return _cka(*as_gram_pair(a, b, at_least=4 if debiased else 2), debiased)
+
+
+# One program, so that an eager call is one dispatch. Inlined, it shares work with the other metrics of a program.
+@partial(jax.jit, static_argnames="debiased", inline=True)
+def _cka(a: Gram, b: Gram, debiased: bool) -> Float[Array, ""]:
+    (own_a, cross, own_b), (k, l) = inner_products(a.center(), b.center())  # noqa: E741
     roots = []
-    for gram, diagonal in zip((a, b), diagonals, strict=True):
-        inner = gram.inner(gram)
-        hsic = _hsic(inner, diagonal, diagonal)
+    for inner, diagonal in ((own_a, k), (own_b, l)):
+        hsic = _hsic(inner, diagonal, diagonal) if debiased else inner
         # A kernel whose HSIC is zero leaves only rounding error here; its CKA is nan.
-        noise = gram.n * jnp.finfo(hsic.dtype).eps * inner
+        noise = a.n * jnp.finfo(hsic.dtype).eps * inner
         roots.append(jnp.sqrt(jnp.where(hsic > noise, hsic, jnp.nan)))
-    return _hsic(a.inner(b), *diagonals) / (roots[0] * roots[1])
+    return (_hsic(cross, k, l) if debiased else cross) / (roots[0] * roots[1])
 
 
-def _hsic(inner: Array, k: Array | None, l: Array | None) -> Float[Array, ""]:  # noqa: E741
-    """HSIC from ``⟨K, L⟩`` of centred kernels; the debiased one needs their diagonals too.
+def _hsic(inner: Array, k: Array, l: Array) -> Float[Array, ""]:  # noqa: E741
+    """Debiased HSIC from ``⟨K, L⟩`` of centred kernels and their diagonals.
 
     A factor that cancels in the ratio of CKA is left out. Source: Song et al. 2012, eq. 5.
     """
-    if k is None or l is None:
-        return inner
     n = k.shape[0]
-    return inner + k.sum() / (n - 1) * (l.sum() / (n - 2)) - n / (n - 2) * (k @ l)
+    return inner + k.sum() / (n - 1) * (l.sum() / (n - 2)) - n / (n - 2) * jnp.sum(k * l)
 
 
 @entry(

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.jaxprs import equations
 
 from nngp_plugins import KernelTracker, metrics
-from nngp_plugins.metrics import DEFAULT, DenseGram, Velocity, catalogue, entry_of, needs_spectrum
+from nngp_plugins.metrics import DEFAULT, DenseGram, FeatureGram, Velocity, catalogue, entry_of, needs_spectrum
 
 MAKE_METRICS = Path(__file__).parents[2] / "docs" / "make_metrics.py"
 FACTS = {
@@ -138,21 +139,42 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("known", catalogue(), ids=lambda known: known.name)
+every_metric = pytest.mark.parametrize("known", catalogue(), ids=lambda known: known.name)
+
+
+def value(known, gram, other):
+    """The metric of a Gram, or of two, with the arguments that it asks for."""
+    grams = (gram, other) if known.relative_to_reference else (gram,)
+    if known.name.endswith("cka_matrix"):
+        grams = ([([gram], [other])],) if known.name.startswith("minibatch") else ([gram], [other])
+    targets = {"y": TARGETS} if known.needs_targets else {}
+    return known.metric(*grams, **targets, **ARGUMENTS.get(known.name, {}))
+
+
+@every_metric
 def test_an_entry_knows_whether_its_metric_reads_the_eigenvalues(known):
     """The program of a metric of a Gram with eigenvalues takes them as an input, and it is read or not."""
 
     def run(kernel, eigenvalues):
         gram = DenseGram(kernel, kernel, eigenvalues)
-        grams = (gram, gram) if known.relative_to_reference else (gram,)
-        if known.name.endswith("cka_matrix"):
-            grams = ([([gram], [gram])],) if known.name.startswith("minibatch") else ([gram], [gram])
-        targets = {"y": TARGETS} if known.needs_targets else {}
-        return known.metric(*grams, **targets, **ARGUMENTS.get(known.name, {}))
+        return value(known, gram, gram)
 
     jaxpr = jax.make_jaxpr(run)(jnp.eye(12), jnp.ones(12)).jaxpr
     reads = [*jaxpr.outvars, *(variable for step in jaxpr.eqns for variable in step.invars)]
     assert known.needs_spectrum == any(variable is jaxpr.invars[1] for variable in reads)
+
+
+@every_metric
+@pytest.mark.parametrize("form", [FeatureGram, lambda phi: FeatureGram(phi).by_entries()], ids=["features", "dense"])
+def test_a_metric_is_one_program_at_full_precision(known, form):
+    """It asks nothing of the host, and no product rounds to TF32, which accelerators do by default."""
+    steps = list(equations(jax.make_jaxpr(lambda a, b: value(known, form(a), form(b)))(*jnp.ones((2, 12, 5)))))
+    assert not [step for step in steps if "callback" in step.primitive.name]
+    products = [step.params["precision"] for step in steps if step.primitive.name == "dot_general"]
+    assert products == [(jax.lax.Precision.HIGHEST,) * 2] * len(products)
+    # of narrow features, nothing has an entry for each pair of examples
+    pairs = [step for step in steps for out in step.outvars if out.aval.shape[-2:] == (12, 12)]
+    assert not pairs or form is not FeatureGram or known.name.endswith("cka_matrix")
 
 
 class TestNeedsSpectrum:

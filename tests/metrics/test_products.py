@@ -1,6 +1,6 @@
-"""Features of many examples, whose products are taken by blocks.
+"""Features of many examples, whose products are taken by blocks on a CPU, and by parts side by side elsewhere.
 
-From 8192 examples on, blocks have 1024 rows and 128 columns: the shapes below lie on both sides of these limits.
+From 8192 examples on, blocks have 512 rows and 256 columns: the shapes below lie on both sides of these limits.
 """
 
 import jax
@@ -12,10 +12,24 @@ from nngp_plugins.metrics import FeatureGram, cka
 
 from . import oracles
 
-SHAPES = [(1024, 128), (8191, 200), (8192, 128), (8193, 200), (9000, 3), (9215, 129)]
+SHAPES = [(1024, 128), (8191, 200), (8192, 256), (8193, 300), (9000, 3), (9215, 257)]
+
+
+@pytest.fixture(params=["cpu", "default"])
+def platform(request, monkeypatch):
+    """What CPUs compute, or what other platforms do, on whichever the tests run."""
+
+    def chosen(*args, **branches):
+        return branches[request.param](*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.mark.every(6)
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("centred", [False, True], ids=["as they are", "centred"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products(shape, centred):
@@ -37,6 +51,24 @@ def test_products(shape, centred):
     np.testing.assert_allclose(gram.center().offset, grams[0].phi.mean(axis=0), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("platform")
+def test_under_grad_and_vmap():
+    phi = np.random.default_rng(0).normal(size=(2, 8200, 3)).astype(np.float32)
+    squares, slopes = jax.vmap(jax.value_and_grad(lambda phi: FeatureGram(phi).frobenius() ** 2))(jnp.asarray(phi))
+    phi = phi.astype(float)
+    gram = phi.mT @ phi
+    np.testing.assert_allclose(squares, np.sum(gram**2, axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(slopes, 4 * phi @ gram, rtol=1e-4, atol=1e-4 * gram.max())
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad], ids=lambda transform: transform.__name__)
+def test_the_platform_is_chosen_under(transform):
+    """Without the fixture, as users run it."""
+    a, b = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8200, 3)), jnp.float32)
+    a, b = (a[None], b[None]) if transform is jax.vmap else (a, b)
+    assert np.isfinite(transform(lambda a, b: cka(FeatureGram(a), FeatureGram(b)))(a, b)).all()
+
+
 def test_of_one_centred_and_one_not():
     rng = np.random.default_rng(0)
     phi, psi = rng.normal(size=(2, 8500, 4)).astype(np.float32) + 1
@@ -54,6 +86,7 @@ def test_float64():
         assert float(gram.inner(gram)) == pytest.approx(np.sum((phi.T @ phi) ** 2), rel=1e-10)
 
 
+@pytest.mark.usefixtures("platform")
 def test_cka_by_blocks_and_by_entries():
     rng = np.random.default_rng(1)
     phi = rng.normal(size=(8300, 6)) + 30
@@ -73,3 +106,15 @@ def test_a_bad_feature_in_any_block(metric):
         bad = phi.copy()
         bad[row, 1] = np.nan
         assert np.isnan(metric(FeatureGram(jnp.asarray(bad))))
+
+
+def test_an_eager_cka_is_one_program_with_little_beside_its_inputs():
+    compiled = []
+    a, b = (FeatureGram(f) for f in jnp.asarray(np.random.default_rng(0).normal(size=(2, 20_011, 64)), jnp.float32))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    cka(a, b)
+    jax.monitoring.clear_event_listeners()
+    assert compiled.count("/jax/core/compile/backend_compile_duration") == 1
+    if jax.default_backend() == "cpu":
+        memory = jax.jit(cka).lower(a, b).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < a.phi.nbytes / 2
