@@ -95,13 +95,18 @@ def first_of_both(
     return [leaf[:shared] for leaf in usual], [leaf[:shared] for leaf in other]
 
 
+def is_traced(tree: PyTree) -> bool:
+    """Whether a leaf is traced, so that it has no value."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def refuse_traced(tree: PyTree) -> None:
     """Refuses arrays that are traced, so that they have no values.
 
     Raises:
         TypeError: a leaf is traced.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+    if is_traced(tree):
         raise TypeError(
             "a batched kernel function was called inside jit, grad or vmap; its loop over batches runs outside, so "
             "call it there, or use the unbatched kernel function inside."

@@ -13,7 +13,7 @@ import jax
 
 from .._static import Static
 from .._typing import PyTree
-from ._apply import refuse_traced
+from ._apply import is_traced, refuse_traced
 from ._arrays import ArrayBackend, OnDevice, OnHost
 from ._devices import compiler_options, network_devices, share
 from ._forward import NetworkOutputs
@@ -109,7 +109,9 @@ class BatchedKernelFn:
         y2 = None if is_none(y2) else y2
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
         if self.store_on_device and not self.progress and are_arrays((y1, y2)):
-            return _contract_in_one_program()(Static(self), y1, y2)
+            # A compiled function within another one takes the options of that one.
+            contract = _contract if is_traced((y1, y2)) else _compiled_contract()
+            return contract(Static(self), y1, y2)
         return self._assemble(*GivenOutputs.of(y1, y2))
 
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
@@ -193,18 +195,19 @@ class BatchedKernelFn:
         return self.kernel_fn.assemble(source1.outputs.structure, kernels)
 
 
+def _contract(static: Static, y1: PyTree, y2: PyTree | None) -> PyTree:
+    """:meth:`BatchedKernelFn.contract`, within a compiled function."""
+    kernel_fn: BatchedKernelFn = static.value
+    source1, source2 = GivenOutputs.of(y1, y2)
+    plan = kernel_fn.plan_of(source1, source2)
+    kernels = of_given(plan, source1.outputs.leaves, None if source2 is None else source2.outputs.leaves)
+    return kernel_fn.kernel_fn.assemble(source1.outputs.structure, kernels)
+
+
 @cache
-def _contract_in_one_program() -> Callable[[Static, PyTree, PyTree | None], PyTree]:
-    """:meth:`BatchedKernelFn.contract` as a compiled function, made when the backend is known."""
-
-    def contract(static: Static, y1: PyTree, y2: PyTree | None) -> PyTree:
-        kernel_fn: BatchedKernelFn = static.value
-        source1, source2 = GivenOutputs.of(y1, y2)
-        plan = kernel_fn.plan_of(source1, source2)
-        kernels = of_given(plan, source1.outputs.leaves, None if source2 is None else source2.outputs.leaves)
-        return kernel_fn.kernel_fn.assemble(source1.outputs.structure, kernels)
-
-    return jax.jit(contract, static_argnums=0, compiler_options=compiler_options())
+def _compiled_contract() -> Callable[[Static, PyTree, PyTree | None], PyTree]:
+    """:func:`_contract` as a compiled function, made when the backend is known."""
+    return jax.jit(_contract, static_argnums=0, compiler_options=compiler_options())
 
 
 def batch(
