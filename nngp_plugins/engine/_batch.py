@@ -164,15 +164,13 @@ class BatchedKernelFn:
     ) -> KernelPlan:
         """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
         outputs = [source.outputs for source in (source1, source2) if source is not None]
-        budget = None
-        if isinstance(source1, NetworkOutputs):
-            budget = int(self.memory_budget or self.backend().budget())
+        fits = not isinstance(source1, NetworkOutputs)
         return make_plan(
             self.kernel_fn,
             outputs[0],
             outputs[1] if len(outputs) > 1 else None,
             batch_rows=source1.batch_rows,
-            budget=budget,
+            budget=None if fits else int(self.memory_budget or self.backend().budget()),
             tile_rows=None if self.tile_size is None else int(self.tile_size),
             tile_bytes=tile_bytes,
             one_tile=self.store_on_device,
