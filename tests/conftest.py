@@ -1,4 +1,4 @@
-"""Settings that must be made before JAX starts, and processes that tests can kill."""
+"""Settings that must be made before JAX starts, the precision of networks, and processes that tests can kill."""
 
 import json
 import os
@@ -10,22 +10,37 @@ from pathlib import Path
 import pytest
 
 
-def starts_with(flags):
-    """Whether JAX starts with these flags; XLA ends the process over one that it does not know."""
-    start = [sys.executable, "-c", "import jax; jax.devices()"]
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(start, env=env, capture_output=True, check=False).returncode == 0
+def platform_with(flags):
+    """The platform that JAX starts on with these flags; none if XLA does not know one, as that ends the process."""
+    start = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    env = {**os.environ, "XLA_FLAGS": flags}
+    return subprocess.run(start, env=env, capture_output=True, text=True, check=False).stdout.strip()
 
 
-# Most of the time of the tests goes into compiling small functions that need not run fast. Both flags change how code
-# is generated, and neither changes what it computes; the second, which JAX 0.12 no longer has, halves the time of a
-# compilation. Workers of xdist inherit the flags.
+# Most of the time of the tests goes into compiling small functions that need not run fast. On a CPU, both flags change
+# how code is generated, and neither changes what it computes; the second, which JAX 0.12 no longer has, halves the time
+# of a compilation. On a GPU, XLA would time many ways to run each product. Workers of xdist inherit the flags, and
+# share the memory of a GPU.
 QUICK, QUICKER = "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
-if QUICK not in (given := os.environ.get("XLA_FLAGS", "")):
-    os.environ["XLA_FLAGS"] = f"{given} {QUICK}"
-    if starts_with(f"{given} {QUICK} {QUICKER}"):
-        os.environ["XLA_FLAGS"] += f" {QUICKER}"
+TUNING = "--xla_gpu_autotune_level"
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+if QUICK not in (given := os.environ.get("XLA_FLAGS", "")) and TUNING not in given:
+    choices = (f"{given} {QUICK} {QUICKER}", f"{given} {QUICK}", given)
+    flags, platform = next((flags, found) for flags in choices if (found := platform_with(flags)) or flags is given)
+    os.environ["XLA_FLAGS"] = flags if platform == "cpu" else f"{given} {TUNING}=0" if platform == "gpu" else given
 os.environ["KERAS_BACKEND"] = "jax"
+
+
+@pytest.fixture
+def full_precision():
+    """Computes a test's own networks in float32, as accelerators round to TF32 by default.
+
+    The products of the library say their precision themselves, and most tests run without this to see that they do.
+    """
+    import jax
+
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 class Forks:

@@ -4,7 +4,6 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -120,6 +119,7 @@ class TestNoCollisions:
         assert list(f.layer_shapes(shapes_of_params(f), X)) == ["e/dense", "e.encode", "e/dense#1", "e.encode#1", "e"]
 
     def test_the_loop_of_a_keras_rnn_is_no_layer(self):
+        keras = pytest.importorskip("keras")
         parts = keras.layers.SimpleRNN(4, name="rnn"), keras.layers.Dense(2, name="head")
         model = keras.Sequential([keras.Input((5, 3)), *parts])
         f = nngp.from_keras(model)

@@ -9,7 +9,6 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -61,6 +60,7 @@ def equinox(*widths):
 
 
 def from_keras(*widths):
+    keras = pytest.importorskip("keras")
     layers = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(widths[1:])]
     model = keras.Sequential([keras.Input(widths[:1]), *layers], name="net")
     return nngp.from_keras(model), nngp.from_keras(model).split(model)[0]

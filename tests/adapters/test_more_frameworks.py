@@ -4,12 +4,12 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 
 import nngp_plugins as nngp
 
+keras = pytest.importorskip("keras")
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
 
 

@@ -7,7 +7,6 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +18,7 @@ import nngp_plugins as nngp
 
 from .models.blocks import TWINS, sequences
 
+keras = pytest.importorskip("keras")
 X, WS = normal(0, 4, 3), normal(1, 3, 3, 3)
 
 

@@ -4,7 +4,6 @@ import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
-import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -72,18 +71,19 @@ def equinox(kind):
     return nngp.from_equinox(model), model
 
 
-class Sampling(keras.layers.Layer):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.seed_generator = keras.random.SeedGenerator(3)
+def from_keras(noise=None, **options):
+    keras = pytest.importorskip("keras")
 
-    def call(self, mean):
-        return mean + keras.random.normal(keras.ops.shape(mean), seed=self.seed_generator)
+    class Sampling(keras.layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.seed_generator = keras.random.SeedGenerator(3)
 
+        def call(self, mean):
+            return mean + keras.random.normal(keras.ops.shape(mean), seed=self.seed_generator)
 
-def from_keras(noise, **options):
-    layers = keras.layers.Dense(4), noise, keras.layers.Dense(6)
-    model = keras.Sequential([keras.Input((3,)), *layers])
+    middle = Sampling() if noise is None else keras.layers.Dropout(noise)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), middle, keras.layers.Dense(6)])
     return nngp.from_keras(model, **options), model
 
 
@@ -93,11 +93,12 @@ MODELS = {
     "haiku": haiku,
     "equinox": lambda: equinox(EquinoxVAE),
     "equinox, key required": lambda: equinox(EquinoxRequired),
-    "keras": lambda: from_keras(Sampling()),
-    "keras, training mode": lambda: from_keras(keras.layers.Dropout(0.5), training=True),
+    "keras": lambda: from_keras(),
+    "keras, training mode": lambda: from_keras(0.5, training=True),
 }
 LIVE = ("nnx", "keras", "keras, training mode")
 every_model = pytest.mark.parametrize("name", MODELS)
+pytestmark = pytest.mark.usefixtures("full_precision")
 
 
 @pytest.mark.every(3)
@@ -141,6 +142,7 @@ def test_without_a_key_the_error_names_the_argument(name):
 
 
 def test_models_in_their_inference_mode_need_no_key():
+    keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(6), keras.layers.Dropout(0.5)])
     with nngp.KernelTracker(nngp.from_keras(model), PROBE) as tracker:
         tracker(0, model)

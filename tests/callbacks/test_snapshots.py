@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-import zarr
 from helpers.arrays import assert_close
 
 import nngp_plugins as nngp
@@ -135,6 +134,7 @@ class TestKeptKernels:
             close(history.kernel("step", step), kernel(w * PROBE[:, :3]))
 
     def test_zarr_reads_them(self, run):
+        zarr = pytest.importorskip("zarr")
         group = zarr.open_group(run / "kernels", mode="r")
         by_name = {array.attrs["name"]: array for _, array in group.arrays()}
         assert by_name["a/b"].shape == (3, 10, 10)
@@ -288,8 +288,7 @@ def test_x64_of_the_users_thread():
 
 
 def test_a_keras_model_trained_further_is_not_measured_as_the_step_seen():
-    import keras
-
+    keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dense(3)])
     model.compile("sgd", "mse")
     x, y = np.asarray(X), np.zeros((30, 3))

@@ -79,6 +79,7 @@ def cross_entropy(logits, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+@pytest.mark.usefixtures("full_precision")
 class TestRealTraining:
     def test_linen(self, digits):
         x, y = digits
@@ -211,6 +212,7 @@ class TestOutputs:
             tracker(0, W)
         assert tracker.history.metric("scale")[0, 0] == pytest.approx(4 * float(jnp.mean(probe**2)), rel=1e-5)
 
+    @pytest.mark.usefixtures("full_precision")
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
     def test_other_dtypes(self, probe, dtype):
         with nngp.KernelTracker(lambda w, x: (9 * x @ w).astype(dtype), probe) as tracker:

@@ -78,6 +78,7 @@ def test_batch_norm_in_training_mode_is_refused(make):
 
 
 @frameworks
+@pytest.mark.usefixtures("full_precision")
 def test_evaluation_mode_passes(make):
     _, evaluate, params, kwargs = make()
     expected = nngp.empirical_nngp_fn(evaluate)(X1, X2, params, **kwargs)

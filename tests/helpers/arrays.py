@@ -23,6 +23,17 @@ def gram(y1, y2=None):
     return y1 @ y2.conj().T / y1.shape[1]
 
 
+def kernel(phi):
+    """``phi phiᵀ`` of JAX features at full precision; by default, accelerators round to TF32."""
+    return jnp.matmul(phi, phi.T, precision="highest")
+
+
+def rotated(seed, phi):
+    """Features with the same kernel as ``phi``, rotated in float64."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(phi.shape[1], phi.shape[1])))
+    return jnp.asarray(np.asarray(phi, float) @ q, jnp.float32)
+
+
 def assert_close(actual, expected, tolerance=1e-5):
     """The same tree of arrays of the same shapes; errors are relative to the largest entry of each leaf."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

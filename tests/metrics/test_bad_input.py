@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import kernel
 
 from nngp_plugins.metrics import (
     DenseGram,
@@ -182,7 +183,7 @@ class TestZeroKernel:
 @pytest.mark.every(6)
 @pytest.mark.parametrize("debiased", [True, False])
 @pytest.mark.parametrize("value", [1.0, 0.1, 1000.3])
-@pytest.mark.parametrize("form", [FeatureGram, lambda phi: phi @ phi.T], ids=["features", "dense"])
+@pytest.mark.parametrize("form", [FeatureGram, kernel], ids=["features", "dense"])
 def test_cka_of_constant_features(debiased, value, form):
     # no example differs from another; what rounding leaves of the mean is no geometry
     constant = form(jnp.full((100, 3), value))
@@ -192,7 +193,7 @@ def test_cka_of_constant_features(debiased, value, form):
 
 
 @pytest.mark.every(6)
-@pytest.mark.parametrize("form", [FeatureGram, lambda phi: phi @ phi.T], ids=["features", "dense"])
+@pytest.mark.parametrize("form", [FeatureGram, kernel], ids=["features", "dense"])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize(
     "metric",

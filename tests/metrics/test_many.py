@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import kernel
 
 from nngp_plugins.metrics import (
     DenseGram,
@@ -44,7 +45,7 @@ def layers(n, widths, seed=0):
 
 def grams(features):
     """A Gram of each kind in turn."""
-    forms = (FeatureGram, lambda phi: DenseGram(phi @ phi.T), lambda phi: phi @ phi.T)
+    forms = (FeatureGram, lambda phi: DenseGram(kernel(phi)), kernel)
     return {name: forms[i % 3](jnp.asarray(f, jnp.float32)) for i, (name, f) in enumerate(features.items())}
 
 
@@ -193,7 +194,7 @@ class TestBootstrap:
                 jnp.abs(gram.dense() - other.dense())
             )
 
-        value, error = bootstrap(apart, (form(phi), phi, DenseGram(phi @ phi.T)), 20, jax.random.key(0))
+        value, error = bootstrap(apart, (form(phi), phi, DenseGram(kernel(phi))), 20, jax.random.key(0))
         assert float(value) < 1e-4
         assert float(error) < 1e-4
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.arrays import close, jax_normal as normal
+from helpers.arrays import close, jax_normal as normal, kernel, rotated
 from helpers.compiled import (
     alignment,
     bures_distance,
@@ -43,11 +43,6 @@ shapes = st.sampled_from([(6, 9), (12, 4)])
 seeds = st.integers(0, 2**32 - 1)
 factors = st.floats(0.01, 100)
 centering = pytest.mark.parametrize("center", [False, True])
-
-
-def rotated(seed, phi):
-    q, _ = np.linalg.qr(np.random.default_rng(seed + 1).normal(size=(phi.shape[1], phi.shape[1])))
-    return phi @ jnp.asarray(q, jnp.float32)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -108,7 +103,7 @@ class TestSpectrum:
     @given(seeds)
     def test_rank_one(self, seed):
         phi = normal(seed, 6, 1)
-        for gram in (FeatureGram(phi), DenseGram(phi @ phi.T)):
+        for gram in (FeatureGram(phi), DenseGram(kernel(phi))):
             for metric in (participation_ratio, stable_rank):
                 close(metric(gram), 1)
             close(von_neumann_entropy(gram), 0, atol=1e-4)
@@ -134,7 +129,7 @@ class TestSpectrum:
         q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(12, 9)))
         values = np.arange(1, 10) ** -exponent
         phi = jnp.asarray(q * np.sqrt(values), jnp.float32)
-        for gram in (FeatureGram(phi), DenseGram(phi @ phi.T)):
+        for gram in (FeatureGram(phi), DenseGram(kernel(phi))):
             close(power_law_exponent(gram, (2, 7)), exponent, rtol=5e-3)
 
     @few
@@ -174,8 +169,8 @@ class TestTargets:
     @given(seeds, shapes, st.sampled_from([1e-3, 0.1]))
     def test_leave_one_out_is_brute_force(self, seed, shape, nugget):
         phi, y = normal(seed, *shape), np.arange(shape[0]) % 3
-        expected = oracles.regression_accuracy(np.asarray(phi @ phi.T, float), y, nugget)
-        for gram in (FeatureGram(phi), DenseGram(phi @ phi.T)):
+        expected = oracles.regression_accuracy(np.asarray(kernel(phi), float), y, nugget)
+        for gram in (FeatureGram(phi), DenseGram(kernel(phi))):
             assert float(regression_accuracy(gram, y, nugget)) == pytest.approx(expected)
 
     @few

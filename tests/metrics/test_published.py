@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import kernel
 
 from nngp_plugins.metrics import (
     DenseGram,
@@ -26,7 +27,7 @@ def matrices():
 class TestLinearCKA:
     @pytest.mark.parametrize(
         "form",
-        [FeatureGram, lambda phi: DenseGram(phi @ phi.T), lambda phi: phi @ phi.T],
+        [FeatureGram, lambda phi: DenseGram(kernel(phi)), kernel],
         ids=["features", "dense", "array"],
     )
     def test_published(self, matrices, debiased, published, form):
