@@ -93,20 +93,31 @@ def in_one_piece(job: Job) -> Kernels:
     for group in job.plan.groups:
         so_far: Kernels | None = None
         for rows, blocks in job.plan.blocks(group):
-            held = job.held(0, group, rows)
-            for columns in blocks:
-                others = job.columns(group, rows, columns)
-                sizes = rows[1] - rows[0], columns[1] - columns[0]
-                second = held if others is None else others
-                in_order = held.in_order, second.in_order
-                program = block_program(job.plan, group, *sizes, job.plan.symmetric and rows == columns, in_order)
-                places = rows[0], columns[0], held.first, second.first
-                outputs = held.leaves, None if others is None else others.leaves
-                # A single block begins at zero, which the compiler knows then.
-                where = [np.asarray(places, np.int32)] if any(places) or so_far or sizes != job.sizes else []
-                so_far = program.compiled(so_far, *outputs, *where)
-                job.on_progress[1](sum(map(len, job.tiles(group, rows, columns).values())))
+            so_far = _row_of_blocks(job, group, rows, blocks, so_far)
         kernels |= so_far or {}
+    return kernels
+
+
+def _row_of_blocks(job: Job, group: LayerGroup, rows: Range, blocks: list[Range], so_far: Kernels | None) -> Kernels:
+    """The kernels with one row of blocks; outputs are let go of before others are held."""
+    held = job.held(0, group, rows)
+    for columns in blocks:
+        so_far = _block(job, group, (rows, columns), held, so_far)
+    return so_far or {}
+
+
+def _block(job: Job, group: LayerGroup, at: tuple[Range, Range], held: Held, so_far: Kernels | None) -> Kernels:
+    rows, columns = at
+    others = job.columns(group, rows, columns)
+    second = others or held
+    sizes = rows[1] - rows[0], columns[1] - columns[0]
+    own = job.plan.symmetric and rows == columns
+    program = block_program(job.plan, group, *sizes, own, (held.in_order, second.in_order))
+    places = rows[0], columns[0], held.first, second.first
+    # A single block begins at zero, which the compiler knows then.
+    where = [np.asarray(places, np.int32)] if any(places) or so_far or sizes != job.sizes else []
+    kernels = program.compiled(so_far, held.leaves, None if others is None else others.leaves, *where)
+    job.on_progress[1](sum(map(len, job.tiles(group, rows, columns).values())))
     return kernels
 
 
@@ -115,25 +126,33 @@ def in_tiles(job: Job, sink: TileSink) -> None:
     waiting: list[tuple[Any, ...]] = []
     for group in job.plan.groups:
         for rows, blocks in job.plan.blocks(group):
-            held = None
-            for columns in blocks:
-                tiles = job.tiles(group, rows, columns)
-                todo = {at: [pair for pair in pairs if sink.wants(pair, *at)] for at, pairs in tiles.items()}
-                job.on_progress[1](sum(map(len, tiles.values())) - sum(map(len, todo.values())))
-                if not any(todo.values()):
-                    continue
-                held = job.held(0, group, rows) if held is None else held
-                others = job.columns(group, rows, columns) or held
-                for at, pairs in todo.items():
-                    if pairs:
-                        starts = at[0][0] - rows[0] + held.first, at[1][0] - columns[0] + others.first
-                        program = job.program(group, tuple(tiles[at]), at, (held.in_order, others.in_order))
-                        # One tile is computed while the one before it is put in its place.
-                        waiting.append((at, pairs, *program(held, others, starts)))
-                        if len(waiting) > 1:
-                            _write(job, sink, *waiting.pop(0))
+            _tiles_of(job, sink, group, rows, blocks, waiting)
     for last in waiting:
         _write(job, sink, *last)
+
+
+def _tiles_of(
+    job: Job, sink: TileSink, group: LayerGroup, rows: Range, blocks: list[Range], waiting: list[tuple[Any, ...]]
+) -> None:
+    """The tiles of one row of blocks; outputs are let go of before others are held."""
+    held, others = None, None
+    for columns in blocks:
+        tiles = job.tiles(group, rows, columns)
+        todo = {at: [pair for pair in pairs if sink.wants(pair, *at)] for at, pairs in tiles.items()}
+        job.on_progress[1](sum(map(len, tiles.values())) - sum(map(len, todo.values())))
+        if not any(todo.values()):
+            continue
+        others = None
+        held = held or job.held(0, group, rows)
+        others = job.columns(group, rows, columns) or held
+        for at, pairs in todo.items():
+            if pairs:
+                starts = at[0][0] - rows[0] + held.first, at[1][0] - columns[0] + others.first
+                program = job.program(group, tuple(tiles[at]), at, (held.in_order, others.in_order))
+                # One tile is computed while the one before it is put in its place.
+                waiting.append((at, pairs, *program(held, others, starts)))
+                if len(waiting) > 1:
+                    _write(job, sink, *waiting.pop(0))
 
 
 def _write(

@@ -153,8 +153,9 @@ class BlockProgram:
             return arrays
 
         if own and jax.default_backend() != "cpu":
-            for start, panel in panels(product, kernel, rows=y1.size, height=rows):
-                arrays = put(arrays, panel, start, start)
+            for start, square, right in panels(product, kernel, rows=y1.size, height=rows):
+                arrays = {pair: _put(arrays[pair], square, (starts[0] + start, starts[1] + start))}
+                arrays = arrays if right is None else put(arrays, right, start, start + rows)
             return arrays
 
         def alone(arrays: Kernels, i: Any, j: Any) -> Kernels:
