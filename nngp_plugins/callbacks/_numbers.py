@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ..metrics import DenseGram, Metric, eigenvalues, evaluate_layer, grams_of_products, needs_spectrum
 
 
 class Numbers:
     """Works on one layer at a time, in any number of threads.
+
+    Each step is one compiled program or one call of LAPACK. Both let go of Python's lock, which training needs.
 
     Args:
         metrics: what to compute of every layer.
@@ -21,39 +25,53 @@ class Numbers:
     def __init__(self, metrics: Mapping[str, Metric]):
         self._metrics = metrics
         self._spectral = needs_spectrum(metrics)
-        self._compiled: Callable[..., Any] | None = None
-
-    def gram(self, product: np.ndarray) -> DenseGram:
-        """The Gram of a layer, from what :func:`product_from_first` makes of it."""
-        # The kernel of a layer that is not finite takes differences of infinities, and is told of by its flaw.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self.with_spectrum(jax.tree.map(lambda stacked: stacked[0], grams_of_products(product[None])))
-
-    def with_spectrum(self, gram: DenseGram) -> DenseGram:
-        """The same Gram with its eigenvalues, if a metric needs them."""
-        # They are no part of the compiled metrics: XLA on CPU (JAX 0.10) never finishes some of them side by side.
-        spectrum: Any = eigenvalues(np.asarray(gram.matrix)) if self._spectral else None
-        return DenseGram(gram.matrix, gram.centered, spectrum)
+        self._gram: Callable[..., Any] | None = None
+        self._values: Callable[..., Any] | None = None
 
     def prepare(self, n: int, dtype: Any) -> None:
-        """Compiles the metrics of one layer, once for all layers and snapshots."""
-        if self._compiled is None:
+        """Compiles what is computed of a layer, once for all layers and snapshots."""
+        if self._values is None:
             matrix: Any = jax.ShapeDtypeStruct((n, n), dtype)
             spectrum: Any = jax.ShapeDtypeStruct((n,), dtype) if self._spectral else None
             like, steps = DenseGram(matrix, matrix, spectrum), jax.ShapeDtypeStruct((), dtype)
-            self._compiled = jax.jit(self._values).lower(like, like, like, steps).compile()
+            self._gram = jax.jit(_gram).lower(matrix).compile()
+            self._values = jax.jit(self._in_one_array).lower(like, like, like, steps).compile()
 
-    def __call__(self, *given: Any) -> dict[str, Any]:
-        """The metrics of a layer, when they are prepared.
+    def gram(self, product: np.ndarray) -> DenseGram:
+        """The Gram of a layer, from what :func:`product_from_first` makes of it, when this is prepared."""
+        assert self._gram is not None
+        return self.with_spectrum(self._gram(on_cpu(product)))
+
+    def with_spectrum(self, gram: DenseGram) -> DenseGram:
+        """The same Gram on the CPU, with its eigenvalues if a metric needs them."""
+        # They are no part of the compiled metrics: XLA on CPU (JAX 0.10) never finishes some of them side by side.
+        spectrum: Any = eigenvalues(jax.device_get(gram.matrix)) if self._spectral else None
+        given: DenseGram = on_cpu(DenseGram(gram.matrix, gram.centered, spectrum))
+        return given
+
+    def __call__(self, gram: DenseGram, reference: DenseGram, previous: DenseGram, steps: Array) -> dict[str, float]:
+        """The metrics of a layer, when this is prepared.
 
         Args:
-            *given: its Gram, the Grams of its reference and of the snapshot before, and the steps since that one.
+            gram: its Gram.
+            reference: that of its reference.
+            previous: that of the snapshot before.
+            steps: the steps since that one.
         """
-        assert self._compiled is not None
-        # JAX's strict modes refuse to take arrays of NumPy as they are.
-        on_cpu = jax.device_put(given, jax.local_devices(backend="cpu")[0])
-        values: dict[str, Any] = jax.device_get(self._compiled(*on_cpu))
-        return values
+        assert self._values is not None
+        values = jax.device_get(self._values(gram, reference, previous, steps))
+        return dict(zip(self._metrics, values.tolist(), strict=True))
 
-    def _values(self, *given: Any) -> dict[str, Any]:
-        return evaluate_layer(self._metrics, *given)
+    def _in_one_array(self, *given: Any) -> Array:
+        values = evaluate_layer(self._metrics, *given)
+        return jnp.stack([jnp.asarray(values[name], given[-1].dtype) for name in self._metrics])
+
+
+def on_cpu(tree: Any) -> Any:
+    """Arrays for the host's programs. JAX's strict modes refuse to take those of NumPy as they are."""
+    return jax.device_put(tree, jax.local_devices(backend="cpu")[0])
+
+
+def _gram(product: Array) -> DenseGram:
+    gram: DenseGram = jax.tree.map(lambda stacked: stacked[0], grams_of_products(product[None]))
+    return gram

@@ -25,7 +25,7 @@ from ..history import (
     key_of,
 )
 from ..metrics import DenseGram, Metric, grams_of_products
-from ._numbers import Numbers
+from ._numbers import Numbers, on_cpu
 from ._pool import Pool
 from ._queue import Queue, Snapshot
 from ._reference import NOT_FINITE, Reference, flaw_of, message_of, promise_of
@@ -197,7 +197,7 @@ class Recorder:
         flaws = [flaw_of(gram) for gram in grams]
         reference, said = self._refer(snapshot, grams, flaws)
         before, previous = self._previous or (np.nan, grams)
-        steps = repeat(np.asarray(step - before, products.dtype), len(grams))
+        steps = repeat(on_cpu(np.asarray(step - before, products.dtype)), len(grams))
         values = self._pool.map(self._numbers, grams, reference.grams, previous, steps)
         row = self._row(snapshot, flaws, values) | said
         self._previous = step, grams

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ..metrics import DenseGram
+from ._numbers import on_cpu
 
 NOT_FINITE = "not finite"
 
@@ -33,7 +34,7 @@ class Reference:
     @classmethod
     def none_yet(cls, step: int, grams: Sequence[DenseGram]) -> Reference:
         """No layer has a reference, at a first snapshot with these Grams."""
-        nothing = jax.tree.map(lambda array: np.full_like(array, np.nan), grams[0])
+        nothing = on_cpu(jax.tree.map(lambda array: np.full(array.shape, np.nan, array.dtype), grams[0]))
         return cls([nothing] * len(grams), np.full(len(grams), np.nan), np.stack([g.matrix for g in grams]), step)
 
     @classmethod
