@@ -222,11 +222,11 @@ def batch(
     """Computes a kernel in batches: same arguments and same results, on inputs whose forward pass does not fit.
 
     Every example goes through the network once: N + M rows for ``x1`` with N and ``x2`` with M examples, N if ``x2``
-    is None. The outputs are kept and contracted in tiles, whose size does not depend on the batches. If ``x2`` is None,
-    only tiles on and above the diagonal are contracted, and the others mirror them. If the outputs do not fit
-    ``memory_budget``, those of ``b`` blocks of examples are held in turn, and the other examples run again for each
-    block: ``N (b + 1) / 2`` rows if ``x2`` is None, ``N + b M`` otherwise. A last batch that is not full is filled up
-    with copies of its last example, whose outputs are cut off, so ``f`` is compiled once.
+    is None. The outputs are kept, and contracted by one program for all of them; if ``x2`` is None, one half of a
+    kernel mirrors the other. If the outputs do not fit ``memory_budget``, those of ``g`` groups are held in turn
+    (``g N`` rows), or those of ``b`` blocks of examples (``N (b + 1) / 2`` rows if ``x2`` is None, ``N + b M``
+    otherwise), whichever runs fewer rows. A last batch that is not full is filled up with copies of its last example,
+    whose outputs are cut off, so ``f`` is compiled once.
 
     Args:
         kernel_fn: what :func:`empirical_nngp_fn` returns.

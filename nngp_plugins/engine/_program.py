@@ -19,6 +19,8 @@ from ._plan import KernelPlan, LayerGroup, PlannedKernel
 from ._symmetric import is_whole_product_best, panels, product_with_itself, whole_product
 
 Kernels = dict[LeafPair, Array]
+Tiles = tuple[tuple[int, int], np.ndarray, np.ndarray]
+"""Rows and columns of a tile, where tiles of rows start, and for each of these where its tiles of columns start."""
 # So few tiles are written out one by one. More of them are a loop, whose compilation does not grow.
 UNROLLED = 6
 
@@ -136,54 +138,86 @@ class BlockProgram:
             part = whole_product(y1.all(), kernel, precision)
             return {pair: part if part.shape == kernel.shape else _put(_or_new(state[pair], kernel), part, starts)}
 
-        def product(i: Any, rows: int, j: Any, columns: int) -> Array:
-            return contract(y1.rows(i, rows), y2.rows(j, columns), kernel.contraction, precision)
-
-        (rows, columns), first, second = self._tiles(kernel, own)
-        if kernel.mirror is None and len(first) == 1:
-            part = product(0, rows, 0, columns)
+        sizes, starts1, starts2 = self._tiles(kernel, own)
+        if kernel.mirror is None and starts2.size == 1:
+            part = contract(y1.all(), y2.all(), kernel.contraction, precision)
             return {pair: part if part.shape == kernel.shape else _put(_or_new(state[pair], kernel), part, starts)}
         arrays = {k: _or_new(state[k], self.plan.pairs[k]) for k in ({pair, mirror} if kernel.mirror else {pair})}
+        if not own:
+            return self._beside(arrays, pair, y1, y2, starts, (sizes, starts1, starts2))
+        if jax.default_backend() != "cpu":
+            return self._in_panels(arrays, pair, y1, starts, sizes[0])
+        arrays = self._beside(arrays, pair, y1, y2, starts, (sizes, starts1, starts2))
 
-        def put(arrays: Kernels, part: Array, i: Any, j: Any) -> Kernels:
-            arrays = arrays | {pair: _put(arrays[pair], part, (starts[0] + i, starts[1] + j))}
-            if kernel.mirror is not None:
-                image = part.transpose(kernel.mirror).conj()
-                arrays |= {mirror: _put(arrays[mirror], image, (starts[1] + j, starts[0] + i))}
-            return arrays
-
-        if own and jax.default_backend() != "cpu":
-            for start, square, right in panels(product, kernel, rows=y1.size, height=rows):
-                arrays = {pair: _put(arrays[pair], square, (starts[0] + start, starts[1] + start))}
-                arrays = arrays if right is None else put(arrays, right, start, start + rows)
-            return arrays
-
-        def alone(arrays: Kernels, i: Any, j: Any) -> Kernels:
-            part = whole_product(y1.rows(i, rows), kernel, precision)
+        def alone(arrays: Kernels, k: Any) -> Kernels:
+            i = _at(starts1, k)
+            part = whole_product(y1.rows(i, sizes[0]), kernel, precision)
             return {pair: _put(arrays[pair], part, (starts[0] + i, starts[1] + i))}
 
         # Tiles on the diagonal come last: they overwrite what the tiles beside them, if these overlap, leave unequal.
-        arrays = _loop(lambda arrays, i, j: put(arrays, product(i, rows, j, columns), i, j), arrays, first)
-        return _loop(alone, arrays, second)
+        return _loop(alone, arrays, len(starts1), starts2.size)
 
-    def _tiles(self, kernel: PlannedKernel, own: bool) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-        """The size of all tiles, and where they start: those that are no mirror images of themselves, then the others.
+    def _beside(
+        self, arrays: Kernels, pair: LeafPair, y1: View, y2: View, starts: tuple[Any, Any], tiles: Tiles
+    ) -> Kernels:
+        """All tiles that are no mirror images of themselves."""
+        contraction, precision = self.plan.pairs[pair].contraction, self.plan.precision
+        (rows, columns), starts1, starts2 = tiles
 
-        All tiles have one size, so the last one of a row may overlap the one before it.
+        def row(arrays: Kernels, k: Any) -> Kernels:
+            # A loop copies what it slices, so the rows are sliced once for all columns.
+            i, of_row = _at(starts1, k), _at(starts2, k)
+            y = y1.rows(i, rows)
+
+            def tile(arrays: Kernels, m: Any) -> Kernels:
+                j = _at(of_row, m)
+                part = contract(y, y2.rows(j, columns), contraction, precision)
+                return self._put_both(arrays, pair, part, (starts[0] + i, starts[1] + j))
+
+            return _loop(tile, arrays, starts2.shape[1], starts2.size)
+
+        return _loop(row, arrays, len(starts1), starts2.size)
+
+    def _in_panels(self, arrays: Kernels, pair: LeafPair, y: View, starts: tuple[Any, Any], height: int) -> Kernels:
+        """A symmetric kernel in a few large products."""
+        kernel = self.plan.pairs[pair]
+
+        def product(i: int, rows: int, j: int, columns: int) -> Array:
+            return contract(y.rows(i, rows), y.rows(j, columns), kernel.contraction, self.plan.precision)
+
+        for i, square, right in panels(product, kernel, y.size, height):
+            arrays = {pair: _put(arrays[pair], square, (starts[0] + i, starts[1] + i))}
+            if right is not None:
+                arrays = self._put_both(arrays, pair, right, (starts[0] + i, starts[1] + i + height))
+        return arrays
+
+    def _put_both(self, arrays: Kernels, pair: LeafPair, part: Array, at: tuple[Any, Any]) -> Kernels:
+        """Writes a part and its mirror image."""
+        arrays = arrays | {pair: _put(arrays[pair], part, at)}
+        if (order := self.plan.pairs[pair].mirror) is None:
+            return arrays
+        return arrays | {pair[::-1]: _put(arrays[pair[::-1]], part.transpose(order).conj(), at[::-1])}
+
+    def _tiles(self, kernel: PlannedKernel, own: bool) -> Tiles:
+        """The size of all tiles, where their rows start, and for each of these where their columns start.
+
+        All tiles have one size, so the last one of a row may overlap the one before it. In a symmetric kernel, each
+        tile of rows meets the half of the others that follow it; the first one follows the last.
         """
         rows, columns, tile = self.rows, self.columns, self.plan.tile_rows
         is_one_best = jax.default_backend() != "cpu" or (kernel.mirror is None and not kernel.is_transposed)
         if is_one_best and not own:
-            return (rows, columns), np.zeros((1, 2), np.int32), np.zeros((0, 2), np.int32)
+            return (rows, columns), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
         sizes = min(tile, rows), min(tile, columns)
-        starts = [
-            [min(i, whole - size) for i in range(0, whole, size)]
+        starts1, starts2 = (
+            np.asarray([min(i, whole - size) for i in range(0, whole, size)], np.int32)
             for whole, size in zip((rows, columns), sizes, strict=True)
-        ]
-        places = [(i, j) for i in starts[0] for j in starts[1] if not own or i < j]
-        diagonal = [(i, i) for i in starts[0]] if own else []
-        apart, alone = (np.asarray(some, np.int32).reshape(-1, 2) for some in (places, diagonal))
-        return sizes, apart, alone
+        )
+        if not own:
+            return sizes, starts1, np.tile(starts2, (len(starts1), 1))
+        count = len(starts1)
+        following = np.arange(count)[:, None] + np.arange(1, count // 2 + 1)
+        return sizes, starts1, starts1[following % count]
 
 
 @lru_cache(maxsize=256)
@@ -211,15 +245,17 @@ def _put(kernel: Array, part: Array, starts: Sequence[Any]) -> Array:
     return lax.dynamic_update_slice(kernel, part, [jnp.asarray(index, jnp.int32) for index in indices])
 
 
-def _loop(step: Callable[[Kernels, Any, Any], Kernels], kernels: Kernels, places: np.ndarray) -> Kernels:
-    """Carries out a step for each tile."""
-    if len(places) <= UNROLLED:
-        for i, j in places.tolist():
-            kernels = step(kernels, i, j)
-        return kernels
+def _at(numbers: Any, k: Any) -> Any:
+    """The k-th of some numbers; a number, unless k is traced."""
+    if isinstance(k, int) and isinstance(numbers, np.ndarray):
+        return numbers[k] if numbers.ndim > 1 else int(numbers[k])
+    return jnp.asarray(numbers)[k]
 
-    def of_number(k: Array, kernels: Kernels) -> Kernels:
-        i, j = jnp.asarray(places)[k]
-        return step(kernels, i, j)
 
-    return lax.fori_loop(0, len(places), of_number, kernels)
+def _loop(step: Callable[[Kernels, Any], Kernels], kernels: Kernels, count: int, tiles: int) -> Kernels:
+    """Carries out a step some times, within a loop over so many tiles."""
+    if tiles > UNROLLED:
+        return lax.fori_loop(0, count, lambda k, kernels: step(kernels, k), kernels)
+    for k in range(count):
+        kernels = step(kernels, k)
+    return kernels

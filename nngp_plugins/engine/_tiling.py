@@ -216,5 +216,7 @@ def _fastest_tile_rows(kernel: PlannedKernel, rows: int, one_tile: bool) -> int:
     if not on_cpu:
         # A quarter of the rows at a time leaves 5 / 8 of the work, in products that fill the processor.
         return rows if rows <= tile else min(tile, -(-rows // 4))
-    # Tiles of one size: the last one would overlap the one before it, and compute those numbers twice.
-    return -(-rows // -(-rows // tile))
+    # Tiles of one size, because the last one would overlap the one before it and compute those numbers twice. An odd
+    # number of them, so that each meets as many of the others.
+    count = -(-rows // tile)
+    return rows if count == 1 else -(-rows // (count | 1))
