@@ -64,7 +64,7 @@ class Numbers:
 
     def _in_one_array(self, *given: Any) -> Array:
         values = evaluate_layer(self._metrics, *given)
-        return jnp.stack([jnp.asarray(values[name], given[-1].dtype) for name in self._metrics])
+        return jnp.asarray([values[name] for name in self._metrics], given[-1].dtype)
 
 
 def on_cpu(tree: Any) -> Any:
