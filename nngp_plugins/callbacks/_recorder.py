@@ -269,4 +269,4 @@ class Recorder:
 
 
 def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:
-    return map(DenseGram, saved["kernels"], saved["centered"])
+    return map(on_cpu, map(DenseGram, saved["kernels"], saved["centered"]))
