@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ._contract import contract
+from ._contract import contract, summed_product
 from ._devices import compiler_options
 from ._nngp import LeafPair
 from ._plan import KernelPlan, LayerGroup, PlannedKernel
@@ -183,7 +183,7 @@ class BlockProgram:
         kernel = self.plan.pairs[pair]
 
         def product(i: int, rows: int, j: int, columns: int) -> Array:
-            return contract(y.rows(i, rows), y.rows(j, columns), kernel.contraction, self.plan.precision)
+            return summed_product(y.rows(i, rows), y.rows(j, columns), kernel.contraction, self.plan.precision)
 
         for i, square, right in panels(product, kernel, y.size, height):
             arrays = {pair: _put(arrays[pair], square, (starts[0] + i, starts[1] + i))}

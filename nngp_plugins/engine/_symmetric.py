@@ -61,7 +61,8 @@ def panels(
     GPUs compute few large products faster than many tiles.
 
     Args:
-        product: the product of some rows with some columns, by the first of each and how many they are.
+        product: the product of some rows with some columns, by the first of each and how many they are, before it is
+            divided by the number of terms.
         kernel: how outputs are contracted.
         rows: how many rows there are.
         height: rows of a panel.
@@ -73,9 +74,8 @@ def panels(
     for start in range(0, rows, height):
         size = min(height, rows - start)
         panel = product(start, size, start, rows - start)
-        square = panel[:, :size]
-        square = (square + square.transpose(kernel.mirror).conj()) / 2
-        yield start, square, panel[:, size:] if start + size < rows else None
+        right = panel[:, size:] / float(kernel.contraction.size) if start + size < rows else None
+        yield start, _symmetrised(panel[:, :size], kernel), right
 
 
 def _has_routine(kernel: PlannedKernel, rows: int, precision: Any) -> bool:
