@@ -161,6 +161,7 @@ def no_accelerator(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.exhaustive
 def test_the_rows_of_an_accelerator_in_small(modules, tmp_path):
     """All of them run in one process on the CPU; the rows and the page name the device."""
     (tmp_path / "results.md").write_text("those of make bench")
