@@ -151,6 +151,11 @@ def compare(name: str, number: int, case: Case, rounds: int, quick: bool, say: C
                     say(f"{name}: {f'round {turn + 1} of {rounds}' if turn >= 0 else 'set up'}, {who}")
                     if not measure(workers[who], turn, entries[who]):
                         del workers[who]
+    return judged(case, sizes, entries)
+
+
+def judged(case: Case, sizes: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    """The record of a case: its contenders with their samples, and its targets."""
     samples = {who: entry["samples"] for who, entry in entries.items()}
     return {
         "title": case.title.format(**sizes),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from _device import compilations
 from _process import versions
-from harness import Case, Contender, disagreement, rotated
+from harness import Case, Contender, judged, rotated
 
 SHORTEST = 0.01  # seconds of a sample, so that clocks and wake-ups do not count
 
@@ -68,16 +68,8 @@ def compare_here(case: Case, rounds: int, quick: bool, deadline: float) -> dict[
                     del runners[who]
     runners.clear()
     gc.collect()  # frees the arrays of this case before the next one
-    samples = {who: entry["samples"] for who, entry in entries.items()}
-    return {
-        "title": case.title.format(**sizes),
-        "sizes": sizes,
-        "shows": case.shows,
-        "contenders": entries,
-        "targets": [target.judge(samples) for target in case.targets],
-        "disagree": disagreement(samples),
-        "took": {"seconds": time.perf_counter() - start, "programs": made.programs, "compilation": made.seconds},
-    }
+    took = {"seconds": time.perf_counter() - start, "programs": made.programs, "compilation": made.seconds}
+    return judged(case, sizes, entries) | {"took": took}
 
 
 def measure(runner: Runner, turn: int, entry: dict[str, Any]) -> bool:

@@ -81,15 +81,11 @@ def check_reference(reference: Any) -> int | None:
     """
     if reference is None:
         return None
-    try:
-        if isinstance(reference, bool):  # It counts as an integer.
-            raise TypeError
-        step = index(reference)
-    except TypeError:
-        raise TypeError(
-            f"reference={reprlib.repr(reference)} is not a step; pass an int, such as reference=1000, or None for the "
-            "first kernel of each layer that is not zero."
-        ) from None
+    step = _as_int(
+        reference,
+        f"reference={reprlib.repr(reference)} is not a step; pass an int, such as reference=1000, or None for the "
+        "first kernel of each layer that is not zero.",
+    )
     if step < 0:
         raise ValueError(f"reference={step} is negative; pass the step of the reference, such as reference=1000.")
     return step
@@ -102,20 +98,26 @@ def check_queue_bytes(queue_bytes: Any) -> int:
         TypeError: ``queue_bytes`` is not an integer.
         ValueError: it is not positive.
     """
-    try:
-        if isinstance(queue_bytes, bool):  # It counts as an integer.
-            raise TypeError
-        most = index(queue_bytes)
-    except TypeError:
-        raise TypeError(
-            f"queue_bytes={reprlib.repr(queue_bytes)} is not a number of bytes; pass an int, such as "
-            "queue_bytes=2 * 2**30."
-        ) from None
+    most = _as_int(
+        queue_bytes,
+        f"queue_bytes={reprlib.repr(queue_bytes)} is not a number of bytes; pass an int, such as "
+        "queue_bytes=2 * 2**30.",
+    )
     if most < 1:
         raise ValueError(
             f"queue_bytes={most} must be positive; with queue_bytes=1, each snapshot waits for the one before."
         )
     return most
+
+
+def _as_int(value: Any, message: str) -> int:
+    """An integer of any type, or the message; a bool counts as an integer in Python, and not here."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return index(value)
+    except TypeError:
+        raise TypeError(message) from None
 
 
 def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]]) -> None:

@@ -126,7 +126,7 @@ class BlockProgram:
         kernel = self.plan.pairs[pair]
         if kernel.role == "traced":
             return part if old is None else old + part
-        return part if part.shape == kernel.shape else _put(_or_new(old, kernel), part, (start,))
+        return _in_place(old, kernel, part, (start,))
 
     def _paired(
         self, state: Mapping[LeafPair, Array | None], pair: LeafPair, y1: View, y2: View, starts: tuple[Any, Any]
@@ -136,12 +136,12 @@ class BlockProgram:
         own = self.own and pair[0] == pair[1] and kernel.mirror is not None
         if own and is_whole_product_best(kernel, y1.size, self.plan.tile_rows, precision):
             part = whole_product(y1.all(), kernel, precision)
-            return {pair: part if part.shape == kernel.shape else _put(_or_new(state[pair], kernel), part, starts)}
+            return {pair: _in_place(state[pair], kernel, part, starts)}
 
         sizes, starts1, starts2 = self._tiles(kernel, own)
         if kernel.mirror is None and starts2.size == 1:
             part = contract(y1.all(), y2.all(), kernel.contraction, precision)
-            return {pair: part if part.shape == kernel.shape else _put(_or_new(state[pair], kernel), part, starts)}
+            return {pair: _in_place(state[pair], kernel, part, starts)}
         arrays = {k: _or_new(state[k], self.plan.pairs[k]) for k in ({pair, mirror} if kernel.mirror else {pair})}
         if not own:
             return self._beside(arrays, pair, y1, y2, starts, (sizes, starts1, starts2))
@@ -237,6 +237,11 @@ def of_given(plan: KernelPlan, y1: Sequence[Array], y2: Sequence[Array] | None) 
 
 def _or_new(kernel: Array | None, planned: PlannedKernel) -> Array:
     return lax.empty(planned.shape, planned.dtype) if kernel is None else kernel
+
+
+def _in_place(old: Array | None, planned: PlannedKernel, part: Array, starts: Sequence[Any]) -> Array:
+    """The kernel with a part, which may be all of it."""
+    return part if part.shape == planned.shape else _put(_or_new(old, planned), part, starts)
 
 
 def _put(kernel: Array, part: Array, starts: Sequence[Any]) -> Array:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +57,14 @@ def make_plan(
         fits, steps = bytes_of_all <= budget, budget // BUDGET_STEP * BUDGET_STEP
         budget = None if fits else steps or budget
     options = (batch_rows, budget, tile_rows, tile_bytes, one_tile)
-    return _plan_of(Static(kernel_fn), sides[0], sides[1] if len(sides) > 1 else None, *options)
+    # The backend and the width of numbers decide, too, and either may change while a process runs.
+    surroundings = jax.default_backend(), jnp.result_type(float)
+    return _plan_of(surroundings, Static(kernel_fn), sides[0], sides[1] if len(sides) > 1 else None, *options)
 
 
 @lru_cache(maxsize=64)
 def _plan_of(
+    surroundings: Any,
     kernel_fn: Static,
     outputs1: NamedOutputs,
     outputs2: NamedOutputs | None,
@@ -76,8 +80,7 @@ def _plan_of(
         (a, b): _planned(outputs1, a, others, b, contraction, contractions[b, a] if outputs2 is None else None)
         for (a, b), contraction in contractions.items()
     }
-    sides = outputs1.leaves, others.leaves
-    bytes_of = [max(nbytes(leaf.shape[1:], leaf.dtype) for leaf in both) for both in zip(*sides, strict=True)]
+    bytes_of = [max(map(_bytes_of, both)) for both in zip(outputs1.leaves, others.leaves, strict=True)]
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
     sizes = _Sizes(n1, n2, batch_rows, budget, bytes_of)
     tile = _tile_rows(pairs, sizes.rows_of(range(len(bytes_of))), tile_rows, tile_bytes, n2, one_tile)
@@ -152,7 +155,12 @@ def _groups(bytes_of: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _row_bytes(outputs: NamedOutputs) -> int:
-    return sum(nbytes(leaf.shape[1:], leaf.dtype) for leaf in outputs.leaves)
+    return sum(map(_bytes_of, outputs.leaves))
+
+
+def _bytes_of(leaf: jax.ShapeDtypeStruct) -> int:
+    """The bytes of an output of one example."""
+    return nbytes(leaf.shape[1:], leaf.dtype)
 
 
 def _whole_units(block_rows: int, batch_rows: int, tile_rows: int, tiles_are_chunks: bool) -> int:
