@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
@@ -67,16 +68,19 @@ class Avals(NamedTuple):
     Attributes:
         structure: the structure of the arrays.
         leaves: the shape, the dtype and whether it is a weak one, of each array.
+        floats: the dtype of Python's floats, which outputs may have, and which may change while a process runs.
     """
 
     structure: Any
     leaves: tuple[tuple[tuple[int, ...], Any, bool], ...]
+    floats: Any
 
     @classmethod
     def of(cls, tree: PyTree) -> Avals:
         """Those of a tree of arrays."""
         leaves, structure = jax.tree.flatten(tree)
-        return cls(structure, tuple((y.shape, y.dtype, getattr(y, "weak_type", False)) for y in leaves))
+        shapes = tuple((y.shape, y.dtype, getattr(y, "weak_type", False)) for y in leaves)
+        return cls(structure, shapes, jnp.result_type(float))
 
 
 @lru_cache(maxsize=REMEMBERED)

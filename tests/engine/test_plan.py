@@ -148,8 +148,9 @@ def test_the_batch_is_that_of_all_devices_and_no_larger_than_needed():
         assert nngp.batch(kernel_fn, **options).plan(normal(0, n, 8), None, 2.0).batch_rows == rows
 
 
-def test_the_width_of_numbers_may_change_while_a_process_runs():
-    x, kernel_fn = np.arange(12, dtype=np.int32).reshape(4, 3), nngp.batch(nngp.empirical_nngp_fn(scaled), 2)
+@pytest.mark.parametrize("f", [scaled, lambda params, x: (params * x).astype(float)], ids=["integers", "floats"])
+def test_the_width_of_numbers_may_change_while_a_process_runs(f):
+    x, kernel_fn = np.arange(12, dtype=np.int32).reshape(4, 3), nngp.batch(nngp.empirical_nngp_fn(f), 2)
     for x64, dtype in ((False, "float32"), (True, "float64"), (False, "float32")):
         with jax.enable_x64(x64):
             kernel = kernel_fn(x, None, np.int32(2))
