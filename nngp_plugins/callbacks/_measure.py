@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,11 +15,10 @@ from jax import Array
 
 from ..adapters import ModelFn, Reduced, matches
 from ..engine import (
-    NEXT_TO_OTHERS,
+    BatchErrors,
     NamedOutputs,
     batch_first,
     compiler_options,
-    dependence,
     has_layers,
     smaller_batch,
     traced_errors,
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
     products: Array
     features: dict[str, Array]
-    errors: dict[str, Array]
+    errors: dict[str, BatchErrors]
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,11 @@ class Measurement:
         if not self.shapes:
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
         if not self._is_checked:
-            messages = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
-            if messages:
-                raise ValueError(messages[0])
+            refusals, warned = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
+            if refusals:
+                raise ValueError(refusals[0])
+            for message in warned[:1]:
+                warnings.warn(message, stacklevel=2)
             self._is_checked = True
         return self._compiled(params, state, self.probe_x)
 
@@ -175,15 +177,14 @@ class Measurement:
         patterns = self.f.patterns if has_layers(self.f) else ()
         self.unseen = {path: reason for path, reason in unseen.items() if matches(path, patterns)}
 
-    def dependence(self, errors: Mapping[str, Any]) -> list[str]:
-        """What to say of each layer that depends on the other examples in the batch."""
+    def dependence(self, errors: Mapping[str, BatchErrors]) -> tuple[list[str], list[str]]:
+        """What to say of layers that depend on their batch, and of those that rounding changes much."""
         size = self._batch_size or self.n
-        compared = f"between batches of {size} and {smaller_batch(size)}" if self._rng is None else NEXT_TO_OTHERS
-        return [
-            dependence(f"output {path!r}" if path else "the output", float(error), compared, "leave out batch_size")
-            for path, error in errors.items()
-            if error > 0
-        ]
+        compared = f"between batches of {size} and {smaller_batch(size)}"
+        named = {f"output {path!r}" if path else "the output": jax.device_get(error) for path, error in errors.items()}
+        refusals = [error.message(name, compared, "leave out batch_size") for name, error in named.items()]
+        warned = [error.warning(name, compared) for name, error in named.items()]
+        return [*filter(None, refusals)], [*filter(None, warned)]
 
     def _apply(self, params: Any, state: Any) -> Callable[..., Any]:
         given = {} if state is None else {"state": state}
@@ -202,7 +203,7 @@ class Measurement:
             raise ValueError(f"f returned {outputs.structure.unflatten([])!r}, which holds no array to measure.")
         return {path or "output": y for path, y in zip(outputs.paths, outputs.leaves, strict=True)}
 
-    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, Array]:
+    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, BatchErrors]:
         if self._batch_size is None:
             return {}
         apply, draws = self._apply(params, state), self._rng is not None

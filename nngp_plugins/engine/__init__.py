@@ -5,8 +5,7 @@ from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
 from ._devices import compiler_options as compiler_options, on_one_device as on_one_device
 from ._independence import (
-    NEXT_TO_OTHERS as NEXT_TO_OTHERS,
-    dependence as dependence,
+    BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )

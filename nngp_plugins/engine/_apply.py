@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
@@ -18,6 +19,9 @@ from ._outputs import NamedOutputs
 
 REMEMBERED = 256
 """How many calls are remembered with what was found out about them."""
+
+SMALL = 2
+"""The rows of a batch that costs less to fetch whole than to cut on the device."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,15 @@ def outputs_of(call: ApplyCall, mesh: jax.sharding.Mesh, avals: Avals) -> NamedO
     return NamedOutputs.unchecked(on_batches(call, mesh).eval_shape(*avals.structure.unflatten(structs)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def first_of_both(
-    call: ApplyCall, mesh: jax.sharding.Mesh, shared: int, usual: list[Array], *arrays: Any
-) -> tuple[list[Array], list[Array]]:
-    """The first outputs of a batch that has run, and those of another batch."""
-    other = jax.tree.leaves(on_batches(call, mesh)(*arrays))
-    return [leaf[:shared] for leaf in usual], [leaf[:shared] for leaf in other]
+def first_rows(rows: int, leaves: list[Array]) -> list[np.ndarray]:
+    """The first rows of outputs in host memory. A small batch is fetched whole, which takes no program."""
+    first = leaves if len(leaves[0]) <= SMALL else _cut(rows, leaves)
+    return [leaf[:rows] for leaf in jax.device_get(first)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _cut(rows: int, leaves: list[Array]) -> list[Array]:
+    return [leaf[:rows] for leaf in leaves]
 
 
 def is_traced(tree: PyTree) -> bool:
