@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._typing import PyTree
+from .._typing import PyTree, wide
 from ._outputs import NamedOutputs, refuse_other_rows
 
 
@@ -118,8 +118,7 @@ def relative_error(a: Any, b: Any, xp: ModuleType) -> Any:
     differ = ~((a == b) | ((a != a) & (b != b)))
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return 1.0 * xp.any(differ)
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    a, b = a.astype(wide), b.astype(wide)
+    a, b = a.astype(wide(a.dtype)), b.astype(wide(b.dtype))
     largest = xp.maximum(*(xp.max(xp.abs(y), where=xp.isfinite(y), initial=0) for y in (a, b)))
     scale = xp.where(largest > 0, largest, 1)
     # Both are scaled first, because the difference of two large numbers may overflow.
