@@ -15,7 +15,7 @@ from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, accepts_argument, frozen_kwargs, is_array, spread_input
 from ._explain_errors import Shapes, check_params, explain_errors, owners_of, shapes_of
-from ._intercept import tagging_class
+from ._intercept import Capture, Method, methods_of, tagging
 from ._model_fn import ModelFn
 
 
@@ -145,14 +145,13 @@ class EquinoxAdapter:
         eqx = require("equinox", extra="equinox")
 
         def run(x: PyTree, key: Any) -> PyTree:
-            model = self._rebuild(params)
+            model, methods = self._rebuild(params), set[Method]()
             for path, module in list(_iter_modules(model, "", eqx.Module)):
-                if isinstance(module, eqx.nn.StateIndex):
-                    continue  # Equinox takes no subclass of it.
+                object.__setattr__(module, "__qualname__", _Path(path))
                 kind: Any = type(module)
-                kind = tagging_class(kind, path, eqx.Module, self.method, (eqx.nn.State,))
-                object.__setattr__(module, "__class__", kind)
-            return self._call(model, params, state, key, x, kwargs)
+                methods |= methods_of(kind, eqx.Module)
+            with tagging(methods, Capture(_path_of, self.method, (eqx.nn.State,))):
+                return self._call(model, params, state, key, x, kwargs)
 
         return self._map(run, x, rng)
 
@@ -235,6 +234,18 @@ class EquinoxAdapter:
         if isinstance(value, tuple) and value and isinstance(value[-1], eqx.nn.State):
             value = value[0] if len(value) == 2 else value[:-1]
         return eqx.filter(value, is_array)
+
+
+class _Path(str):
+    """The path of a module. Its copies, which transformations within a model make, keep it as their ``__qualname__``.
+
+    Equinox copies that attribute with a module, for those that wrap a function, and nothing else beyond the fields.
+    """
+
+
+def _path_of(module: Any) -> str | None:
+    path = vars(module).get("__qualname__")
+    return path if isinstance(path, _Path) else None
 
 
 def _lacks_key(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

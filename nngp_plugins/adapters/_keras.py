@@ -5,9 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import RLock
 from typing import Any
 
 import jax
@@ -18,11 +16,8 @@ from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, accepts_argument, frozen_kwargs, spread_input
 from ._explain_errors import check_params, explain_errors
-from ._intercept import tagging_class
+from ._intercept import Capture, Method, methods_of, tagging
 from ._model_fn import ModelFn
-
-# Layers of a live model change their class during a capture, so only one capture may run at a time.
-_capture_lock = RLock()
 
 
 def from_keras(model: Any, *, spread: Spread = None, batch_axis: int = 0, **call_kwargs: Any) -> ModelFn:
@@ -95,7 +90,17 @@ class KerasAdapter:
 
     def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model; what its layers return is tagged."""
-        with _tagging_layers(self.model.value):
+        keras, model = require("keras", extra="keras"), self.model.value
+        paths: dict[int, str] = {}
+        methods: set[Method] = set()
+        for path, layer in _iter_layers(model, ""):
+            if layer is not model:
+                paths.setdefault(id(layer), path)
+                # The loop of a recurrent layer is a public method, which no user calls.
+                base = keras.layers.RNN if isinstance(layer, keras.layers.RNN) else keras.Layer
+                kind: Any = type(layer)
+                methods |= methods_of(kind, base)
+        with tagging(methods, Capture(lambda layer: paths.get(id(layer)))):
             return self.apply(params, state, rng, x, kwargs)
 
     def owners(self, params: PyTree) -> list[str]:
@@ -155,26 +160,6 @@ class KerasAdapter:
         """Returns the places of the seeds in the state."""
         variables = self.model.value.non_trainable_variables
         return [i for i, v in enumerate(variables) if v.path.endswith("seed_generator_state")]
-
-
-@contextmanager
-def _tagging_layers(model: Any) -> Iterator[None]:
-    """Within this context, the layers of a live model tag what they return."""
-    keras = require("keras", extra="keras")
-    with _capture_lock:
-        layer_types: dict[Any, Any] = {}
-        kind: Any
-        try:
-            for path, layer in _iter_layers(model, ""):
-                if layer not in layer_types and layer is not model:
-                    layer_types[layer] = kind = type(layer)
-                    # The loop of a recurrent layer is a public method, which no user calls.
-                    base = keras.layers.RNN if isinstance(layer, keras.layers.RNN) else keras.Layer
-                    object.__setattr__(layer, "__class__", tagging_class(kind, path, base))
-            yield
-        finally:
-            for layer, layer_type in layer_types.items():
-                object.__setattr__(layer, "__class__", layer_type)
 
 
 def _iter_layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -17,8 +17,11 @@ from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, frozen_kwargs, spread_input
 from ._explain_errors import Shapes, check_params, explain_errors, owners_of, shapes_of
-from ._intercept import silent_class, sows, tagging_class
+from ._intercept import Capture, definition_of, methods_of, sow_nothing, sows, tagging
 from ._model_fn import ModelFn
+
+# NNX leaves out names that begin so when it iterates over what a container holds.
+_PATH = "_pytree__nngp_path"
 
 
 def from_nnx(
@@ -131,18 +134,21 @@ class NNXAdapter:
         for _, module in nnx.iter_modules(model):
             kind: Any = type(module)
             if sows(kind, nnx.Module):
-                object.__setattr__(module, "__class__", silent_class(kind))
+                object.__setattr__(module, "sow", sow_nothing)
         return self._call(model, params, x, kwargs)
 
     def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model; what its submodules return or sow is tagged."""
         nnx = require("flax.nnx", extra="flax")
-        model = self._merge(params, state, rng)
+        model, kinds = self._merge(params, state, rng), set[Any]()
         for path, module in nnx.iter_modules(model):
-            name, method = "/".join(map(str, path)), self.method or "__call__"
-            kind: Any = type(module)
-            object.__setattr__(module, "__class__", tagging_class(kind, name, nnx.Module, method))
-        return self._call(model, params, x, kwargs)
+            # It is a static attribute, which the copies keep that transformations within a model make.
+            object.__setattr__(module, _PATH, "/".join(map(str, path)))
+            kinds.add(type(module))
+        methods = {method for kind in kinds for method in methods_of(kind, nnx.Module)}
+        capture = Capture(lambda module: vars(module).get(_PATH), self.method or "__call__")
+        with tagging(methods, capture, sows={definition_of(kind, "sow") for kind in kinds}):
+            return self._call(model, params, x, kwargs)
 
     def owners(self, params: PyTree) -> list[str]:
         """The path of the module of each parameter."""
