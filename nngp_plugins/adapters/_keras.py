@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,7 @@ class KerasAdapter:
     def _check_params(self, params: PyTree) -> None:
         """Refuses parameters of another model; they are named by their position and Keras' path."""
         variables = self.model.value.trainable_variables
+        _refuse_order("params", params, variables)
         names = [f"[{i}] {v.path}" for i, v in enumerate(variables)]
         names_given = names[: len(params)] + [f"[{i}]" for i in range(len(names), len(params))]
         shapes = tuple((name, tuple(v.shape)) for name, v in zip(names, variables, strict=True))
@@ -148,6 +149,7 @@ class KerasAdapter:
                 "rng=None, but this Keras model draws random numbers in training mode; pass rng=jax.random.key(0), or "
                 "leave out training=True."
             )
+        _refuse_order("state", state, variables)
         state = list(state)
         for i in seeds:
             # As an array of JAX, a seed that was not drawn from comes back as the same object.
@@ -160,6 +162,28 @@ class KerasAdapter:
         """Returns the places of the seeds in the state."""
         variables = self.model.value.non_trainable_variables
         return [i for i, v in enumerate(variables) if v.path.endswith("seed_generator_state")]
+
+
+def _refuse_order(argument: str, given: Any, variables: Sequence[Any]) -> None:
+    """Refuses what is no list, and variables of Keras in another order than that of the model: arrays have no names.
+
+    Raises:
+        TypeError: it is no list.
+        ValueError: names the first variable in another place.
+    """
+    if not isinstance(given, list | tuple):
+        raise TypeError(
+            f"{argument} is a {type(given).__name__}; Keras takes a list of arrays in the order of the model's "
+            "variables: params, state = f.split(model)."
+        )
+    places = {v.path: i for i, v in enumerate(variables)}
+    for i, value in enumerate(given):
+        path = getattr(value, "path", None)
+        if path in places and variables[i : i + 1] and variables[i].path != path:
+            raise ValueError(
+                f"{argument}[{i}] is {path!r}, which this model has at [{places[path]}]; pass its variables in its own "
+                "order: params, state = f.split(model)."
+            )
 
 
 def _iter_layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
