@@ -39,7 +39,7 @@ def arrays_alone(params: PyTree) -> PyTree:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not (_is_number(leaf) or _is_constant(leaf)):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)} is {_described(leaf)}, not an array; convert the model, such as "
+                f"params{jax.tree_util.keystr(path)} is {described(leaf)}, not an array; convert the model, such as "
                 "nngp.from_equinox(model) or nngp.from_keras(model), or pass arrays alone, as params, state = "
                 "f.split(model) or eqx.partition(model, eqx.is_array) gives them."
             )
@@ -70,7 +70,9 @@ def described(leaf: Any) -> str:
 def _is_number(leaf: Any) -> bool:
     if isinstance(leaf, jax.Array):
         return True
-    return not isinstance(leaf, bool) and (isinstance(leaf, Number) or (hasattr(leaf, "dtype") and not is_text(leaf)))
+    if isinstance(leaf, bool | type):  # jnp.float32, which some models hold, has a dtype.
+        return False
+    return isinstance(leaf, Number) or (hasattr(leaf, "dtype") and not is_text(leaf))
 
 
 def _is_constant(leaf: Any) -> bool:

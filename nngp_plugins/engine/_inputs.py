@@ -63,9 +63,10 @@ def inputs(argument: str, x: PyTree) -> PyTree:
     x = with_dicts(x)
     if any(is_text(leaf) for leaf in jax.tree.leaves(x)):
         path, leaf = next((path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x) if is_text(leaf))
+        where = argument + jax.tree_util.keystr(path)
         raise TypeError(
-            f"{argument}{jax.tree_util.keystr(path)} is {described(leaf)}, and JAX takes numbers alone; leave it out of the "
-            "inputs, or pass numbers in its place, such as the ids of tokens."
+            f"{where} is {described(leaf)}, and JAX takes numbers alone; leave it out of the inputs, or pass numbers "
+            "in its place, such as the ids of tokens."
         )
     return x
 
