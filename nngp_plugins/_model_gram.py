@@ -58,7 +58,7 @@ def gram(
         >>> round(float(nngp.metrics.effective_rank(gram)), 3)
         1.0
     """
-    f, x = batch_first(f, x)
+    f, x = batch_first(f, "x", x)
     at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
     if at_once and has_layers(f):
         # Grams of the layers of a scan are made inside it, so that their outputs are never held together.

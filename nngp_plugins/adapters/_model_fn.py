@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from .._trees import with_dicts
 from .._typing import PyTree
 from ._arguments import Arguments, check_key, is_array, move_batch
 from ._harvest import Harvest, Reduced
@@ -87,7 +88,7 @@ class ModelFn:
         if self.patterns is not None:
             layers, _ = self.reduce_layers(Whole(), params, x, state=state, rng=rng, **kwargs)
             return layers.by_name()
-        params, state = self._checked(params, state, rng, kwargs)
+        params, x, state = self._checked(params, x, state, rng, kwargs)
         outputs = self.adapter.apply(params, state, rng, self._as_model_takes(x), kwargs)
         if self.batch_axis or self.model_axis:
             axes = iter(self._harvest(params, state, rng, x, kwargs).output_axes)
@@ -106,15 +107,18 @@ class ModelFn:
     def _as_model_takes(self, x: PyTree) -> PyTree:
         return move_batch(x, 0, self.model_axis) if self.model_axis else x
 
-    def _checked(self, params: PyTree, state: PyTree, rng: Any, kwargs: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
-        """Returns parameters and state, after checking the arguments of a call."""
+    def _checked(
+        self, params: PyTree, x: PyTree, state: PyTree, rng: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """Returns parameters, inputs and state, after checking the arguments of a call."""
         if "rngs" in kwargs:
             raise TypeError(
                 "rngs=... is not an argument of a ModelFn; pass one key as rng=, and each stream gets a key folded "
                 "from it."
             )
         check_key(rng)
-        return self.variables(params, state)
+        params, state = self.variables(params, state)
+        return params, with_dicts(x), state
 
     def _harvest(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Harvest:
         def run(params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
@@ -134,7 +138,7 @@ class ModelFn:
         Returns:
             ``(params, state)``; the state is empty for a model that has none.
         """
-        return self.adapter.init(rng, x, kwargs)
+        return self.adapter.init(rng, with_dicts(x), kwargs)
 
     def split(self, model: Any) -> tuple[PyTree, PyTree]:
         """Returns the current values of a model.
@@ -235,7 +239,7 @@ class ModelFn:
         Returns:
             The results, and what :meth:`summary` returns.
         """
-        params, state = self._checked(params, state, rng, kwargs)
+        params, x, state = self._checked(params, x, state, rng, kwargs)
         harvest = self._harvest(params, state, rng, x, kwargs)
         layers = select(harvest.layers, harvest.left_out, self.patterns or ("*",))
         summary = self._summary(harvest, layers, params, x, kwargs)
@@ -263,7 +267,7 @@ class ModelFn:
             >>> f.summary(f.init(jax.random.key(0), x)[0], x).flops
             {'layers_0': 256, 'layers_2': 64}
         """
-        params, state = self._checked(params, state, rng, kwargs)
+        params, x, state = self._checked(params, x, state, rng, kwargs)
         harvest = self._harvest(params, state, rng, x, kwargs)
         return self._summary(
             harvest, select(harvest.layers, harvest.left_out, self.patterns or ("*",)), params, x, kwargs

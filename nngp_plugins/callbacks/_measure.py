@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._trees import arrays_alone, with_constants
 from ..adapters import ModelFn, Reduced, matches
 from ..engine import (
     BatchErrors,
@@ -105,7 +106,7 @@ class Measurement:
     def __init__(
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):
-        f, probe_x = batch_first(f, probe_x)
+        f, probe_x = batch_first(f, PROBE, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
             self.probe_x = jax.tree.map(jnp.asarray, probe_x)
@@ -132,6 +133,7 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
+        params = arrays_alone(params)
         if not self.shapes:
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
         if not self._is_checked:
@@ -152,7 +154,7 @@ class Measurement:
             probe_x: the probe.
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
-        errors = self._traced_errors(params, state, probe_x) if check else {}
+        errors, params = self._traced_errors(params, state, probe_x) if check else {}, with_constants(params)
         given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
@@ -206,5 +208,5 @@ class Measurement:
     def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, BatchErrors]:
         if self._batch_size is None:
             return {}
-        apply, draws = self._apply(params, state), self._rng is not None
+        apply, draws = self._apply(with_constants(params), state), self._rng is not None
         return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)

@@ -9,7 +9,7 @@ from ._independence import (
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )
-from ._inputs import Range as Range, batch_first as batch_first, unpacked as unpacked
+from ._inputs import Range as Range, batch_first as batch_first, inputs as inputs, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import Job as Job, TileSink as TileSink, in_tiles as in_tiles, progress as progress
 from ._nngp import (

@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from .._static import Static
+from .._trees import with_constants
 from .._typing import PyTree
 from ._outputs import NamedOutputs
 
@@ -48,7 +49,7 @@ class ApplyCall:
         """The outputs of ``f``."""
         leaves = {"rows": iter(rows), "whole": iter(whole), "keys": iter(keys), "static": iter(self.statics.value)}
         x, kwargs = self.structure.unflatten(next(leaves[kind]) for kind in self.kinds)
-        y = NamedOutputs.of(self.f.value(params, x, **kwargs))
+        y = NamedOutputs.of(self.f.value(with_constants(params), x, **kwargs))
         return y.structure.unflatten(y.leaves) if self.keep is None else [y.leaves[k] for k in self.keep]
 
 

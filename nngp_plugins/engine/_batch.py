@@ -126,10 +126,10 @@ class BatchedKernelFn:
         """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
-        f, x1 = batch_first(self.kernel_fn.f, x1)
+        f, x1 = batch_first(self.kernel_fn.f, "x1", x1)
         inputs = {"x1": x1}
         if not is_none(x2):
-            _, x2 = batch_first(self.kernel_fn.f, x2)
+            _, x2 = batch_first(self.kernel_fn.f, "x2", x2)
             inputs["x2"] = x2
         examples = []
         for name, x in inputs.items():

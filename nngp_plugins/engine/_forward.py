@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
+from .._trees import arrays_alone
 from .._typing import PyTree
 from ._apply import REMEMBERED, ApplyCall, Avals, first_rows, on_batches, outputs_of, refuse_traced
 from ._arrays import ArrayBackend
@@ -64,7 +65,7 @@ class NetworkOutputs:
         self._mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",), axis_types=(AxisType.Auto,))
         self._sort_leaves(f, x, kwargs, {*WHOLE, *shared})
         everywhere = NamedSharding(self._mesh, PartitionSpec()) if len(devices) > 1 else devices[0]
-        self._params, self._whole[:] = _placed((params, self._whole), everywhere)
+        self._params, self._whole[:] = _placed((arrays_alone(params), self._whole), everywhere)
 
     def _sort_leaves(self, f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any], whole: set[str]) -> None:
         """Sorts the leaves of ``x`` and of the keyword arguments into the kinds of an :class:`ApplyCall`."""
