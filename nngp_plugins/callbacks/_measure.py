@@ -20,12 +20,14 @@ from ..engine import (
     compiler_options,
     dependence,
     has_layers,
+    refuse_same_names,
     smaller_batch,
     traced_errors,
     traced_outputs,
 )
 from ..metrics import features, product_from_first
 from ._checks import check_layers, probe_size
+from ._given import own
 
 PROBE = "probe_x"
 
@@ -108,8 +110,8 @@ class Measurement:
         f, probe_x = batch_first(f, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
-            self.probe_x = jax.tree.map(jnp.asarray, probe_x)
-        self.f, self._rng = f, rng
+            self.probe_x = jax.tree.map(jnp.asarray, own(probe_x))
+        self.f, self._rng = f, own(rng)
         self.n = probe_size(self.probe_x)
         self._products = _Products(self.n, keep_features)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
@@ -132,6 +134,7 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
+        params, state = own((params, state))
         if not self.shapes:
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
         if not self._is_checked:
@@ -200,7 +203,9 @@ class Measurement:
     def _layers(self, outputs: NamedOutputs) -> dict[str, Array]:
         if not outputs.leaves:
             raise ValueError(f"f returned {outputs.structure.unflatten([])!r}, which holds no array to measure.")
-        return {path or "output": y for path, y in zip(outputs.paths, outputs.leaves, strict=True)}
+        names = [path or "output" for path in outputs.paths]
+        refuse_same_names(names)
+        return dict(zip(names, outputs.leaves, strict=True))
 
     def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, Array]:
         if self._batch_size is None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> Any:
     """The dtype of a kernel: at least float32. float64 and complex outputs keep theirs; integers are promoted."""
-    dtype = jnp.result_type(*dtypes)
+    # JAX's strict promotion refuses two outputs of different dtypes, which have a kernel all the same.
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*dtypes)
     if not jnp.issubdtype(dtype, jnp.inexact):
         return jnp.result_type(float)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

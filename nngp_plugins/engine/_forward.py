@@ -18,7 +18,7 @@ from .._typing import PyTree
 from ._apply import REMEMBERED, ApplyCall, Avals, first_of_both, on_batches, outputs_of, refuse_traced
 from ._arrays import ArrayBackend
 from ._independence import NEXT_TO_OTHERS, refuse_dependence, refuse_other_outputs, smaller_batch
-from ._inputs import Range, batch_of
+from ._inputs import Range, batch_of, hold_numpy
 from ._keys import KEYS, keys_of_batches
 from ._outputs import Held, HeldLayout, NamedOutputs, refuse_other_rows
 
@@ -55,6 +55,7 @@ class NetworkOutputs:
         self._checked: set[tuple[int, ...] | None] = set()
         self._mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",), axis_types=(AxisType.Auto,))
         self._sort_leaves(f, x, kwargs, {*WHOLE, *shared})
+        self._waits = hold_numpy(jax.tree.leaves((params, self._rows, self._whole)))
         everywhere = NamedSharding(self._mesh, PartitionSpec()) if len(devices) > 1 else devices[0]
         self._params, self._whole[:] = _placed((params, self._whole), everywhere)
 
@@ -153,6 +154,8 @@ class NetworkOutputs:
             on_rows(min(rows, self.n - first))
             while len(running) > waits:
                 yield running.popleft()
+        if self._waits:
+            jax.block_until_ready(before)
         yield from running
 
     def _examples_of(self, index: int) -> Range:
