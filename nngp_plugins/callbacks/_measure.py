@@ -82,7 +82,8 @@ class _Products:
                 stacked = {"product": jax.vmap(product_from_first)(stacked["output"])}
             products.append(stacked["product"])
             places += part.places
-        together = jnp.concatenate(products)
+        with jax.numpy_dtype_promotion("standard"):
+            together = jnp.concatenate(products)
         # The layers of a scan lie side by side, and take one step of compilation whatever their number.
         return together if places == sorted(places) else together[np.argsort(places)], kept
 
@@ -153,6 +154,8 @@ class Measurement:
             probe_x: the probe.
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
+        # The probe may have been made while jax_enable_x64 was on.
+        probe_x = jax.tree.map(_as_jax_takes_it, probe_x)
         errors = self._traced_errors(params, state, probe_x) if check else {}
         given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
@@ -166,7 +169,8 @@ class Measurement:
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
-        return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
+        with jax.numpy_dtype_promotion("standard"):
+            return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
 
     def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""
@@ -212,3 +216,7 @@ class Measurement:
             return {}
         apply, draws = self._apply(params, state), self._rng is not None
         return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)
+
+
+def _as_jax_takes_it(array: Array) -> Array:
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if isinstance(array.dtype, np.dtype) else array

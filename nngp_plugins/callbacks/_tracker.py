@@ -129,7 +129,7 @@ class KernelTracker:
         schedule, writers = schedule or log_spaced(), [as_writer(writer) for writer in writers]
         since = check_reference(reference)
         settings = {"schedule": repr(schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
-        settings["reference"] = since
+        settings |= {"reference": since, "x64": jax.config.jax_enable_x64}  # type: ignore[attr-defined]
         about = description(self.measurement.probe_x, labels, config, **settings)
         folder = None if run is None else RunFolder(run, about, resume=resume)
         options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": since}
