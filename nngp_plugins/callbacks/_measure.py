@@ -21,12 +21,14 @@ from ..engine import (
     batch_first,
     compiler_options,
     has_layers,
+    refuse_same_names,
     smaller_batch,
     traced_errors,
     traced_outputs,
 )
 from ..metrics import features, product_from_first
 from ._checks import check_layers, probe_size
+from ._given import own
 
 PROBE = "probe_x"
 
@@ -81,7 +83,8 @@ class _Products:
                 stacked = {"product": jax.vmap(product_from_first)(stacked["output"])}
             products.append(stacked["product"])
             places += part.places
-        together = jnp.concatenate(products)
+        with jax.numpy_dtype_promotion("standard"):
+            together = jnp.concatenate(products)
         # The layers of a scan lie side by side, and take one step of compilation whatever their number.
         return together if places == sorted(places) else together[np.argsort(places)], kept
 
@@ -109,8 +112,8 @@ class Measurement:
         f, probe_x = batch_first(f, PROBE, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
-            self.probe_x = jax.tree.map(jnp.asarray, probe_x)
-        self.f, self._rng = f, rng
+            self.probe_x = jax.tree.map(jnp.asarray, own(probe_x))
+        self.f, self._rng = f, own(rng)
         self.n = probe_size(self.probe_x)
         self._products = _Products(self.n, keep_features)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
@@ -133,7 +136,7 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
-        params = arrays_alone(params)
+        params, state = own((arrays_alone(params), state))
         if not self.shapes:
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
         if not self._is_checked:
@@ -154,6 +157,8 @@ class Measurement:
             probe_x: the probe.
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
+        # The probe may have been made while jax_enable_x64 was on.
+        probe_x = jax.tree.map(_as_jax_takes_it, probe_x)
         errors, params = self._traced_errors(params, state, probe_x) if check else {}, with_constants(params)
         given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
@@ -167,7 +172,8 @@ class Measurement:
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
-        return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
+        with jax.numpy_dtype_promotion("standard"):
+            return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
 
     def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""
@@ -203,10 +209,16 @@ class Measurement:
     def _layers(self, outputs: NamedOutputs) -> dict[str, Array]:
         if not outputs.leaves:
             raise ValueError(f"f returned {outputs.structure.unflatten([])!r}, which holds no array to measure.")
-        return {path or "output": y for path, y in zip(outputs.paths, outputs.leaves, strict=True)}
+        names = [path or "output" for path in outputs.paths]
+        refuse_same_names(names)
+        return dict(zip(names, outputs.leaves, strict=True))
 
     def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, BatchErrors]:
         if self._batch_size is None:
             return {}
         apply, draws = self._apply(with_constants(params), state), self._rng is not None
         return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)
+
+
+def _as_jax_takes_it(array: Array) -> Array:
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if isinstance(array.dtype, np.dtype) else array

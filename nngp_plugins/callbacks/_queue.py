@@ -50,6 +50,13 @@ class Snapshot(NamedTuple):
         in_order = {name: float(scalars[name]) for name in self.scalars}
         return self._replace(products=products, features=features, scalars=in_order)
 
+    def as_dtype(self, dtype: Any) -> Snapshot:
+        """The same in the dtype of the run; ``jax_enable_x64`` may have changed since the first snapshot."""
+        if self.products.dtype == dtype:
+            return self
+        products, features = jax.tree.map(lambda leaf: leaf.astype(dtype), (self.products, self.features))
+        return self._replace(products=products, features=features)
+
 
 class Queue:
     """Snapshots that wait to be recorded.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import compress, repeat
 from typing import Any
 
@@ -74,6 +75,7 @@ class Recorder:
         self._is_fed_from_jit = self._keeping_failed = self._is_reference_unsaved = self._warned_of_queue = False
         self._since = since
         self.reference: Reference | None = None
+        self._dtype: Any = None
         self._previous: tuple[int, list[DenseGram]] | None = None
         if folder is not None:
             folder.warn = self.warn
@@ -82,6 +84,11 @@ class Recorder:
 
     def _resume(self, folder: RunFolder, step: int) -> None:
         saved = folder.load(REFERENCE)
+        self._dtype = saved["kernels"].dtype
+        with _in_width_of(self._dtype):
+            self._load(folder, saved, step)
+
+    def _load(self, folder: RunFolder, saved: Mapping[str, np.ndarray], step: int) -> None:
         self.reference = Reference.of_saved(saved, self._pool.map(self._numbers.with_spectrum, _grams(saved)), step)
         # A process may have been killed after it wrote the line of a snapshot, before next.npz became last.npz.
         for name in (NEXT, LAST):
@@ -117,7 +124,11 @@ class Recorder:
 
     def prepare(self, products: jax.ShapeDtypeStruct) -> None:
         """Begins to compile the metrics for products of this shape, while the model is compiled."""
-        self._queue.start(lambda: self._numbers.prepare(products.shape[1], products.dtype))
+        self._queue.start(lambda: self._prepare(products.shape[1], products.dtype))
+
+    def _prepare(self, n: int, dtype: Any) -> None:
+        with _in_width_of(dtype):
+            self._numbers.prepare(n, dtype)
 
     def refuse_other_training(self, step: int, products: Any) -> None:
         """Refuses kernels that differ from the first snapshot of a run folder that goes on.
@@ -129,7 +140,7 @@ class Recorder:
             return
         first = self.reference.first
         with np.errstate(over="ignore", invalid="ignore"):
-            again = grams_of_products(jax.device_get(products)).matrix
+            again = np.asarray(grams_of_products(jax.device_get(products)).matrix, first.dtype)
             differs = np.abs(again - first).max() > 1e-3 * np.abs(first).max()
         if differs:
             raise ValueError(
@@ -188,11 +199,13 @@ class Recorder:
 
         # Threads of BLAS that wait for work would take the cores from the threads that train.
         with threadpool_limits(1, user_api="blas"):
-            self._record_now(snapshot)
+            self._dtype = self._dtype or snapshot.products.dtype
+            with _in_width_of(self._dtype):
+                self._record_now(snapshot.as_dtype(self._dtype))
 
     def _record_now(self, snapshot: Snapshot) -> None:
         step, products = snapshot.step, snapshot.products
-        self._numbers.prepare(products.shape[1], products.dtype)
+        self._prepare(products.shape[1], products.dtype)
         grams = self._pool.map(self._numbers.gram, products)
         flaws = [flaw_of(gram) for gram in grams]
         reference, said = self._refer(snapshot, grams, flaws)
@@ -266,6 +279,11 @@ class Recorder:
             if not self._keeping_failed:
                 self.warn(f"the kernels of step {snapshot.step} are not kept: {error}; training goes on.")
             self._keeping_failed = True
+
+
+def _in_width_of(dtype: Any) -> AbstractContextManager[object]:
+    """Lets JAX compute in the dtype of a run, even if ``jax_enable_x64`` is off in the meantime."""
+    return jax.enable_x64(True) if dtype.itemsize > 4 else nullcontext()
 
 
 def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:

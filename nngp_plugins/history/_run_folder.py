@@ -107,7 +107,7 @@ class RunFolder:
         for name in ("probe", "targets", *_SHOWN):
             there, now = old.get(name), json.loads(json.dumps(about[name]))
             if there != now:
-                shown = f": {there} there, {now} now" if name in _SHOWN else ""
+                shown = f": {there} there, {now} now" if name in _SHOWN else _width(old.get("x64"), about["x64"])
                 raise ValueError(
                     f"{self._argument} is a run with other {name}{shown}; go on with the same, or name another folder."
                 )
@@ -173,6 +173,11 @@ class RunFolder:
             self.warn(f"{self._argument} lacks {len(self._unwritten)} snapshots, which the tracker's history has.")
         self._lines.close()
         self._lock.release()
+
+
+def _width(there: bool | None, now: bool) -> str:
+    """What to say of ``jax_enable_x64``, which decides whether JAX takes the same probe in float32 or in float64."""
+    return "" if there in (None, now) else f", as JAX takes it: jax_enable_x64 is {there} there, {now} now"
 
 
 def description(probe: PyTree, targets: np.ndarray, config: Mapping[str, Any] | None, **about: Any) -> dict[str, Any]:
