@@ -104,7 +104,7 @@ class _GramOf:
         return None if narrow else OfStep(lambda y: FeatureGram(features(y)).by_entries())
 
 
-def _map_exponents(change: Callable[[DenseGram], Any], grams: PyTree) -> PyTree:
+def _map_exponents(change: Callable[[Any], Any], grams: PyTree) -> PyTree:
     def changed(gram: FeatureGram | DenseGram) -> FeatureGram | DenseGram:
         return replace(gram, exponent=change(gram)) if isinstance(gram, DenseGram) else gram
 

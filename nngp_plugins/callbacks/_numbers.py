@@ -46,7 +46,8 @@ class Numbers:
     def prepare(self, n: int, dtype: Any) -> None:
         """Compiles what is computed of a layer, once for all layers and snapshots."""
         if not self._is_prepared:
-            gram = self.gram(Product(np.eye(n, dtype=dtype), np.zeros((), np.int32)))
+            like: Any = np.eye(n, dtype=dtype), np.zeros((), np.int32)
+            gram = self.gram(Product(*like))
             self(gram, gram, gram, on_cpu(np.ones((), dtype)))
             self._is_prepared = True
 

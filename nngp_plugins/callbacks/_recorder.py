@@ -28,7 +28,7 @@ from ..metrics import DenseGram, Metric, Product, grams_of_products
 from ._numbers import Numbers, on_cpu
 from ._pool import Pool
 from ._queue import Queue, Snapshot
-from ._reference import NOT_FINITE, Reference, exponents_in, flaw_of, message_of, promise_of, to_save
+from ._reference import NOT_FINITE, Reference, exponents_in, exponents_of, flaw_of, message_of, promise_of, to_save
 from .writers import Guarded, Writer
 
 
@@ -247,7 +247,7 @@ class Recorder:
             return True
         kernels, centered = (np.stack([getattr(gram, form) for gram in grams]) for form in ("matrix", "centered"))
         arrays = {"kernels": kernels, "centered": centered, "targets": self._targets, **others}
-        arrays |= to_save("exponents", np.stack([gram.exponent for gram in grams]))
+        arrays |= to_save("exponents", exponents_of(grams))
         return self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
     def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> None:
@@ -256,9 +256,8 @@ class Recorder:
         kept = {
             layer: snapshot.features.get(layer, gram.matrix) for layer, gram in zip(snapshot.shapes, grams, strict=True)
         }
-        exponents = np.stack([gram.exponent for gram in grams])
         try:
-            self._kept.append(len(self._history.rows), snapshot.step, kept, exponents)
+            self._kept.append(len(self._history.rows), snapshot.step, kept, exponents_of(grams))
         except (ValueError, OSError) as error:
             # TensorStore reports errors of the disk as either of these.
             if not self._keeping_failed:
@@ -267,5 +266,5 @@ class Recorder:
 
 
 def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:
-    given = saved["kernels"], saved["centered"], exponents_in(saved, "exponents")
-    return (on_cpu(DenseGram(kernel, centered, exponent=exponent)) for kernel, centered, exponent in zip(*given, strict=True))
+    given = zip(saved["kernels"], saved["centered"], exponents_in(saved, "exponents"), strict=True)
+    return (on_cpu(DenseGram(kernel, centered, exponent=exponent)) for kernel, centered, exponent in given)

@@ -23,20 +23,21 @@ class Reference:
     Attributes:
         grams: the reference of each layer; nan for a layer that has none yet.
         steps: their steps, ``(L,)``; nan for a layer that has none yet.
-        first: the kernels of the first snapshot, stacked, by which another training is noticed.
+        first: the kernels of the first snapshot, ``(L, N, N)``, and their exponents ``(L,)``, by which another training
+            is noticed.
         first_step: the step of the first snapshot.
     """
 
     grams: list[DenseGram]
     steps: np.ndarray
-    first: DenseGram
+    first: tuple[np.ndarray, np.ndarray]
     first_step: int
 
     @classmethod
     def none_yet(cls, step: int, grams: Sequence[DenseGram]) -> Reference:
         """No layer has a reference, at a first snapshot with these Grams."""
         nothing = on_cpu(jax.tree.map(_without_a_value, grams[0]))
-        first = DenseGram(np.stack([g.matrix for g in grams]), exponent=np.stack([g.exponent for g in grams]))
+        first = np.stack([gram.matrix for gram in grams]), exponents_of(grams)
         return cls([nothing] * len(grams), np.full(len(grams), np.nan), first, step)
 
     @classmethod
@@ -54,7 +55,7 @@ class Reference:
         counts = (steps <= last_step) & [not flaw_of(gram) for gram in grams]
         none_yet = cls.none_yet(int(saved["step"]), grams)
         if "first" in saved:
-            none_yet = replace(none_yet, first=DenseGram(saved["first"], exponent=exponents_in(saved, "first_exponents")))
+            none_yet = replace(none_yet, first=(saved["first"], exponents_in(saved, "first_exponents")))
         return none_yet.taking(steps, grams, counts)
 
     def to_save(self) -> dict[str, Any]:
@@ -62,13 +63,13 @@ class Reference:
         step = {"step": self.first_step}
         if (self.steps == self.first_step).all():
             return step
-        first = {"first": self.first.matrix, **to_save("first_exponents", self.first.exponent)}
-        return {**step, "steps": self.steps, **first}
+        kernels, exponents = self.first
+        return {**step, "steps": self.steps, "first": kernels, **to_save("first_exponents", exponents)}
 
     def differs_from(self, again: DenseGram) -> bool:
         """Whether kernels differ from those of the first snapshot by more than rounding."""
         with np.errstate(over="ignore", invalid="ignore"):
-            first, now = (undivided(grams.matrix, grams.exponent) for grams in (self.first, again))
+            first, now = undivided(*self.first), undivided(np.asarray(again.matrix), again.exponent)
             return bool(np.abs(now - first).max() > 1e-3 * np.abs(first).max())
 
     def lacks(self) -> np.ndarray:
@@ -81,9 +82,14 @@ class Reference:
         return replace(self, grams=taken, steps=np.where(layers, steps, self.steps))
 
 
-def to_save(name: str, exponents: Any) -> dict[str, np.ndarray]:
+def exponents_of(grams: Sequence[DenseGram]) -> np.ndarray:
+    """The powers of 4 by which the matrices of Grams were divided, ``(L,)``."""
+    return np.asarray([gram.exponent for gram in grams], np.int32)
+
+
+def to_save(name: str, exponents: np.ndarray) -> dict[str, np.ndarray]:
     """What a file says of the exponents of kernels: nothing if all are 0."""
-    return {name: np.asarray(exponents)} if np.any(exponents) else {}
+    return {name: exponents} if exponents.any() else {}
 
 
 def exponents_in(saved: Mapping[str, np.ndarray], name: str) -> np.ndarray:

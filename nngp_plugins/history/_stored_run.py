@@ -81,4 +81,3 @@ def _targets(saved: np.ndarray) -> dict[str, Any]:
         return {"targets": labels, "has_classes": True}
     is_column = saved.ndim == 1 or saved.shape[1] == 1
     return {"targets": saved.ravel() if is_column else np.zeros(0), "has_classes": False}
-

@@ -251,7 +251,7 @@ def _one_minus_cosine(a: FeatureGram, b: FeatureGram) -> Array:
     sizes = k.trace(), l.trace()
     apart = _log4(sizes[0] / sizes[1])
     # These are the parts that relative_change needs too; XLA computes them once for both.
-    near, _ = _parts_of_features(*_in_units_of(a, b)[:2])
+    near, _ = _parts_of_features(*_in_units_of(a, b)[:2])  # type: ignore[arg-type]
 
     def far() -> Parts:
         return _parts_of_features(a.divided(own + apart), b.divided(exponent))[0]

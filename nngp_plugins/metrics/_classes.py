@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jax import Array
 
+from .._typing import wide
 from ._catalogue import ROTATION, SCALE, TRANSLATION, entry
 from ._features import FeatureGram
 from ._gram import Gram
-from ._powers import float_type
 from ._products import product
 from ._similarity import alignment
 from ._targets import Classes, as_targets
@@ -59,7 +59,7 @@ def target_alignment(a: Gram | Array, y: Any) -> Float[Array, ""]:
 
 @one_program
 def _target_alignment(gram: Gram, targets: Array) -> Float[Array, ""]:
-    return alignment(gram, FeatureGram(targets.astype(float_type(gram.diagonal().dtype))))
+    return alignment(gram, FeatureGram(targets.astype(wide(gram.diagonal().dtype))))
 
 
 @entry(
@@ -106,7 +106,7 @@ def _class_block_means(gram: Gram, one_hot: Array) -> Float[Array, "C C"]:
 
 def averages(gram: Gram, one_hot: Array) -> tuple[Float[Array, " C"], Float[Array, "N C"]]:
     """Examples of each class, and ``A`` for which ``Aᵀ phi`` are class means, zero for a class without examples."""
-    one_hot = one_hot.astype(float_type(gram.diagonal().dtype))
+    one_hot = one_hot.astype(wide(gram.diagonal().dtype))
     counts = one_hot.sum(axis=0)
     return counts, one_hot / jnp.maximum(counts, 1)[None]
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._typing import wide
 from ._gram import Gram
-from ._powers import exponent_of, float_type, power_of_2, times_power_of_4
+from ._powers import exponent_of, power_of_2, times_power_of_4
 from ._products import diagonal, product
 
 if TYPE_CHECKING:
@@ -89,16 +90,17 @@ class DenseGram(Gram):
 
     def size_exponent(self) -> Array:
         """Half of the exponent of the largest entry, which lies on the diagonal of a kernel."""
-        size = jnp.abs(diagonal(self.matrix.astype(float_type(self.matrix.dtype)))).max()
+        size = jnp.abs(diagonal(self.matrix.astype(wide(self.matrix.dtype)))).max()
         exponent = exponent_of(size) >> 1  # A shift divides by two and rounds down.
         return exponent if self.exponent is None else exponent + self.exponent
 
     def divided(self, exponent: Array) -> DenseGram:
         """All entries divided by ``4^exponent``."""
-        dtype = float_type(self.matrix.dtype)
+        dtype = wide(self.matrix.dtype)
         by = -exponent if self.exponent is None else self.exponent - exponent
-        arrays = (self.matrix, self.centered, self.eigenvalues)
-        return DenseGram(*(None if array is None else times_power_of_4(array.astype(dtype), by) for array in arrays))
+        gram = replace(self, exponent=None)
+        divided: DenseGram = jax.tree.map(lambda array: times_power_of_4(array.astype(dtype), by), gram)
+        return divided
 
     def _times(self, array: Array) -> Array:
         """An array that belongs to ``matrix``, as that of K."""

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._typing import wide
 from ._dense import DenseGram
 from ._gram import Gram
-from ._powers import exponent_if_far, exponent_of, float_type, largest, power_of_2
+from ._powers import exponent_if_far, exponent_of, largest, power_of_2
 from ._products import Features, column_mean, of_columns, product, row_squares, squares
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class FeatureGram(Gram):
 
     def divided(self, exponent: Array) -> FeatureGram:
         """The kernel of the features divided by ``2^exponent``, where they are used."""
-        phi = self.phi.astype(float_type(self.phi.dtype))
+        phi = self.phi.astype(wide(self.phi.dtype))
         power = power_of_2(-exponent, phi.dtype)
         offset = None if self.offset is None else self.offset.astype(phi.dtype) * power
         return FeatureGram(phi, offset, power if self.power is None else power * self.power)
@@ -121,7 +122,7 @@ class FeatureGram(Gram):
         return DenseGram(entries, matrix, exponent=exponent)
 
     def _largest(self) -> Array:
-        size = largest(self.phi.astype(float_type(self.phi.dtype)))
+        size = largest(self.phi.astype(wide(self.phi.dtype)))
         return size if self.power is None else size * self.power
 
 

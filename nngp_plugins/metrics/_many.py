@@ -143,8 +143,9 @@ class _Sums(NamedTuple):
         dtype = self.cross.dtype
         a, b = power_of_2(self.exponent_a - exponent_a, dtype), power_of_2(self.exponent_b - exponent_b, dtype)
         cross = self.cross * a[:, None] * a[:, None] * b[None] * b[None]
-        parts = [part * p * p * p * p for part, p in zip(self[1:5], (a, b, a, b), strict=True)]
-        return _Sums(cross, *parts, exponent_a, exponent_b)
+        own = (part * p * p * p * p for part, p in zip(self[1:5], (a, b, a, b), strict=True))
+        own_a, own_b, noise_a, noise_b = own
+        return _Sums(cross, own_a, own_b, noise_a, noise_b, exponent_a, exponent_b)
 
 
 @one_program
@@ -204,9 +205,7 @@ def _hsics_by_entries(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> _
 
 
 @partial(one_program, static_argnames="debiased")
-def _sums(
-    cross: Array, own_a: Array, own_b: Array, diagonal_a: Array, diagonal_b: Array, debiased: bool
-) -> _Sums:
+def _sums(cross: Array, own_a: Array, own_b: Array, diagonal_a: Array, diagonal_b: Array, debiased: bool) -> _Sums:
     """HSIC from inner products of centred kernels.
 
     Each HSIC is multiplied by the number of examples, so that a batch counts in proportion to its size.

@@ -10,13 +10,6 @@ import numpy as np
 from jax import Array, lax
 
 
-def float_type(dtype: Any) -> Any:
-    """The dtype in which numbers of this dtype are computed with: at least float32."""
-    # JAX's strict promotion of dtypes refuses to ask jnp.promote_types.
-    is_wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
-    return jnp.dtype(dtype) if is_wide else jnp.dtype(jnp.float32)
-
-
 def exponent_of(x: Array) -> Array:
     """``⌊log2 x⌋`` as int32, a constant in gradients; the least exponent for zero, and 0 for NaN and infinity."""
     integer, digits, bias = _format(x.dtype)

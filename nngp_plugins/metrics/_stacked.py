@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,7 +17,7 @@ from ._products import product
 from ._to_grams import features
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    pass
 
 
 def stacked_grams(layers: Mapping[Any, Array]) -> DenseGram:
@@ -101,9 +102,6 @@ def grams_of_products(stacked: Product) -> DenseGram:
     return DenseGram(matrix, centered, exponent=stacked.exponent)
 
 
-Scaled = TypeVar("Scaled", Product, DenseGram)
-
-
 class OfStep:
     """What to make of each step of a scan over time, so that the mean over the steps is the result.
 
@@ -119,21 +117,25 @@ class OfStep:
         return self._make(y)
 
     @staticmethod
-    def add(mean: Scaled, step: Scaled, count: int) -> Scaled:
-        """The mean of the steps so far, with another one of so many. Their exponents may differ."""
+    def add(mean: Any, step: Any, count: int) -> Any:
+        """The mean of the steps so far, with another one of ``count``.
+
+        Args:
+            mean: the mean so far; zeros at the start.
+            step: what was made of a step, whose exponent may differ.
+            count: the number of steps.
+        """
         is_empty = ~jnp.any(mean.matrix, axis=(-2, -1))
         exponent = jnp.where(is_empty, step.exponent, jnp.maximum(mean.exponent, step.exponent))
 
+        before, now = ((part.exponent - exponent)[..., None, None] for part in (mean, step))
+
         def sum_of(a: Array, b: Array) -> Array:
-            before, now = ((part.exponent - exponent)[..., None, None] for part in (mean, step))
+            if a is mean.exponent:
+                return exponent
             return times_power_of_4(a, before) + times_power_of_4(b, now) / count
 
-        if isinstance(mean, Product):
-            return Product(sum_of(mean.matrix, step.matrix), exponent)
-        return replace(
-            mean, matrix=sum_of(mean.matrix, step.matrix), centered=sum_of(mean.centered, step.centered),
-            exponent=exponent,
-        )
+        return jax.tree.map(sum_of, mean, step)
 
 
 def undivided(matrix: np.ndarray, exponent: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._powers import float_type
+from .._typing import wide
 
 
 def labels_of(y: Any, n: int | None = None, argument: str = "y") -> np.ndarray | None:
@@ -44,9 +44,7 @@ def labels_of(y: Any, n: int | None = None, argument: str = "y") -> np.ndarray |
     y = np.asarray(y)
     if y.ndim not in (1, 2) or (n is not None and len(y) != n):
         of = "N" if n is None else f"N={n}"
-        raise ValueError(
-            f"{argument} of shape {y.shape} must be labels (N,) or one-hot (N, C) of the {of} examples."
-        )
+        raise ValueError(f"{argument} of shape {y.shape} must be labels (N,) or one-hot (N, C) of the {of} examples.")
     is_float = jnp.issubdtype(y.dtype, jnp.floating)
     if y.ndim == 1 and is_float:
         return y.astype(int) if np.all(np.isfinite(y) & (y == np.round(y))) else None
@@ -81,12 +79,12 @@ def as_targets(y: Any, n: int) -> Any:
             raise TypeError("y holds labels that jit traces; pass them one-hot, (N, C), or as a constant.")
         if y.shape[0] != n:
             raise ValueError(f"y of shape {y.shape} must be labels (N,) or one-hot (N, C) of the N={n} examples.")
-        return y.astype(float_type(y.dtype))
+        return y.astype(wide(y.dtype))
     targets, labels = np.asarray(y), labels_of(y, n)
     if labels is not None and (targets.ndim == 1 or targets.shape[1] == 1):
         _, classes = np.unique(labels, return_inverse=True)
         return np.eye(classes.max(initial=0) + 1)[classes]
-    return np.asarray(targets.reshape(n, -1), float_type(targets.dtype))
+    return np.asarray(targets.reshape(n, -1), wide(targets.dtype))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from .._typing import wide
 from ._dense import DenseGram
 from ._features import FeatureGram
 from ._gram import Gram
-from ._powers import float_type
 
 if TYPE_CHECKING:
     from jaxtyping import Float
