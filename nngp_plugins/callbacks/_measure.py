@@ -26,7 +26,7 @@ from ..engine import (
     traced_errors,
     traced_outputs,
 )
-from ..metrics import features, product_from_first
+from ..metrics import OfStep, Product, features, product_from_first
 from ._checks import check_layers, probe_size
 from ._given import own
 
@@ -37,13 +37,13 @@ class Measured(NamedTuple):
     """What is measured at one step.
 
     Attributes:
-        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``. The host makes K and H K H of it:
-            these two would be twice the bytes for the device to hold and to send.
+        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``, and their exponents ``(L,)``. The
+            host makes K and H K H of it: these two would be twice the bytes for the device to hold and to send.
         features: the features ``(N, D)`` of each layer that keeps them in place of its kernel.
         errors: how far the outputs depend on the other examples in the batch, by layer; empty if that is not checked.
     """
 
-    products: Array
+    products: Product
     features: dict[str, Array]
     errors: dict[str, BatchErrors]
 
@@ -64,29 +64,31 @@ class _Products:
         """Whether a layer of this shape keeps its features."""
         return self.keep_features and math.prod(shape.shape[1:]) < self.n
 
-    def __call__(self, name: str, y: Array) -> dict[str, Array]:
-        return {"output": y} if self.keeps(y) else {"product": product_from_first(y)}
+    def __call__(self, name: str, y: Array) -> Array | Product:
+        return y if self.keeps(y) else product_from_first(y)
 
-    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], dict[str, Array]] | None:
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> OfStep | None:
         """The product of a step; None if all steps are kept."""
-        return None if self.keeps(shape) else lambda name, y: {"product": product_from_first(y)}
+        return None if self.keeps(shape) else OfStep(product_from_first)
 
-    def take_apart(self, reduced: Reduced) -> tuple[Array, dict[str, Array]]:
+    def take_apart(self, reduced: Reduced) -> tuple[Product, dict[str, Array]]:
         """The products of all layers in forward order, and the features of those that keep them."""
-        products: list[Array] = []
+        products: list[Product] = []
         places: list[int] = []
         kept: dict[str, Array] = {}
         for part in reduced.parts:
             stacked = part.value if part.stacked else jax.tree.map(lambda y: y[None], part.value)
-            if "output" in stacked:
-                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked["output"], strict=True)}
-                stacked = {"product": jax.vmap(product_from_first)(stacked["output"])}
-            products.append(stacked["product"])
+            if not isinstance(stacked, Product):
+                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked, strict=True)}
+                stacked = jax.vmap(product_from_first)(stacked)
+            products.append(stacked)
             places += part.places
         with jax.numpy_dtype_promotion("standard"):
-            together = jnp.concatenate(products)
+            together = Product(*map(jnp.concatenate, zip(*products, strict=True)))
         # The layers of a scan lie side by side, and take one step of compilation whatever their number.
-        return together if places == sorted(places) else together[np.argsort(places)], kept
+        if places != sorted(places):
+            together = Product(*(array[np.argsort(places)] for array in together))
+        return together, kept
 
 
 class Measurement:
@@ -138,7 +140,7 @@ class Measurement:
             params, state = self.f.variables(params, state)
         params, state = own((arrays_alone(params), state))
         if not self.shapes:
-            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
+            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products.matrix)
         if not self._is_checked:
             refusals, warned = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
             if refusals:
@@ -172,8 +174,9 @@ class Measurement:
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
+        products = [product_from_first(y) for y in layers.values()]
         with jax.numpy_dtype_promotion("standard"):
-            return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
+            return Measured(Product(*map(jnp.stack, zip(*products, strict=True))), narrow, errors)
 
     def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""

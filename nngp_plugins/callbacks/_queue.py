@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
         seconds: the seconds since the run began.
         scalars: the scalars that were given to the tracker.
         shapes: the shape of each layer without the batch axis, in forward order.
-        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``.
+        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``, with the exponents ``(L,)``.
         features: the features ``(N, D)`` of layers that keep them in place of their kernels.
     """
 

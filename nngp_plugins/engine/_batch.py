@@ -88,7 +88,7 @@ class BatchedKernelFn:
 
         Raises:
             ValueError: as without batches; outputs depend on the other examples in the batch, or do not have a row
-                for each example; the axes pair the batch axis with a different axis.
+                for each example; products of finite outputs overflow; the axes pair the batch axis with another one.
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
         return self._assemble(*self.sources(x1, x2, params, apply_fn_kwargs))

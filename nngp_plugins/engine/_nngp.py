@@ -82,7 +82,8 @@ class KernelFn:
                 inputs are equal; everything else goes to both.
 
         Returns:
-            The PyTree of ``f``'s outputs with a kernel in place of each.
+            The PyTree of ``f``'s outputs with a kernel in place of each. It is infinite where products overflow, as
+            what any function of JAX returns; :func:`batch` refuses such a kernel by name.
 
         Raises:
             ValueError: an empty batch; axes out of range, named twice or in both sets; outputs for ``x1`` and

@@ -84,8 +84,8 @@ def write_kernel(
     Raises:
         FileExistsError: ``path`` holds something else, or exists with ``resume=False``.
         ValueError: the kernel in ``path`` has other params, state, data, axes, dtype or tiles, and the message says
-            which; an output is NaN or infinite, and the message says where; the batch axis is traced, so that the
-            kernel is no larger than an output.
+            which; an output is NaN or infinite, or products of outputs overflow, and the message says where; the batch
+            axis is traced, so that the kernel is no larger than an output.
         OSError: the disk is too small, which is found before the start, or fails. What is written stays.
         FolderInUseError: another process writes to ``path``; it is a ``BlockingIOError`` too.
 
