@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._durable import check_plain, read_plain
 from .._require import require
 
 JOB, LEDGER, GROUP = "job.json", "ledger.jsonl", "zarr.json"
@@ -107,10 +108,10 @@ def load_job(path: Path) -> dict[str, Any]:
     if not (path / JOB).is_file():
         raise FileNotFoundError(f"{path} holds no kernel (no {JOB}); write one with nngp.write_kernel.")
     try:
-        job = json.loads((path / JOB).read_text())
+        job = json.loads(read_plain(path / JOB))
         if not (job["made_of"].keys() and all(array.keys() for array in job["arrays"]) and job["arrays"]):
             raise ValueError("it says too little")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path / JOB} is damaged: {error!r}.") from error
     return job
 
@@ -147,6 +148,32 @@ def part(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
     )
 
 
+def parts(layout: Layout, keys: Sequence[Any]) -> set[tuple[int, ...]]:
+    """The chunks that an index reads.
+
+    Args:
+        layout: the array.
+        keys: for each axis an int, a slice with a start and a stop, or an array of ints; arrays go together.
+    """
+    places = [
+        np.unique(np.arange(key.start, key.stop, key.step) // size).tolist()
+        if isinstance(key, slice)
+        else [key // size]
+        for key, size in zip(keys, layout.chunk, strict=True)
+        if not isinstance(key, np.ndarray)
+    ]
+    arrays = np.broadcast_arrays(
+        *(key // size for key, size in zip(keys, layout.chunk, strict=True) if isinstance(key, np.ndarray))
+    )
+    together = set(zip(*(array.ravel().tolist() for array in arrays), strict=True)) if arrays else {()}
+    chunks = set()
+    for alone in product(*places):
+        for joint in together:
+            one, other = iter(alone), iter(joint)
+            chunks.add(tuple(next(other if isinstance(key, np.ndarray) else one) for key in keys))
+    return chunks
+
+
 def reason(error: Exception) -> str:
     """What TensorStore says of an error, without the description of the array that it adds."""
     return re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", str(error))
@@ -160,15 +187,44 @@ def checksum_of(file: Path, size: int) -> str:
 
 
 def checked(path: Path) -> Path:
-    """The folder of a store, after a check that no symbolic link leads out of it."""
+    """The folder of a store, after a check that it holds no link out of it, and no file that one would wait for.
+
+    Raises:
+        ValueError: it does.
+    """
     if path.is_symlink():
         raise ValueError(f"{path} is a symbolic link; pass the folder that it leads to, {path.resolve()}.")
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            if os.path.islink(os.path.join(folder, name)):
-                raise ValueError(f"{os.path.join(folder, name)} is a symbolic link, which a store has none of.")
+    if path.is_dir():
+        check_plain(path, "a store")
     # TensorStore does not take a path with "..".
     return path.resolve()
+
+
+def group_of(layouts: Sequence[Layout]) -> dict[str, Any]:
+    """The metadata of the group; zarr and xarray first look for those of all arrays there."""
+    arrays = {layout.component: layout.zarr() for layout in layouts}
+    inline = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    return json.loads(
+        json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": inline})
+    )
+
+
+def check_group(path: Path, layouts: Sequence[Layout]) -> None:
+    """Compares the metadata of the group with the arrays; a job that was killed early has none yet.
+
+    Raises:
+        ValueError: they are damaged, or of other arrays.
+    """
+    file = path / GROUP
+    if not file.exists():
+        return
+    try:
+        group = json.loads(read_plain(file))
+        is_right = {**group, "attributes": {}} == group_of(layouts)
+    except (ValueError, TypeError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise ValueError(f"{file} is damaged or of other arrays; delete it and run write_kernel again.")
 
 
 def _tuple(value: Any) -> Any:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ._layout import LEDGER, Layout, checked, checksum_of, load_layouts, part, reason
-from ._ledger import Ledger
+from ._layout import LEDGER, Layout, check_group, checked, checksum_of, load_layouts, part, parts, reason
+from ._ledger import Chunk, Ledger
 
 
 class KernelStore:
@@ -28,7 +28,9 @@ class KernelStore:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = checked(Path(path))
         self._layouts = load_layouts(self.path)
-        self._tiles = Ledger(self.path / LEDGER).tiles
+        check_group(self.path, self._layouts)
+        self._tiles = Ledger(self.path / LEDGER, [layout.grid for layout in self._layouts]).tiles
+        self._compared: set[Chunk] = set()
         self.arrays = {layout.name: StoredKernel(self, layout) for layout in self._layouts}
 
     @property
@@ -88,6 +90,21 @@ class KernelStore:
                 "delete these files and run write_kernel again, which computes what is missing."
             )
 
+    def compare(self, layout: Layout, chunks: Iterable[tuple[int, ...]]) -> None:
+        """Compares the checksum of each tile that is read for the first time with that of the ledger.
+
+        TensorStore compares the numbers with the checksum in the same file, which may be that of another tile.
+
+        Raises:
+            ValueError: a tile is whole, but is not the one that was written there.
+        """
+        index = self._layouts.index(layout)
+        for chunk in {(index, *chunk) for chunk in chunks} - self._compared:
+            file = layout.file(self.path, chunk[1:])
+            if checksum_of(file, layout.chunk_bytes) != self._tiles[chunk]:
+                raise ValueError(f"{file} is not the tile that was written there")
+            self._compared.add(chunk)
+
     def _damaged(self) -> Iterator[Path]:
         reads: deque[tuple[Path, str, int, Any]] = deque()
         for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
@@ -127,8 +144,12 @@ class StoredKernel:
                 "write_kernel again with the same arguments to finish it."
             )
         try:
-            return np.asarray(self._layout.open(self._store.path)[_positive(key, self.shape)].read().result())
-        except ValueError as error:
+            keys = _positive(key, self.shape)
+            numbers = np.asarray(self._layout.open(self._store.path)[keys].read().result())
+            # The ends of the files are in memory now.
+            self._store.compare(self._layout, parts(self._layout, keys))
+            return numbers
+        except (ValueError, FileNotFoundError) as error:
             raise ValueError(
                 f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
                 "what to delete and compute again."
