@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -42,8 +43,7 @@ class KeptKernels:
         values = [*kept.values(), np.asarray(step, np.int64)]
         try:
             if not self._arrays:
-                # Rows of a process that was killed before their line was whole are cut off.
-                self._arrays = _resized(_opened(self._root, kept, values), i)
+                self._arrays = _opened(self._root, kept, values)
             self._arrays = _resized(self._arrays, i + 1)
             for write in [array[i].write(value) for array, value in zip(self._arrays[:-1], values, strict=False)]:
                 write.result()
@@ -51,6 +51,22 @@ class KeptKernels:
         except (ValueError, RuntimeError) as error:
             # TensorStore reports errors of the disk as either of these.
             raise OSError(f"{self._root} can't be written: {error}") from error
+
+
+def cut_off(run: Path, rows: int) -> None:
+    """Makes the rows not count that a process wrote which was killed before their line was whole.
+
+    Raises:
+        ValueError: the array of steps is damaged.
+        OSError: the disk fails.
+    """
+    if (run / KERNELS / _STEP).exists():
+        steps = _open(run / KERNELS / _STEP)
+        if steps.shape[0] > rows:
+            try:
+                _resized([steps], rows)
+            except (ValueError, RuntimeError) as error:
+                raise OSError(errno.EIO, f"its kernels can't be cut: {error}", str(run / KERNELS)) from error
 
 
 def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, diverged: bool) -> np.ndarray:
@@ -96,6 +112,7 @@ def _folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         return {}
     check_plain(root.parent, "a run folder", frozenset({KERNELS}))
+    check_plain(root, "a run folder", frozenset(os.listdir(root)))
     found = sorted(folder for folder in root.iterdir() if folder.name != _STEP and (folder / _ZARR).exists())
     return {str(_about(folder)["attributes"]["name"]): folder for folder in found}
 
@@ -135,8 +152,6 @@ def _open(folder: Path) -> Any:
 
 def _opened(root: Path, kept: Mapping[str, np.ndarray], values: list[np.ndarray]) -> list[Any]:
     """The arrays of all layers, and that of the steps; they are made if there are none."""
-    if root.exists():
-        check_plain(root, "a run folder")
     root.mkdir(exist_ok=True)
     if not (root / _ZARR).exists():
         group = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'

@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from .._durable import AppendedLines, FolderLock, rename, replace_file
+from .._durable import AppendedLines, FolderLock, check_plain, rename, replace_file
 from .._fingerprint import fingerprint
 from .._typing import PyTree
 from .._version import __version__
 from ._files import (
     FIRST_CHECKED,
+    KERNELS,
     LAST,
     METRICS,
     NEXT,
@@ -28,6 +29,7 @@ from ._files import (
     read_arrays,
     refuse_others,
 )
+from ._kept import cut_off
 from ._lines import line_of, read_rows
 from ._rows import Row
 
@@ -87,12 +89,16 @@ class RunFolder:
 
     def _begin(self, about: Mapping[str, Any], resume: bool) -> None:
         """Reads what is there, and changes nothing before it is known that this run may go on."""
+        if about["keep_kernels"] and (self.path / KERNELS).exists():
+            check_plain(self.path / KERNELS, "a run folder")
         is_there = (self.path / RUN).exists()
         old = read_about(self.path) if is_there else {}
         self.rows = read_rows(self.path, self._lines.take_lines(), old)
         if self.rows:
             about = self._resumed(old, about, resume)
-            self._loaded[REFERENCE] = self.load(REFERENCE)
+            # What is damaged is found before anything is changed.
+            files = [REFERENCE, *(name for name in (NEXT, LAST) if (self.path / name).exists())]
+            self._loaded = {name: read_arrays(self.path / name) for name in files}
         if self._lines.torn:
             warnings.warn(
                 f"{self._argument} ended within a line of {METRICS}, which is repaired: its snapshot was not finished.",
@@ -105,6 +111,8 @@ class RunFolder:
             self.about = self._described(about)
             replace_file(self.path / RUN, self._files.pop(RUN))
             self._lines.open()
+            if about["keep_kernels"]:
+                cut_off(self.path, len(self.rows))
         except BaseException:
             self._lines.close()
             raise

@@ -76,6 +76,7 @@ def prepare(root: Path, made_of: Mapping[str, Any], layouts: Sequence[Layout]) -
         _check_disk(root, ledger, layouts)
         _write_once(root / JOB, job)
         _write_once(root / GROUP, group_of(layouts))
+        ledger.open()
     except BaseException:
         ledger.close()
         raise
