@@ -133,6 +133,39 @@ def test_rows_that_lack_a_number():
     assert shown(late.table()).split()[-2:] == ["a", "3.00"]
 
 
+class Growing(list):
+    """Rows to which a tracker adds one each time that they are read."""
+
+    def __iter__(self):
+        step = len(self)
+        self.append({"step": step, "seconds": 0.0, "loss": 1.0, "kernel/a/cka": 1.0, f"kernel/b{step}/rank": 2.0})
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda history: history.to_pandas(),
+        lambda history: history.to_xarray(),
+        lambda history: history.plot("cka"),
+        lambda history: history.table(),
+        lambda history: repr(history),
+        lambda history: history.metric("rank"),
+    ],
+    ids=["to_pandas", "to_xarray", "plot", "table", "repr", "metric"],
+)
+def test_reading_while_a_tracker_adds_snapshots(read):
+    """Everything is of the snapshots at one moment."""
+    pytest.importorskip("xarray")
+    history = nngp.History()
+    history.rows = Growing()
+    for step in range(3):
+        history.rows.append({"step": step, "seconds": 0.0, "kernel/a/cka": 1.0, "kernel/c/rank": 2.0})
+    before = len(history.rows)
+    read(history)
+    assert len(history.rows) == before + 1
+
+
 def test_an_empty_history():
     pytest.importorskip("xarray")
     empty = nngp.History()
