@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -148,30 +149,33 @@ def part(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
     )
 
 
-def parts(layout: Layout, keys: Sequence[Any]) -> set[tuple[int, ...]]:
+def parts(layout: Layout, keys: Sequence[Any]) -> Iterable[tuple[int, ...]]:
     """The chunks that an index reads.
 
     Args:
         layout: the array.
         keys: for each axis an int, a slice with a start and a stop, or an array of ints; arrays go together.
     """
-    places = [
-        np.unique(np.arange(key.start, key.stop, key.step) // size).tolist()
-        if isinstance(key, slice)
-        else [key // size]
-        for key, size in zip(keys, layout.chunk, strict=True)
-        if not isinstance(key, np.ndarray)
-    ]
-    arrays = np.broadcast_arrays(
-        *(key // size for key, size in zip(keys, layout.chunk, strict=True) if isinstance(key, np.ndarray))
-    )
-    together = set(zip(*(array.ravel().tolist() for array in arrays), strict=True)) if arrays else {()}
-    chunks = set()
-    for alone in product(*places):
-        for joint in together:
-            one, other = iter(alone), iter(joint)
-            chunks.add(tuple(next(other if isinstance(key, np.ndarray) else one) for key in keys))
+    axes = list(zip(keys, layout.chunk, strict=True))
+    alone = product(*(_places(key, size) for key, size in axes if not isinstance(key, np.ndarray)))
+    if not (arrays := [key // size for key, size in axes if isinstance(key, np.ndarray)]):
+        return alone
+    together = set(zip(*(array.ravel().tolist() for array in np.broadcast_arrays(*arrays)), strict=True))
+    chunks = []
+    for one, other in product(alone, together):
+        ones, others = iter(one), iter(other)
+        chunks.append(tuple(next(others if isinstance(key, np.ndarray) else ones) for key in keys))
     return chunks
+
+
+def _places(key: Any, size: int) -> Iterable[int]:
+    if not isinstance(key, slice):
+        return (key // size,)
+    rows = range(key.start, key.stop, key.step)
+    if not rows or abs(rows.step) <= size:
+        ends = sorted((rows[0] // size, rows[-1] // size)) if rows else (0, -1)
+        return range(ends[0], ends[1] + 1)
+    return dict.fromkeys(row // size for row in rows)
 
 
 def reason(error: Exception) -> str:
@@ -179,11 +183,14 @@ def reason(error: Exception) -> str:
     return re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", str(error))
 
 
-def checksum_of(file: Path, size: int) -> str:
+def checksum_of(file: str | Path, size: int) -> str:
     """The CRC-32C at the end of a tile's file; a file of another size gives a different text."""
-    with file.open("rb") as opened:
-        opened.seek(size - 4)
-        return opened.read().hex()
+    opened = os.open(file, os.O_RDONLY)
+    try:
+        # One byte more, because a longer file is another one.
+        return os.pread(opened, 5, size - 4).hex()
+    finally:
+        os.close(opened)
 
 
 def checked(path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ class KernelStore:
         self._layouts = load_layouts(self.path)
         check_group(self.path, self._layouts)
         self._tiles = Ledger(self.path / LEDGER, [layout.grid for layout in self._layouts]).tiles
-        self._compared: set[Chunk] = set()
-        self.arrays = {layout.name: StoredKernel(self, layout) for layout in self._layouts}
+        self.arrays = {
+            layout.name: StoredKernel(self, i, layout, self._tiles) for i, layout in enumerate(self._layouts)
+        }
 
     @property
     def fraction(self) -> float:
@@ -90,21 +91,6 @@ class KernelStore:
                 "delete these files and run write_kernel again, which computes what is missing."
             )
 
-    def compare(self, layout: Layout, chunks: Iterable[tuple[int, ...]]) -> None:
-        """Compares the checksum of each tile that is read for the first time with that of the ledger.
-
-        TensorStore compares the numbers with the checksum in the same file, which may be that of another tile.
-
-        Raises:
-            ValueError: a tile is whole, but is not the one that was written there.
-        """
-        index = self._layouts.index(layout)
-        for chunk in {(index, *chunk) for chunk in chunks} - self._compared:
-            file = layout.file(self.path, chunk[1:])
-            if checksum_of(file, layout.chunk_bytes) != self._tiles[chunk]:
-                raise ValueError(f"{file} is not the tile that was written there")
-            self._compared.add(chunk)
-
     def _damaged(self) -> Iterator[Path]:
         reads: deque[tuple[Path, str, int, Any]] = deque()
         for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
@@ -127,8 +113,10 @@ class StoredKernel:
         dtype: the dtype of the kernel.
     """
 
-    def __init__(self, store: KernelStore, layout: Layout):
-        self._store, self._layout = store, layout
+    def __init__(self, store: KernelStore, index: int, layout: Layout, tiles: Mapping[Chunk, str]):
+        self._store, self._index, self._layout, self._tiles = store, index, layout, tiles
+        # The tiles that somebody has read.
+        self._read: set[tuple[int, ...]] = set()
         self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
 
     def __getitem__(self, key: Any) -> np.ndarray:
@@ -147,13 +135,30 @@ class StoredKernel:
             keys = _positive(key, self.shape)
             numbers = np.asarray(self._layout.open(self._store.path)[keys].read().result())
             # The ends of the files are in memory now.
-            self._store.compare(self._layout, parts(self._layout, keys))
+            if len(self._read) < self._layout.tiles:
+                self._compare(parts(self._layout, keys))
             return numbers
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(
                 f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
                 "what to delete and compute again."
             ) from error
+
+    def _compare(self, chunks: Iterable[tuple[int, ...]]) -> None:
+        """Compares the checksum of each tile that is read for the first time with that of the ledger.
+
+        TensorStore compares the numbers with the checksum in the same file, which may be that of another tile.
+
+        Raises:
+            ValueError: a tile is whole, but is not the one that was written there.
+        """
+        folder = os.path.join(self._store.path, self._layout.component, "c")
+        for chunk in chunks:
+            if chunk not in self._read:
+                file = os.path.join(folder, *map(str, chunk))
+                if checksum_of(file, self._layout.chunk_bytes) != self._tiles[self._index, *chunk]:
+                    raise ValueError(f"{file} is not the tile that was written there")
+                self._read.add(chunk)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[...].astype(dtype or self.dtype, copy=False)
