@@ -92,13 +92,17 @@ class KernelStore:
             )
 
     def _damaged(self) -> Iterator[Path]:
-        reads: deque[tuple[Path, str, int, Any]] = deque()
+        reads: deque[tuple[Path, Any]] = deque()
         for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
             for chunk in product(*map(range, layout.grid)):
                 checksum = self._tiles.get((self._layouts.index(layout), *chunk))
-                if checksum is not None:
-                    read = array[part(layout, chunk)].read()
-                    reads.append((layout.file(self.path, chunk), checksum, layout.chunk_bytes, read))
+                if checksum is None:
+                    continue
+                file = layout.file(self.path, chunk)
+                if _is_other(file, layout.chunk_bytes, checksum):
+                    yield file
+                    continue
+                reads.append((file, array[part(layout, chunk)].read()))
                 if len(reads) > 4:
                     yield from _bad(*reads.popleft())
         for read in reads:
@@ -133,11 +137,11 @@ class StoredKernel:
             )
         try:
             keys = _positive(key, self.shape)
-            numbers = np.asarray(self._layout.open(self._store.path)[keys].read().result())
-            # The ends of the files are in memory now.
+            array = self._layout.open(self._store.path)[keys]
+            # This comes first, because TensorStore takes the memory that the description asks for.
             if len(self._read) < self._layout.tiles:
                 self._compare(parts(self._layout, keys))
-            return numbers
+            return np.asarray(array.read().result())
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(
                 f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
@@ -186,15 +190,20 @@ def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
     return KernelStore(path)
 
 
-def _bad(file: Path, checksum: str, size: int, read: Any) -> Iterator[Path]:
+def _is_other(file: Path, size: int, checksum: str) -> bool:
+    """Whether a tile is missing, has another size, or is not the one that was written there."""
+    try:
+        return checksum_of(file, size) != checksum
+    except OSError:
+        return True
+
+
+def _bad(file: Path, read: Any) -> Iterator[Path]:
     try:
         # TensorStore checks the numbers against the checksum at the end of the file.
         read.result()
-        if checksum_of(file, size) == checksum:
-            return
     except (ValueError, OSError):
-        pass
-    yield file
+        yield file
 
 
 def _positive(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:

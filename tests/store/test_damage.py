@@ -98,6 +98,25 @@ def test_it_is_not_read_as_numbers(written, small):
         store[4:8]
 
 
+def test_a_description_that_is_larger_than_its_tiles(written):
+    """Nothing takes the memory that a prepared store says it needs."""
+    large = [10**6, 10**6]
+    job = json.loads(written.job.read_text())
+    job["arrays"][0].update(shape=large, chunk=large)
+    written.job.write_text(json.dumps(job))
+    meta = json.loads((written.path / "kernel/zarr.json").read_text())
+    meta["shape"] = meta["chunk_grid"]["configuration"]["chunk_shape"] = large
+    (written.path / "kernel/zarr.json").write_text(json.dumps(meta))
+    (written.path / "zarr.json").unlink()
+    written.ledger.write_bytes(written.ledger.read_bytes().splitlines(keepends=True)[0])
+    store = nngp.open_kernel(written.path)
+    assert store.complete
+    with pytest.raises(ValueError, match=r"kernel/c/0/0 is not the tile that was written there"):
+        store[...]
+    with pytest.raises(ValueError, match="1 of 1 tiles are damaged"):
+        store.verify()
+
+
 def test_a_tile_of_an_older_kernel(written, small):
     other = written.path.with_name("other")
     small.write(path=other, params=2 * small.params)
