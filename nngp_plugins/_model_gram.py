@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._typing import PyTree
+from ._typing import PyTree, wide
 from .engine import LayerFn, NamedOutputs, batch, batch_first, empirical_nngp_fn, has_layers
 from .metrics import DenseGram, FeatureGram, features, gram_of
 
@@ -58,7 +58,7 @@ def gram(
         >>> round(float(nngp.metrics.effective_rank(gram)), 3)
         1.0
     """
-    f, x = batch_first(f, x)
+    f, x = batch_first(f, "x", x)
     at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
     if at_once and has_layers(f):
         # Grams of the layers of a scan are made inside it, so that their outputs are never held together.
@@ -104,7 +104,7 @@ class _GramOf:
 
 def _non_finite(name: str, y: Any) -> str:
     """The name of an output with the first examples that are not finite; empty if all are finite."""
-    if np.isfinite(jnp.sum(jnp.abs(y))):
+    if not jnp.issubdtype(y.dtype, jnp.inexact) or np.isfinite(jnp.sum(jnp.abs(y.astype(wide(y.dtype))))):
         return ""
     examples = np.flatnonzero(~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(axis=1))
     if not examples.size:

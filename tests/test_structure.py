@@ -14,6 +14,7 @@ GROUND_FLOOR = {
     "_require",
     "_static",
     "_tables",
+    "_trees",
     "_typing",
     "_version",
     "_durable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._trees import arrays_alone, with_constants
 from ..adapters import ModelFn, Reduced, matches
 from ..engine import (
-    NEXT_TO_OTHERS,
+    BatchErrors,
     NamedOutputs,
     batch_first,
     compiler_options,
-    dependence,
     has_layers,
     smaller_batch,
     traced_errors,
@@ -42,7 +43,7 @@ class Measured(NamedTuple):
 
     products: Array
     features: dict[str, Array]
-    errors: dict[str, Array]
+    errors: dict[str, BatchErrors]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Measurement:
     def __init__(
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):
-        f, probe_x = batch_first(f, probe_x)
+        f, probe_x = batch_first(f, PROBE, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
             self.probe_x = jax.tree.map(jnp.asarray, probe_x)
@@ -132,12 +133,15 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
+        params = arrays_alone(params)
         if not self.shapes:
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
         if not self._is_checked:
-            messages = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
-            if messages:
-                raise ValueError(messages[0])
+            refusals, warned = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
+            if refusals:
+                raise ValueError(refusals[0])
+            for message in warned[:1]:
+                warnings.warn(message, stacklevel=2)
             self._is_checked = True
         return self._compiled(params, state, self.probe_x)
 
@@ -150,7 +154,7 @@ class Measurement:
             probe_x: the probe.
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
-        errors = self._traced_errors(params, state, probe_x) if check else {}
+        errors, params = self._traced_errors(params, state, probe_x) if check else {}, with_constants(params)
         given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
@@ -175,15 +179,14 @@ class Measurement:
         patterns = self.f.patterns if has_layers(self.f) else ()
         self.unseen = {path: reason for path, reason in unseen.items() if matches(path, patterns)}
 
-    def dependence(self, errors: Mapping[str, Any]) -> list[str]:
-        """What to say of each layer that depends on the other examples in the batch."""
+    def dependence(self, errors: Mapping[str, BatchErrors]) -> tuple[list[str], list[str]]:
+        """What to say of layers that depend on their batch, and of those that rounding changes much."""
         size = self._batch_size or self.n
-        compared = f"between batches of {size} and {smaller_batch(size)}" if self._rng is None else NEXT_TO_OTHERS
-        return [
-            dependence(f"output {path!r}" if path else "the output", float(error), compared, "leave out batch_size")
-            for path, error in errors.items()
-            if error > 0
-        ]
+        compared = f"between batches of {size} and {smaller_batch(size)}"
+        named = {f"output {path!r}" if path else "the output": jax.device_get(error) for path, error in errors.items()}
+        refusals = [error.message(name, compared, "leave out batch_size") for name, error in named.items()]
+        warned = [error.warning(name, compared) for name, error in named.items()]
+        return [*filter(None, refusals)], [*filter(None, warned)]
 
     def _apply(self, params: Any, state: Any) -> Callable[..., Any]:
         given = {} if state is None else {"state": state}
@@ -202,8 +205,8 @@ class Measurement:
             raise ValueError(f"f returned {outputs.structure.unflatten([])!r}, which holds no array to measure.")
         return {path or "output": y for path, y in zip(outputs.paths, outputs.leaves, strict=True)}
 
-    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, Array]:
+    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, BatchErrors]:
         if self._batch_size is None:
             return {}
-        apply, draws = self._apply(params, state), self._rng is not None
+        apply, draws = self._apply(with_constants(params), state), self._rng is not None
         return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)

@@ -5,12 +5,11 @@ from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
 from ._devices import compiler_options as compiler_options, on_one_device as on_one_device
 from ._independence import (
-    NEXT_TO_OTHERS as NEXT_TO_OTHERS,
-    dependence as dependence,
+    BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )
-from ._inputs import Range as Range, batch_first as batch_first, unpacked as unpacked
+from ._inputs import Range as Range, batch_first as batch_first, inputs as inputs, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import Job as Job, TileSink as TileSink, in_tiles as in_tiles, progress as progress
 from ._nngp import (

@@ -126,10 +126,10 @@ class BatchedKernelFn:
         """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
-        f, x1 = batch_first(self.kernel_fn.f, x1)
+        f, x1 = batch_first(self.kernel_fn.f, "x1", x1)
         inputs = {"x1": x1}
         if not is_none(x2):
-            _, x2 = batch_first(self.kernel_fn.f, x2)
+            _, x2 = batch_first(self.kernel_fn.f, "x2", x2)
             inputs["x2"] = x2
         examples = []
         for name, x in inputs.items():
@@ -234,8 +234,8 @@ def batch(
         device_count: devices that run the network, each a batch at a time; -1 for all devices of this process.
         store_on_device: whether outputs and kernels stay on the first device. False moves both to host memory.
         progress: whether to show a progress bar on stderr.
-        check: whether to run a few examples in a batch of another size first, and to refuse an ``f`` whose outputs
-            depend on the other examples in the batch, such as BatchNorm in training mode.
+        check: whether to run a few examples next to others and in a batch of another size first, and to refuse an
+            ``f`` whose outputs depend on them, such as BatchNorm in training mode.
         memory_budget: bytes that outputs may take, apart from those of a batch; None for half of the free memory
             of the device, or of half of the host's.
         tile_size: examples along the side of a tile of the kernel; None for the size that contracts fastest.

@@ -13,7 +13,7 @@ from jax import Array
 from .._typing import PyTree
 from ._axes import Axes, Contraction, Leaf, all_but_batch, as_sequence, contraction_of
 from ._contract import contract
-from ._inputs import refuse_empty
+from ._inputs import inputs, refuse_empty
 from ._kwargs import is_none, split_kwargs
 from ._outputs import NamedOutputs
 
@@ -88,6 +88,7 @@ class KernelFn:
                 ``x2`` that differ on a traced or diagonal axis.
             TypeError: an output that is not numeric.
         """
+        x1, x2 = inputs("x1", x1), inputs("x2", x2)
         refuse_empty("x1", x1)
         refuse_empty("x2", x2)
         kwargs1, kwargs2 = split_kwargs(apply_fn_kwargs, x1, x2)

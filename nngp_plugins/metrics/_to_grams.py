@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .._typing import wide
 from ._dense import DenseGram
 from ._features import FeatureGram
 from ._gram import Gram
@@ -36,7 +37,7 @@ def features(y: Array) -> Float[Array, "N D"]:
     if jnp.issubdtype(y.dtype, jnp.complexfloating):
         raise TypeError(f"metrics are defined for real features, got {y.dtype}; pass the real and imaginary parts.")
     flat = _replicated(y).reshape(y.shape[0], -1)
-    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    flat = flat.astype(wide(flat.dtype))
     return flat / jnp.sqrt(jnp.asarray(flat.shape[1], flat.dtype))
 
 
@@ -187,7 +188,7 @@ def as_gram(kernel: Gram | Array) -> Gram:
             f"a kernel has shape (N, N), got {matrix.shape}; wrap features (N, D) as nngp.metrics.FeatureGram(phi), "
             "and make layers (N, N) with trace_axes=nngp.all_but_batch."
         )
-    return DenseGram(matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32)))
+    return DenseGram(matrix.astype(wide(matrix.dtype)))
 
 
 def as_gram_pair(a: Gram | Array, b: Gram | Array, *, at_least: int = 1) -> tuple[Gram, Gram]:

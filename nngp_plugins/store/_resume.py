@@ -127,7 +127,8 @@ def _fingerprint_of(name: str, value: Any) -> str:
     except TypeError as error:
         raise TypeError(
             f"{name}: {error}, so that a stored kernel could be that of another one; pass a function that is defined "
-            "by name at the top of a module, functools.partial of such a function, or an object whose repr says all."
+            "by name at the top of a module, functools.partial of such a function, or an object whose repr says all. "
+            "A converted model, such as nngp.from_equinox(model), takes params without its functions."
         ) from error
 
 
