@@ -89,9 +89,7 @@ def test_f_that_returns_nothing(nothing):
     [lambda x: {"a/b": x, "a": {"b": 5 * x}}, lambda x: {"a/0": x, "a": [x]}, lambda x: {"": x, "output": x}],
 )
 def test_two_outputs_of_one_name(outputs):
-    with pytest.raises(
-        ValueError, match=r"two outputs of f are called '(a/b|a/0|output)'; give each a name of its own"
-    ):
+    with pytest.raises(ValueError, match=r"two outputs of f are called '(a/b|a/0|output)'; give each a name"):
         nngp.KernelTracker(lambda w, x: outputs(x * w), PROBE)(0, 1.0)
 
 

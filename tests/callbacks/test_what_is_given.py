@@ -38,8 +38,8 @@ def assert_scales(tracker, expected):
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-        shift = self.variable("stats", "shift", jnp.zeros, (x.shape[-1],)).value
-        return nn.Dense(384, use_bias=False)(x + shift)
+        inner = self.variable("stats", "inner", jnp.zeros, (384, 384)).value
+        return nn.Dense(384, use_bias=False)(x @ inner)
 
 
 class TestArraysOfNumPy:
@@ -53,12 +53,12 @@ class TestArraysOfNumPy:
         assert_scales(tracker, expected)
 
     def test_state_of_a_model(self):
-        params, shift, expected = {"Dense_0": {"kernel": LARGE}}, np.zeros(384, np.float32), []
+        params, inner, expected = {"Dense_0": {"kernel": jnp.asarray(LARGE)}}, LARGE.copy(), []
         with make(nngp.from_linen(Net()), X) as tracker:
-            for step in range(6):
-                expected.append(scale(LARGE, X + shift))
-                tracker(step, params, state={"stats": {"shift": shift}})
-                shift += 1
+            for step in range(8):
+                expected.append(scale(LARGE, X @ inner))
+                tracker(step, params, state={"stats": {"inner": inner}})
+                inner *= 1.1
         assert_scales(tracker, expected)
 
     @pytest.mark.parametrize("pack", [lambda w: w, lambda w: {"w": w}, lambda w: [w]], ids=["array", "dict", "list"])
@@ -139,21 +139,22 @@ class TestDonatedScalars:
     def add(self):
         return jax.jit(lambda total: total + 1, donate_argnums=0)
 
-    def test_the_learning_rate_of_an_optimizer(self):
-        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.linear_schedule(0.5, 0.0, 8))
+    def test_the_state_of_an_optimizer(self):
+        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def train_step(w, opt_state):
             updates, opt_state = optimizer.update(w, opt_state, w)
             return optax.apply_updates(w, updates), opt_state
 
-        w = jnp.asarray(W)
+        w = jnp.asarray(LARGE)
         opt_state = optimizer.init(w)
-        with make() as tracker:
+        with make(probe=X) as tracker:
             for step in range(4):
                 w, opt_state = train_step(w, opt_state)
-                tracker(step, w, rate=opt_state.hyperparams["learning_rate"])
-        np.testing.assert_allclose(tracker.history.scalar("rate"), 0.5 * (1 - np.arange(4) / 8), rtol=1e-6)
+                tracker(step, w, rate=opt_state.hyperparams["learning_rate"], count=opt_state.count)
+        np.testing.assert_array_equal(tracker.history.scalar("rate"), [0.5] * 4)
+        np.testing.assert_array_equal(tracker.history.scalar("count"), [1, 2, 3, 4])
 
     def test_at_the_last_call(self, add):
         total, tracker = jnp.float32(0), make(schedule=nngp.at(50))
