@@ -6,12 +6,13 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test packages lint bench clean
+.PHONY: help demo test packages attack lint bench clean
 
 help:
 	@echo "make demo       train a CNN on digits, track its kernels, write runs/demo/report.html"
 	@echo "make test       run the test suite"
 	@echo "make packages   run the models of other people's packages, see docs/models.md"
+	@echo "make attack     kill, fault and damage trainings and kernel stores at random, 20 minutes"
 	@echo "make lint       check style and types"
 	@echo "make bench      run the benchmarks, half an hour, and write benchmarks/results.md"
 	@echo "make clean      remove $(VENV), the other environments, runs and caches"
@@ -38,6 +39,11 @@ test: $(READY)
 # their warnings are not ours
 packages: .venv-packages/.ready
 	NNGP_MODELS=packages .venv-packages/bin/python -m pytest tests/adapters/test_conformance.py -W ignore --numprocesses auto --dist loadgroup
+
+# 1,000 attacks take about 20 minutes; mounts and strace need root
+ATTACKS ?= 1000
+attack: $(READY)
+	PYTHONPATH=tests $(BIN)/python -W ignore -m attack --count $(ATTACKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._typing import PyTree
+from ._typing import PyTree, wide
 from .engine import (
     LayerFn,
     NamedOutputs,
@@ -24,7 +24,7 @@ from .engine import (
     refuse_same_names,
     transfers_allowed,
 )
-from .metrics import DenseGram, FeatureGram, features, gram_of
+from .metrics import DenseGram, FeatureGram, OfStep, features, gram_of
 
 
 def gram(
@@ -85,12 +85,13 @@ def _grams_of(
     kwargs: dict[str, Any],
 ) -> tuple[PyTree, str]:
     """The Grams, and which outputs are not finite."""
-    f, x = batch_first(f, x)
+    f, x = batch_first(f, "x", x)
     at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
     if at_once and has_layers(f):
         # Grams of the layers of a scan are made inside it, so that their outputs are never held together.
         kernel_fn = batch(empirical_nngp_fn(_GramsOfLayers(f)), check=check)
-        outputs = grams = kernel_fn.outputs(x, params, **kwargs)
+        outputs = kernel_fn.outputs(x, params, **kwargs)
+        grams = _map_exponents(lambda gram: gram.exponent[0], outputs)
     else:
         kernel_fn = batch(empirical_nngp_fn(f), batch_size, store_on_device=store_on_device, check=check)
         outputs = kernel_fn.outputs(x, params, **kwargs)
@@ -109,7 +110,8 @@ class _GramsOfLayers:
 
     def __call__(self, params: PyTree, x: PyTree, **kwargs: Any) -> PyTree:
         grams, _ = self.f.reduce_layers(_GramOf(), params, x, **kwargs)
-        return grams.by_name()
+        # Every output needs a row for each example.
+        return _map_exponents(lambda gram: jnp.broadcast_to(gram.exponent, (gram.n,)), grams.by_name())
 
     def variables(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and state, as those of the model."""
@@ -122,15 +124,22 @@ class _GramOf:
     def __call__(self, name: str, y: Array) -> FeatureGram | DenseGram:
         return gram_of(y)
 
-    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], DenseGram] | None:
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> OfStep | None:
         """The Gram of a step with all its entries; None if the features of all steps take less memory."""
         narrow = math.prod(shape.shape[1:]) < shape.shape[0]
-        return None if narrow else lambda name, y: FeatureGram(features(y)).by_entries()
+        return None if narrow else OfStep(lambda y: FeatureGram(features(y)).by_entries())
+
+
+def _map_exponents(change: Callable[[Any], Any], grams: PyTree) -> PyTree:
+    def changed(gram: FeatureGram | DenseGram) -> FeatureGram | DenseGram:
+        return replace(gram, exponent=change(gram)) if isinstance(gram, DenseGram) else gram
+
+    return jax.tree.map(changed, grams, is_leaf=lambda node: isinstance(node, FeatureGram | DenseGram))
 
 
 def _non_finite(name: str, y: Any) -> str:
     """The name of an output with the first examples that are not finite; empty if all are finite."""
-    if np.isfinite(jnp.sum(jnp.abs(y))):
+    if not jnp.issubdtype(y.dtype, jnp.inexact) or np.isfinite(jnp.sum(jnp.abs(y.astype(wide(y.dtype))))):
         return ""
     examples = np.flatnonzero(~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(axis=1))
     if not examples.size:

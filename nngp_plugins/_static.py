@@ -1,10 +1,13 @@
-"""Any object as a static argument of ``jax.jit``."""
+"""Any object as a static argument of ``jax.jit``, or as part of the structure of a PyTree."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 
+
+@jax.tree_util.register_static
 class Static:
     """Makes any object hashable: by its value if that has a hash, otherwise by its identity.
 

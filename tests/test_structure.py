@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nngp_plugins"
-GROUND_FLOOR = {"_require", "_static", "_tables", "_typing", "_version", "_durable"}  # every room may use these
+GROUND_FLOOR = {
+    "_require",
+    "_static",
+    "_tables",
+    "_trees",
+    "_typing",
+    "_version",
+    "_durable",
+}  # every room may use these
 ARROWS = {  # what each room may use besides the ground floor
     "adapters": set(),
     "engine": set(),

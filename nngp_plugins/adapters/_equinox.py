@@ -14,8 +14,8 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, accepts_argument, frozen_kwargs, is_array, spread_input
-from ._explain_errors import Shapes, check_params, explain_errors, owners_of, shapes_of
-from ._intercept import tagging_class
+from ._explain_errors import Shapes, check_params, explain_errors, owners_of, refuse_others, shapes_of
+from ._intercept import Capture, Method, methods_of, tagging
 from ._model_fn import ModelFn
 
 
@@ -145,14 +145,13 @@ class EquinoxAdapter:
         eqx = require("equinox", extra="equinox")
 
         def run(x: PyTree, key: Any) -> PyTree:
-            model = self._rebuild(params)
+            model, methods = self._rebuild(params), set[Method]()
             for path, module in list(_iter_modules(model, "", eqx.Module)):
-                if isinstance(module, eqx.nn.StateIndex):
-                    continue  # Equinox takes no subclass of it.
+                object.__setattr__(module, "__qualname__", _Path(path))
                 kind: Any = type(module)
-                kind = tagging_class(kind, path, eqx.Module, self.method, (eqx.nn.State,))
-                object.__setattr__(module, "__class__", kind)
-            return self._call(model, params, state, key, x, kwargs)
+                methods |= methods_of(kind, eqx.Module)
+            with tagging(methods, Capture(_path_of, self.method, (eqx.nn.State,))):
+                return self._call(model, params, state, key, x, kwargs)
 
         return self._map(run, x, rng)
 
@@ -227,7 +226,17 @@ class EquinoxAdapter:
         if self.shapes and type(params).__name__ != self.name:
             raise ValueError(f"params belong to a {type(params).__name__}, not to this {self.name}.")
         leaves, structure = self.not_arrays.value
-        return eqx.combine(params, structure.unflatten(leaves))
+        rest = structure.unflatten(leaves)
+        try:
+            return eqx.combine(params, rest)
+        except ValueError as error:
+            # Equal shapes in the same order may be those of other modules.
+            refuse_others(self.name, self.shapes, shapes_of(params))
+            raise ValueError(
+                f"params do not belong to this {self.name}: {_first_other(params, rest, eqx.Module)} is of another "
+                "class there, or has a field that is no array with another value or other keys; convert the model that "
+                "they belong to, from_equinox(model)."
+            ) from error
 
     def _without_state(self, value: Any) -> PyTree:
         """Returns the arrays that a layer returned, without its state; ``vmap`` accepts nothing but arrays."""
@@ -235,6 +244,31 @@ class EquinoxAdapter:
         if isinstance(value, tuple) and value and isinstance(value[-1], eqx.nn.State):
             value = value[0] if len(value) == 2 else value[:-1]
         return eqx.filter(value, is_array)
+
+
+class _Path(str):
+    """The path of a module. Its copies, which transformations within a model make, keep it as their ``__qualname__``.
+
+    Equinox copies that attribute with a module, for those that wrap a function, and nothing else beyond the fields.
+    """
+
+
+def _path_of(module: Any) -> str | None:
+    path = vars(module).get("__qualname__")
+    return path if isinstance(path, _Path) else None
+
+
+def _first_other(given: Any, own: Any, module_type: Any) -> str:
+    """The innermost module, the first of several, that is not the same in two models but for its arrays."""
+
+    def kept(module: Any) -> Any:
+        return jax.tree.structure(module, is_leaf=lambda leaf: leaf is None)
+
+    pairs = zip(_iter_modules(given, "", module_type), _iter_modules(own, "", module_type), strict=False)
+    paths = [path for (path, a), (_, b) in pairs if kept(a) != kept(b)]
+    around = {path.rpartition("/")[0] for path in paths if path}
+    path = next((path for path in paths if path not in around), "")
+    return repr(path) if path else "the model itself"
 
 
 def _lacks_key(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

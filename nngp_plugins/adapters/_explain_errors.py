@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,12 +40,23 @@ def check_params(model: str, expected: Shapes, params: PyTree) -> None:
     Raises:
         ValueError: a path or a shape differs.
     """
-    if [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params)] == [shape for _, shape in expected]:
-        return
-    given = shapes_of(params)
-    problem = _first_difference(expected, given) or _first_unknown(expected, given)
-    if problem:
-        raise ValueError(f"params do not belong to this {model}: {problem}; pass those that f.split(model) gives.")
+    if shapes_of_leaves(jax.tree.leaves(params)) != [shape for _, shape in expected]:
+        refuse_others(model, expected, shapes_of(params))
+
+
+def shapes_of_leaves(leaves: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Returns the shape of every leaf; a Python number has none."""
+    return [getattr(leaf, "shape", ()) for leaf in leaves]
+
+
+def refuse_others(model: str, expected: Shapes, given: Shapes, argument: str = "params") -> None:
+    """Refuses arrays whose paths or shapes are not those of the model.
+
+    Raises:
+        ValueError: names the first path that differs.
+    """
+    if problem := _first_difference(expected, given) or _first_unknown(expected, given):
+        raise ValueError(f"{argument} do not belong to this {model}: {problem}; pass those that f.split(model) gives.")
 
 
 @contextmanager

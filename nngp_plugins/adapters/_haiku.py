@@ -158,13 +158,13 @@ class _Tagging:
         if self._lifts:
             raw = self._raw_path(raw)
             path = self._marked(raw)
-        with inside(path):
+        with inside(path, method) as level:
             outputs = call(*args, **kwargs)
         if type(module).__name__ == "LiftingModule":
             self._lifts.append((raw, _trace_state()))
             self._stacks.add(raw)
             return outputs
-        return mark(path, outputs, method=method)
+        return mark(path, outputs, method=method, level=level)
 
     def _raw_path(self, name: str) -> str:
         """The path of a module in the parameters."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import RLock
 from typing import Any
 
 import jax
@@ -18,11 +16,8 @@ from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, accepts_argument, frozen_kwargs, spread_input
 from ._explain_errors import check_params, explain_errors
-from ._intercept import tagging_class
+from ._intercept import Capture, Method, methods_of, tagging
 from ._model_fn import ModelFn
-
-# Layers of a live model change their class during a capture, so only one capture may run at a time.
-_capture_lock = RLock()
 
 
 def from_keras(model: Any, *, spread: Spread = None, batch_axis: int = 0, **call_kwargs: Any) -> ModelFn:
@@ -95,7 +90,17 @@ class KerasAdapter:
 
     def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model; what its layers return is tagged."""
-        with _tagging_layers(self.model.value):
+        keras, model = require("keras", extra="keras"), self.model.value
+        paths: dict[int, str] = {}
+        methods: set[Method] = set()
+        for path, layer in _iter_layers(model, ""):
+            if layer is not model:
+                paths.setdefault(id(layer), path)
+                # The loop of a recurrent layer is a public method, which no user calls.
+                base = keras.layers.RNN if isinstance(layer, keras.layers.RNN) else keras.Layer
+                kind: Any = type(layer)
+                methods |= methods_of(kind, base)
+        with tagging(methods, Capture(lambda layer: paths.get(id(layer)))):
             return self.apply(params, state, rng, x, kwargs)
 
     def owners(self, params: PyTree) -> list[str]:
@@ -123,6 +128,7 @@ class KerasAdapter:
     def _check_params(self, params: PyTree) -> None:
         """Refuses parameters of another model; they are named by their position and Keras' path."""
         variables = self.model.value.trainable_variables
+        _refuse_order("params", params, variables)
         names = [f"[{i}] {v.path}" for i, v in enumerate(variables)]
         names_given = names[: len(params)] + [f"[{i}]" for i in range(len(names), len(params))]
         shapes = tuple((name, tuple(v.shape)) for name, v in zip(names, variables, strict=True))
@@ -143,6 +149,7 @@ class KerasAdapter:
                 "rng=None, but this Keras model draws random numbers in training mode; pass rng=jax.random.key(0), or "
                 "leave out training=True."
             )
+        _refuse_order("state", state, variables)
         state = list(state)
         for i in seeds:
             # As an array of JAX, a seed that was not drawn from comes back as the same object.
@@ -157,24 +164,26 @@ class KerasAdapter:
         return [i for i, v in enumerate(variables) if v.path.endswith("seed_generator_state")]
 
 
-@contextmanager
-def _tagging_layers(model: Any) -> Iterator[None]:
-    """Within this context, the layers of a live model tag what they return."""
-    keras = require("keras", extra="keras")
-    with _capture_lock:
-        layer_types: dict[Any, Any] = {}
-        kind: Any
-        try:
-            for path, layer in _iter_layers(model, ""):
-                if layer not in layer_types and layer is not model:
-                    layer_types[layer] = kind = type(layer)
-                    # The loop of a recurrent layer is a public method, which no user calls.
-                    base = keras.layers.RNN if isinstance(layer, keras.layers.RNN) else keras.Layer
-                    object.__setattr__(layer, "__class__", tagging_class(kind, path, base))
-            yield
-        finally:
-            for layer, layer_type in layer_types.items():
-                object.__setattr__(layer, "__class__", layer_type)
+def _refuse_order(argument: str, given: Any, variables: Sequence[Any]) -> None:
+    """Refuses what is no list, and variables of Keras in another order than that of the model: arrays have no names.
+
+    Raises:
+        TypeError: it is no list.
+        ValueError: names the first variable in another place.
+    """
+    if not isinstance(given, list | tuple):
+        raise TypeError(
+            f"{argument} is a {type(given).__name__}; Keras takes a list of arrays in the order of the model's "
+            "variables: params, state = f.split(model)."
+        )
+    places = {v.path: i for i, v in enumerate(variables)}
+    for i, value in enumerate(given):
+        path = getattr(value, "path", None)
+        if path in places and variables[i : i + 1] and variables[i].path != path:
+            raise ValueError(
+                f"{argument}[{i}] is {path!r}, which this model has at [{places[path]}]; pass its variables in its own "
+                "order: params, state = f.split(model)."
+            )
 
 
 def _iter_layers(layer: Any, path: str) -> Iterator[tuple[str, Any]]:

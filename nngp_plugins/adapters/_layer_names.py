@@ -76,6 +76,7 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
     Returns:
         The layers in forward order, and the arrays that are no layers, by name.
     """
+    sites = _outermost(sites)
     named: list[tuple[str, Site, int | None, tuple[int, ...]]] = []
     positions = _positions_of_indices([site for site, batch in sites if batch is not None and site.known.depends & X])
     times: Counter[tuple[str, str]] = Counter()
@@ -98,6 +99,18 @@ def named_layers(sites: Sequence[Sited], outputs: Sequence[Sited]) -> tuple[list
         else:
             layers.append(Layer(name, site, batch or 0, index))
     return layers, left_out
+
+
+def _outermost(sites: Sequence[Sited]) -> list[Sited]:
+    """The sites without those inside a call that returned a result of the same method of the same module.
+
+    A scan around the inner call alone makes that one layers of their own, as those of a scanned module.
+    """
+    levels: dict[Hashable, int] = {}
+    for site, _ in sites:
+        key = site.path, site.method, site.scopes
+        levels[key] = min(site.level, levels.get(key, site.level))
+    return [(site, batch) for site, batch in sites if site.level == levels[site.path, site.method, site.scopes]]
 
 
 def _why_left_out(site: Site, batch: int | None) -> str:

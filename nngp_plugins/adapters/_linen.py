@@ -102,12 +102,12 @@ class LinenAdapter:
         def tagging(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             module, method = context.module, context.method_name
             path = "/".join(module.path)
-            with inside(path), _tagging_sow(module, path):
+            with inside(path, method) as level, _tagging_sow(module, path):
                 outputs = call(*args, **kwargs)
             public = method == "__call__" or not (method.startswith("_") or hasattr(nn.Module, method))
             if not public or (not path and method == main):
                 return outputs
-            return mark(path, outputs, method=method)
+            return mark(path, outputs, method=method, level=level)
 
         with nn.intercept_methods(tagging):
             return self.apply(params, state, rng, x, kwargs)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from .._trees import with_dicts
 from .._typing import PyTree
 from ._arguments import Arguments, check_key, is_array, move_batch
 from ._harvest import Harvest, Reduced
 from ._layer_names import Layer, select
+from ._pool import Pool, Pooled
 from ._replay import Reducer, Whole
 from ._summary import Summary
 
@@ -50,6 +52,7 @@ class ModelFn:
         functions: whether activation functions that follow a layer are layers, too.
         batch_axis: the axis of the batch in the inputs; in the outputs it comes first.
         model_axis: the axis of the batch in what the model takes, if that is another one; see :meth:`batch_first`.
+        pooling: how the positions of the outputs are pooled; None for all positions as they are.
     """
 
     adapter: Adapter
@@ -57,6 +60,7 @@ class ModelFn:
     functions: bool = False
     batch_axis: int = 0
     model_axis: int | None = None
+    pooling: Pool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.batch_axis, int) or self.batch_axis < 0:
@@ -84,12 +88,15 @@ class ModelFn:
         if self.patterns is not None:
             layers, _ = self.reduce_layers(Whole(), params, x, state=state, rng=rng, **kwargs)
             return layers.by_name()
-        params, state = self._checked(params, state, rng, kwargs)
+        params, x, state = self._checked(params, x, state, rng, kwargs)
         outputs = self.adapter.apply(params, state, rng, self._as_model_takes(x), kwargs)
-        if not self.batch_axis and not self.model_axis:
+        if self.batch_axis or self.model_axis:
+            axes = iter(self._harvest(params, state, rng, x, kwargs).output_axes)
+            outputs = jax.tree.map(lambda y: jnp.moveaxis(y, next(axes) or 0, 0) if is_array(y) else y, outputs)
+        if (pool := self.pooling) is None:
             return outputs
-        axes = iter(self._harvest(params, state, rng, x, kwargs).output_axes)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, next(axes) or 0, 0) if is_array(leaf) else leaf, outputs)
+        mask = pool.mask_of(x, kwargs, self.batch_axis)
+        return jax.tree.map(lambda leaf: pool("output", leaf, mask) if is_array(leaf) else leaf, outputs)
 
     def batch_first(self, x: PyTree) -> tuple[ModelFn, PyTree]:
         """Returns the same model as a function of inputs with batch axis 0, and the inputs in this form."""
@@ -100,15 +107,18 @@ class ModelFn:
     def _as_model_takes(self, x: PyTree) -> PyTree:
         return move_batch(x, 0, self.model_axis) if self.model_axis else x
 
-    def _checked(self, params: PyTree, state: PyTree, rng: Any, kwargs: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
-        """Returns parameters and state, after checking the arguments of a call."""
+    def _checked(
+        self, params: PyTree, x: PyTree, state: PyTree, rng: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """Returns parameters, inputs and state, after checking the arguments of a call."""
         if "rngs" in kwargs:
             raise TypeError(
                 "rngs=... is not an argument of a ModelFn; pass one key as rng=, and each stream gets a key folded "
                 "from it."
             )
         check_key(rng)
-        return self.variables(params, state)
+        params, state = self.variables(params, state)
+        return params, with_dicts(x), state
 
     def _harvest(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> Harvest:
         def run(params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
@@ -128,7 +138,7 @@ class ModelFn:
         Returns:
             ``(params, state)``; the state is empty for a model that has none.
         """
-        return self.adapter.init(rng, x, kwargs)
+        return self.adapter.init(rng, with_dicts(x), kwargs)
 
     def split(self, model: Any) -> tuple[PyTree, PyTree]:
         """Returns the current values of a model.
@@ -177,6 +187,33 @@ class ModelFn:
                 raise TypeError(f"layers({pattern!r}) takes patterns as strings, such as f.layers('Dense_*', 'head').")
         return replace(self, patterns=patterns or ("*",), functions=functions)
 
+    def pool(
+        self, how: str | Callable[..., jax.Array] = "mean", *, mask: str | Callable[[PyTree], jax.Array] | None = None
+    ) -> ModelFn:
+        """Returns the same model with one vector of features for each example, in place of one for each position.
+
+        A kernel compares position with position, so padding counts unless tokens are pooled with a mask.
+
+        Args:
+            how: ``"mean"``, ``"first"`` or ``"last"`` of the positions that count, or a function of the output
+                ``(N, ..., D)``, and of the mask if there is one. Outputs ``(N, D)`` stay as they are.
+            mask: the positions that count: a key of the inputs or a keyword argument, such as ``"attention_mask"``, or
+                a function of the inputs, batch first. It is ``(N, T)`` for outputs ``(N, T, ...)``, and zero or False
+                at padding. None for all positions: all axes but the first and the last.
+
+        Raises:
+            ValueError: ``how`` is another string; in a call, a layer lacks the positions of the mask.
+            TypeError: ``mask`` is an array, which would not be cut into batches.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, flax.linen as nn, nngp_plugins as nngp
+            >>> f = nngp.from_linen(nn.Sequential([nn.Embed(10, 4), nn.Dense(3)]))
+            >>> params, state = f.init(jax.random.key(0), tokens := jnp.array([[5, 7, 0, 0], [1, 2, 3, 4]]))
+            >>> f.layers("layers_1").pool("mean", mask=lambda tokens: tokens != 0)(params, tokens)["layers_1"].shape
+            (2, 3)
+        """
+        return replace(self, pooling=Pool(how, mask))
+
     def reduce_layers(
         self,
         reducer: Reducer,
@@ -202,10 +239,13 @@ class ModelFn:
         Returns:
             The results, and what :meth:`summary` returns.
         """
-        params, state = self._checked(params, state, rng, kwargs)
+        params, x, state = self._checked(params, x, state, rng, kwargs)
         harvest = self._harvest(params, state, rng, x, kwargs)
         layers = select(harvest.layers, harvest.left_out, self.patterns or ("*",))
-        return harvest.reduce(layers, reducer), self._summary(harvest, layers, params)
+        summary = self._summary(harvest, layers, params, x, kwargs)
+        if self.pooling is not None:
+            reducer = Pooled(reducer, self.pooling, self.pooling.mask_of(x, kwargs, self.batch_axis))
+        return harvest.reduce(layers, reducer), summary
 
     def layer_shapes(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
@@ -227,14 +267,16 @@ class ModelFn:
             >>> f.summary(f.init(jax.random.key(0), x)[0], x).flops
             {'layers_0': 256, 'layers_2': 64}
         """
-        params, state = self._checked(params, state, rng, kwargs)
+        params, x, state = self._checked(params, x, state, rng, kwargs)
         harvest = self._harvest(params, state, rng, x, kwargs)
-        return self._summary(harvest, select(harvest.layers, harvest.left_out, self.patterns or ("*",)), params)
+        return self._summary(
+            harvest, select(harvest.layers, harvest.left_out, self.patterns or ("*",)), params, x, kwargs
+        )
 
-    def _summary(self, harvest: Harvest, layers: Sequence[Layer], params: PyTree) -> Summary:
-        owners = self.adapter.owners(params)
+    def _summary(self, harvest: Harvest, layers: Sequence[Layer], params: PyTree, x: PyTree, kwargs: Any) -> Summary:
+        owners, shapes = self.adapter.owners(params), {layer.name: layer.shape for layer in layers}
         return Summary(
-            shapes={layer.name: layer.shape for layer in layers},
+            shapes=shapes if self.pooling is None else self.pooling.shapes(shapes, x, kwargs, self.batch_axis),
             others={layer.name: layer.others for layer in layers if layer.others},
             modules=len({*owners}),
             unseen=harvest.unseen_of(owners),

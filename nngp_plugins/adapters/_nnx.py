@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,9 +16,12 @@ from .._require import require
 from .._static import Static
 from .._typing import PyTree
 from ._arguments import Spread, frozen_kwargs, spread_input
-from ._explain_errors import Shapes, check_params, explain_errors, owners_of, shapes_of
-from ._intercept import silent_class, sows, tagging_class
+from ._explain_errors import Shapes, explain_errors, owners_of, refuse_others, shapes_of_leaves
+from ._intercept import Capture, definition_of, methods_of, sow_nothing, sows, tagging
 from ._model_fn import ModelFn
+
+# NNX leaves out names that begin so when it iterates over what a container holds.
+_PATH = "_pytree__nngp_path"
 
 
 def from_nnx(
@@ -72,12 +75,17 @@ def from_nnx(
     model = nnx.clone(model)
     nnx.pop(model, nnx.Intermediate)  # A sow outside nnx.capture leaves these behind; they are no part of the model.
     graphdef, params, random, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    needed = tuple("/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
-    leaves, structure = jax.tree.flatten(random)
-    streams = RandomStreams(structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-    shapes = shapes_of(params)
-    name = type(model).__name__
-    adapter = NNXAdapter(name, Static(graphdef), shapes, streams, needed, factory, method, spread, kwargs)
+    adapter = NNXAdapter(
+        name=type(model).__name__,
+        graphdef=Static(graphdef),
+        streams=RandomStreams(Variables.of(random), tuple(leaf.dtype for leaf in jax.tree.leaves(random))),
+        params=Variables.of(params),
+        rest=Variables.of(rest),
+        factory=factory,
+        method=method,
+        spread=spread,
+        kwargs=kwargs,
+    )
     return ModelFn(adapter, batch_axis=batch_axis)
 
 
@@ -90,24 +98,73 @@ def _positional_factory(make: Any) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
+class Variables:
+    """Variables of a model without their values.
+
+    Attributes:
+        structure: their state.
+        shapes: the path and the shape of each array.
+    """
+
+    structure: jax.tree_util.PyTreeDef
+    shapes: Shapes
+
+    @classmethod
+    def of(cls, state: PyTree) -> Variables:
+        """Those of a state."""
+        return cls(jax.tree.structure(state), tuple((name, leaf.shape) for name, leaf in _by_path(state)))
+
+    def filled(self, model: str, argument: str, given: PyTree, beside: Collection[str] = ()) -> PyTree:
+        """The state with values, which are found by their paths.
+
+        NNX takes values in the order of their keys. A checkpoint has strings in place of numbers, and "10" comes before
+        "2".
+
+        Args:
+            model: the name of the model, for messages.
+            argument: what is given, for messages.
+            given: a state, or a dict of arrays.
+            beside: paths of what may be given beside these variables.
+
+        Raises:
+            ValueError: a path is missing, is not one of the model, or has another shape.
+        """
+        values, structure = jax.tree.flatten(given)
+        if structure == self.structure and shapes_of_leaves(values) == [shape for _, shape in self.shapes]:
+            return given
+        leaves = {name: leaf for name, leaf in _by_path(given) if name not in beside}
+        refuse_others(model, self.shapes, tuple((name, jnp.shape(leaf)) for name, leaf in leaves.items()), argument)
+        return self.structure.unflatten(leaves[name] for name, _ in self.shapes)
+
+
+def _by_path(state: PyTree) -> list[tuple[str, Any]]:
+    """The path of each array in a state, or in a dict of arrays, whose keys may be strings in place of numbers."""
+    value = jax.tree_util.GetAttrKey("value")
+    return [
+        (jax.tree_util.keystr(tuple(key for key in path if key != value), simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
+
+
+@dataclass(frozen=True)
 class RandomStreams:
     """The random state of a model without its values, so that every stream can be fed from one key."""
 
-    structure: jax.tree_util.PyTreeDef
-    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+    variables: Variables
+    dtypes: tuple[Any, ...]
 
     def seeded(self, rng: jax.Array) -> PyTree:
         """Returns the random state with keys folded from ``rng`` and all counts at zero."""
         if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
             rng = jax.random.wrap_key_data(rng)
         state = []
-        for i, (shape, dtype) in enumerate(self.leaves):
+        for i, ((_, shape), dtype) in enumerate(zip(self.variables.shapes, self.dtypes, strict=True)):
             if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
                 state.append(jnp.zeros(shape, dtype))
                 continue
             key = jax.random.fold_in(rng, i)
             state.append(jax.random.split(key, shape) if shape else key)
-        return self.structure.unflatten(state)
+        return self.variables.structure.unflatten(state)
 
 
 @dataclass(frozen=True)
@@ -116,9 +173,9 @@ class NNXAdapter:
 
     name: str
     graphdef: Static
-    shapes: Shapes
     streams: RandomStreams
-    needed: tuple[str, ...]
+    params: Variables = field(compare=False)  # The graph says all of it, and is compared.
+    rest: Variables = field(compare=False)
     factory: Callable[..., Any] | None
     method: str | None
     spread: Spread
@@ -131,18 +188,21 @@ class NNXAdapter:
         for _, module in nnx.iter_modules(model):
             kind: Any = type(module)
             if sows(kind, nnx.Module):
-                object.__setattr__(module, "__class__", silent_class(kind))
+                object.__setattr__(module, "sow", sow_nothing)
         return self._call(model, params, x, kwargs)
 
     def tagged(self, params: PyTree, state: PyTree, rng: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
         """Returns the outputs of the model; what its submodules return or sow is tagged."""
         nnx = require("flax.nnx", extra="flax")
-        model = self._merge(params, state, rng)
+        model, kinds = self._merge(params, state, rng), set[Any]()
         for path, module in nnx.iter_modules(model):
-            name, method = "/".join(map(str, path)), self.method or "__call__"
-            kind: Any = type(module)
-            object.__setattr__(module, "__class__", tagging_class(kind, name, nnx.Module, method))
-        return self._call(model, params, x, kwargs)
+            # It is a static attribute, which the copies keep that transformations within a model make.
+            object.__setattr__(module, _PATH, "/".join(map(str, path)))
+            kinds.add(type(module))
+        methods = {method for kind in kinds for method in methods_of(kind, nnx.Module)}
+        capture = Capture(lambda module: vars(module).get(_PATH), self.method or "__call__")
+        with tagging(methods, capture, sows={definition_of(kind, "sow") for kind in kinds}):
+            return self._call(model, params, x, kwargs)
 
     def owners(self, params: PyTree) -> list[str]:
         """The path of the module of each parameter."""
@@ -178,14 +238,17 @@ class NNXAdapter:
 
     def _merge(self, params: PyTree, state: PyTree, rng: Any) -> Any:
         nnx = require("flax.nnx", extra="flax")
-        check_params(self.name, self.shapes, params)
-        if self.needed and not state:
-            names = ", ".join(self.needed[:3]) + (", ..." if len(self.needed) > 3 else "")
+        params = self.params.filled(self.name, "params", params)
+        if self.rest.shapes and not state:
+            names = ", ".join(name for name, _ in self.rest.shapes[:3]) + (", ..." if len(self.rest.shapes) > 3 else "")
             raise ValueError(
                 f"state=None, but this model has variables that are not parameters ({names}); "
                 "pass them: params, state = f.split(model), then f(params, x, state=state)."
             )
-        rest = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate))) if state else nnx.State({})
+        if isinstance(state, nnx.State):
+            state = nnx.filter_state(state, nnx.Not(nnx.Any(nnx.RngState, nnx.Intermediate)))
+        beside = [name for part in (self.params, self.streams.variables) for name, _ in part.shapes]
+        rest = self.rest.filled(self.name, "the variables in state", state or {}, beside)
         random = self.streams.seeded(jax.random.key(0, impl=_refusing_keys()) if rng is None else rng)
         # The model writes to its variables; copy=True keeps those of the caller unchanged.
         return nnx.merge(self.graphdef.value, params, random, rest, copy=True)

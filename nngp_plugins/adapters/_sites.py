@@ -76,6 +76,7 @@ class Site:
         aval: shape and dtype, within the innermost transformation.
         scopes: the scans around it, from outside.
         known: what it depends on, and which array it is.
+        level: in how many calls of the same method of the module its call is.
     """
 
     at: Place
@@ -85,6 +86,7 @@ class Site:
     aval: Any
     scopes: tuple[Scope, ...]
     known: Known
+    level: int = 0
 
     @property
     def module(self) -> str:
@@ -169,8 +171,7 @@ class Analysis:
         name = eqn.primitive.name
         inner = None if has_rule(name) else inner_jaxpr(eqn)
         if eqn.primitive is tag_p:
-            params = eqn.params
-            self._add(Site(at, params["path"], params["method"], params["part"], eqn.outvars[0].aval, scopes, ins[0]))
+            self._add(Site(at, **eqn.params, aval=eqn.outvars[0].aval, scopes=scopes, known=ins[0]))
             return ins
         if name == "scan" and inner is not None:
             return self._scan(eqn, ins, at, scopes)

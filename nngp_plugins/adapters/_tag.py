@@ -33,7 +33,8 @@ STACKED = "*"
 """The part of a path that holds the index of a layer in a scan over layers, where a framework says which part it is."""
 
 _looking: ContextVar[bool] = ContextVar("looking", default=False)
-_module: ContextVar[str] = ContextVar("module", default="")
+_running: ContextVar[tuple[str, dict[str, int]]] = ContextVar("running", default=("", {}))
+"""The path of the module that runs, and how many calls of each of its methods go on."""
 
 
 def tag(name: str, y: PyTree) -> PyTree:
@@ -64,19 +65,20 @@ def tag(name: str, y: PyTree) -> PyTree:
     """
     if not isinstance(name, str) or not name:
         raise TypeError(f"tag(name={name!r}, ...) takes the name of a layer as a string, such as tag('hidden', y).")
-    return mark(joined(_module.get(), name), y) if _looking.get() else y
+    return mark(joined(_running.get()[0], name), y) if _looking.get() else y
 
 
-def mark(path: str, y: PyTree, *, method: str = "__call__", opaque: tuple[type, ...] = ()) -> PyTree:
+def mark(path: str, y: PyTree, *, method: str = "__call__", level: int = 0, opaque: tuple[type, ...] = ()) -> PyTree:
     """Tags every array of what a module returned.
 
     Args:
         path: the path of the module.
         y: what it returned.
         method: the name of the method that returned it.
+        level: in how many calls of the same method of the module this call is; see :func:`inside`.
         opaque: types of nodes in ``y`` that are left as they are.
     """
-    bind = partial(tag_p.bind, path=path, method="" if method == "__call__" else method)
+    bind = partial(tag_p.bind, path=path, method="" if method == "__call__" else method, level=level)
     if isinstance(y, jax.Array):
         return bind(y, part="")
 
@@ -122,11 +124,22 @@ def looking() -> Iterator[None]:
         _looking.reset(token)
 
 
+def is_looking() -> bool:
+    """Whether tags are left in what is traced."""
+    return _looking.get()
+
+
 @contextmanager
-def inside(path: str) -> Iterator[None]:
-    """Within this context, the module at ``path`` runs."""
-    token = _module.set(path)
+def inside(path: str, method: str) -> Iterator[int]:
+    """Within this context, a method of the module at ``path`` runs.
+
+    Its value is the number of calls of this method that go on already: such as that of a subclass, which calls
+    ``super().__call__``, or that of a module that shares its scope with this one.
+    """
+    module, calls = _running.get()
+    level = calls.get(method, 0) if module == path else 0
+    token = _running.set((path, {**(calls if module == path else {}), method: level + 1}))
     try:
-        yield
+        yield level
     finally:
-        _module.reset(token)
+        _running.reset(token)

@@ -16,7 +16,7 @@ from jax import Array
 
 from ..adapters import check_key, holds_module, is_model
 from ..history import is_own_name
-from ..metrics import DenseGram, Metric
+from ..metrics import DenseGram, Metric, labels_of
 from ._schedules import Schedule
 
 NUMPY = np.ndarray | np.generic
@@ -227,22 +227,23 @@ def check_names(scalars: Mapping[str, Any], metrics: Iterable[str]) -> None:
 
 
 def check_targets(targets: Any, n: int) -> np.ndarray:
-    """The targets of the ``n`` examples of a probe as an array; targets ``(N, 1)`` lose that axis, None becomes empty.
+    """The targets of the ``n`` examples of a probe as an array; None becomes empty.
+
+    Targets ``(N, 1)`` lose that axis, except for whole numbers that would become labels without it.
 
     Raises:
         TypeError: the targets hold Python objects.
-        ValueError: the targets have another shape than ``(N,)`` or ``(N, C)``.
+        ValueError: the targets have another shape than ``(N,)`` or ``(N, C)``, or are the ids of tokens.
     """
     if targets is None:
         return np.zeros((0,))
-    labels = np.asarray(targets)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or len(labels) != n:
-        raise ValueError(f"targets of shape {labels.shape} do not label the {n} examples of the probe.")
-    if labels.dtype == object:
+    given = np.asarray(targets)
+    if given.dtype == object:
         raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
-    return labels
+    if given.ndim not in (1, 2) or len(given) != n:
+        raise ValueError(f"targets of shape {given.shape} do not label the {n} examples of the probe.")
+    labels, column = labels_of(given, n, "targets"), given[:, 0] if given.shape[1:] == (1,) else given
+    return given if labels is None and labels_of(column, n) is not None else column
 
 
 def check_metrics(metrics: Mapping[str, Metric], n: int) -> None:
@@ -256,7 +257,8 @@ def check_metrics(metrics: Mapping[str, Metric], n: int) -> None:
         raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
     kernel: Any = jax.ShapeDtypeStruct((n, n), jnp.float32)
     eigenvalues: Any = jax.ShapeDtypeStruct((n,), jnp.float32)
-    like = DenseGram(kernel, kernel, eigenvalues)
+    exponent: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    like = DenseGram(kernel, kernel, eigenvalues, exponent)
     for name, metric in metrics.items():
         if "/" in name:
             raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")

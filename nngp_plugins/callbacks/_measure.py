@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._trees import arrays_alone, with_constants
 from ..adapters import ModelFn, Reduced, matches
 from ..engine import (
-    NEXT_TO_OTHERS,
+    BatchErrors,
     NamedOutputs,
     batch_first,
     compiler_options,
-    dependence,
     has_layers,
     refuse_same_names,
     smaller_batch,
     traced_errors,
     traced_outputs,
 )
-from ..metrics import features, product_from_first
+from ..metrics import OfStep, Product, features, product_from_first
 from ._checks import check_layers, probe_size
 from ._given import own
 
@@ -36,15 +37,15 @@ class Measured(NamedTuple):
     """What is measured at one step.
 
     Attributes:
-        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``. The host makes K and H K H of it:
-            these two would be twice the bytes for the device to hold and to send.
+        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``, and their exponents ``(L,)``. The
+            host makes K and H K H of it: these two would be twice the bytes for the device to hold and to send.
         features: the features ``(N, D)`` of each layer that keeps them in place of its kernel.
         errors: how far the outputs depend on the other examples in the batch, by layer; empty if that is not checked.
     """
 
-    products: Array
+    products: Product
     features: dict[str, Array]
-    errors: dict[str, Array]
+    errors: dict[str, BatchErrors]
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,31 @@ class _Products:
         """Whether a layer of this shape keeps its features."""
         return self.keep_features and math.prod(shape.shape[1:]) < self.n
 
-    def __call__(self, name: str, y: Array) -> dict[str, Array]:
-        return {"output": y} if self.keeps(y) else {"product": product_from_first(y)}
+    def __call__(self, name: str, y: Array) -> Array | Product:
+        return y if self.keeps(y) else product_from_first(y)
 
-    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], dict[str, Array]] | None:
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> OfStep | None:
         """The product of a step; None if all steps are kept."""
-        return None if self.keeps(shape) else lambda name, y: {"product": product_from_first(y)}
+        return None if self.keeps(shape) else OfStep(product_from_first)
 
-    def take_apart(self, reduced: Reduced) -> tuple[Array, dict[str, Array]]:
+    def take_apart(self, reduced: Reduced) -> tuple[Product, dict[str, Array]]:
         """The products of all layers in forward order, and the features of those that keep them."""
-        products: list[Array] = []
+        products: list[Product] = []
         places: list[int] = []
         kept: dict[str, Array] = {}
         for part in reduced.parts:
             stacked = part.value if part.stacked else jax.tree.map(lambda y: y[None], part.value)
-            if "output" in stacked:
-                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked["output"], strict=True)}
-                stacked = {"product": jax.vmap(product_from_first)(stacked["output"])}
-            products.append(stacked["product"])
+            if not isinstance(stacked, Product):
+                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked, strict=True)}
+                stacked = jax.vmap(product_from_first)(stacked)
+            products.append(stacked)
             places += part.places
         with jax.numpy_dtype_promotion("standard"):
-            together = jnp.concatenate(products)
+            together = Product(*map(jnp.concatenate, zip(*products, strict=True)))
         # The layers of a scan lie side by side, and take one step of compilation whatever their number.
-        return together if places == sorted(places) else together[np.argsort(places)], kept
+        if places != sorted(places):
+            together = Product(*(array[np.argsort(places)] for array in together))
+        return together, kept
 
 
 class Measurement:
@@ -108,7 +111,7 @@ class Measurement:
     def __init__(
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):
-        f, probe_x = batch_first(f, probe_x)
+        f, probe_x = batch_first(f, PROBE, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
             self.probe_x = jax.tree.map(jnp.asarray, own(probe_x))
@@ -136,12 +139,15 @@ class Measurement:
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
         params, state = own((params, state))
+        params = arrays_alone(params)
         if not self.shapes:
-            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
+            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products.matrix)
         if not self._is_checked:
-            messages = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
-            if messages:
-                raise ValueError(messages[0])
+            refusals, warned = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
+            if refusals:
+                raise ValueError(refusals[0])
+            for message in warned[:1]:
+                warnings.warn(message, stacklevel=2)
             self._is_checked = True
         return self._compiled(params, state, self.probe_x)
 
@@ -156,7 +162,7 @@ class Measurement:
         """
         # The probe may have been made while jax_enable_x64 was on.
         probe_x = jax.tree.map(_as_jax_takes_it, probe_x)
-        errors = self._traced_errors(params, state, probe_x) if check else {}
+        errors, params = self._traced_errors(params, state, probe_x) if check else {}, with_constants(params)
         given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
@@ -169,8 +175,9 @@ class Measurement:
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
+        products = [product_from_first(y) for y in layers.values()]
         with jax.numpy_dtype_promotion("standard"):
-            return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
+            return Measured(Product(*map(jnp.stack, zip(*products, strict=True))), narrow, errors)
 
     def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""
@@ -182,15 +189,14 @@ class Measurement:
         patterns = self.f.patterns if has_layers(self.f) else ()
         self.unseen = {path: reason for path, reason in unseen.items() if matches(path, patterns)}
 
-    def dependence(self, errors: Mapping[str, Any]) -> list[str]:
-        """What to say of each layer that depends on the other examples in the batch."""
+    def dependence(self, errors: Mapping[str, BatchErrors]) -> tuple[list[str], list[str]]:
+        """What to say of layers that depend on their batch, and of those that rounding changes much."""
         size = self._batch_size or self.n
-        compared = f"between batches of {size} and {smaller_batch(size)}" if self._rng is None else NEXT_TO_OTHERS
-        return [
-            dependence(f"output {path!r}" if path else "the output", float(error), compared, "leave out batch_size")
-            for path, error in errors.items()
-            if error > 0
-        ]
+        compared = f"between batches of {size} and {smaller_batch(size)}"
+        named = {f"output {path!r}" if path else "the output": jax.device_get(error) for path, error in errors.items()}
+        refusals = [error.message(name, compared, "leave out batch_size") for name, error in named.items()]
+        warned = [error.warning(name, compared) for name, error in named.items()]
+        return [*filter(None, refusals)], [*filter(None, warned)]
 
     def _apply(self, params: Any, state: Any) -> Callable[..., Any]:
         given = {} if state is None else {"state": state}
@@ -211,10 +217,10 @@ class Measurement:
         refuse_same_names(names)
         return dict(zip(names, outputs.leaves, strict=True))
 
-    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, Array]:
+    def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, BatchErrors]:
         if self._batch_size is None:
             return {}
-        apply, draws = self._apply(params, state), self._rng is not None
+        apply, draws = self._apply(with_constants(params), state), self._rng is not None
         return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)
 
 

@@ -25,11 +25,11 @@ from ..history import (
     RunFolder,
     key_of,
 )
-from ..metrics import DenseGram, Metric, grams_of_products
+from ..metrics import DenseGram, Metric, Product, grams_of_products
 from ._numbers import Numbers, on_cpu
 from ._pool import Pool
 from ._queue import Queue, Snapshot
-from ._reference import NOT_FINITE, Reference, flaw_of, message_of, promise_of
+from ._reference import NOT_FINITE, Reference, exponents_in, exponents_of, flaw_of, message_of, promise_of, to_save
 from .writers import Guarded, Writer
 
 
@@ -138,11 +138,7 @@ class Recorder:
         """
         if self.reference is None:
             return
-        first = self.reference.first
-        with np.errstate(over="ignore", invalid="ignore"):
-            again = np.asarray(grams_of_products(jax.device_get(products)).matrix, first.dtype)
-            differs = np.abs(again - first).max() > 1e-3 * np.abs(first).max()
-        if differs:
+        if self.reference.differs_from(grams_of_products(jax.device_get(products))):
             raise ValueError(
                 f"step={step} has other kernels than the first snapshot of this run folder: this is another "
                 "training; name another folder, or go on with the parameters of this one."
@@ -199,18 +195,18 @@ class Recorder:
 
         # Threads of BLAS that wait for work would take the cores from the threads that train.
         with threadpool_limits(1, user_api="blas"):
-            self._dtype = self._dtype or snapshot.products.dtype
+            self._dtype = self._dtype or snapshot.products.matrix.dtype
             with _in_width_of(self._dtype):
                 self._record_now(snapshot.as_dtype(self._dtype))
 
     def _record_now(self, snapshot: Snapshot) -> None:
         step, products = snapshot.step, snapshot.products
-        self._prepare(products.shape[1], products.dtype)
-        grams = self._pool.map(self._numbers.gram, products)
+        self._prepare(products.matrix.shape[1], products.matrix.dtype)
+        grams = self._pool.map(self._numbers.gram, map(Product, *products))
         flaws = [flaw_of(gram) for gram in grams]
         reference, said = self._refer(snapshot, grams, flaws)
         before, previous = self._previous or (np.nan, grams)
-        steps = repeat(on_cpu(np.asarray(step - before, products.dtype)), len(grams))
+        steps = repeat(on_cpu(np.asarray(step - before, products.matrix.dtype)), len(grams))
         values = self._pool.map(self._numbers, grams, reference.grams, previous, steps)
         row = self._row(snapshot, flaws, values) | said
         self._previous = step, grams
@@ -264,6 +260,7 @@ class Recorder:
             return True
         kernels, centered = (np.stack([getattr(gram, form) for gram in grams]) for form in ("matrix", "centered"))
         arrays = {"kernels": kernels, "centered": centered, "targets": self._targets, **others}
+        arrays |= to_save("exponents", exponents_of(grams))
         return self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
     def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> None:
@@ -273,7 +270,7 @@ class Recorder:
             layer: snapshot.features.get(layer, gram.matrix) for layer, gram in zip(snapshot.shapes, grams, strict=True)
         }
         try:
-            self._kept.append(len(self._history.rows), snapshot.step, kept)
+            self._kept.append(len(self._history.rows), snapshot.step, kept, exponents_of(grams))
         except (ValueError, OSError) as error:
             # TensorStore reports errors of the disk as either of these.
             if not self._keeping_failed:
@@ -287,4 +284,5 @@ def _in_width_of(dtype: Any) -> AbstractContextManager[object]:
 
 
 def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:
-    return map(on_cpu, map(DenseGram, saved["kernels"], saved["centered"]))
+    given = zip(saved["kernels"], saved["centered"], exponents_in(saved, "exponents"), strict=True)
+    return (on_cpu(DenseGram(kernel, centered, exponent=exponent)) for kernel, centered, exponent in given)

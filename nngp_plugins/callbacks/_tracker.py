@@ -47,8 +47,8 @@ class KernelTracker:
         f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
             that returns a PyTree of arrays with batch axis 0. Each array is a layer.
         probe_x: the fixed examples to measure on, a PyTree of arrays with N examples along axis 0.
-        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, for the metrics of :func:`metrics.of_targets`. The
-            run folder keeps them, and the report orders examples by them.
+        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, or numbers (see :func:`metrics.labels_of`), for
+            :func:`metrics.of_targets`. The run folder keeps them, and the report orders examples by them.
         schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.
         metrics: ``{name: metric(gram, reference_gram) -> scalar}``. A :class:`metrics.Velocity` gets the Gram of the
             previous snapshot as its second argument. None for :func:`metrics.default_metrics`, which are
@@ -78,10 +78,10 @@ class KernelTracker:
     Raises:
         TypeError: ``f``, ``schedule``, ``reference``, ``config``, ``queue_bytes``, a writer or a metric has another
             type; ``probe_x``, ``targets`` or ``rng`` is traced, because a compiled function makes the tracker.
-        ValueError: the targets do not match the probe; the probe is empty, or too small for a metric; ``reference`` is
-            negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe, with other metrics or
-            another reference. At the first measurement: the outputs depend on the other examples in a batch of
-            ``batch_size``.
+        ValueError: the targets do not match the probe, or are ids of tokens; the probe is empty, or too small for a
+            metric; ``reference`` is negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe,
+            with other metrics or another reference. At the first measurement: the outputs depend on the other examples
+            in a batch of ``batch_size``.
         FolderInUseError: another process writes to ``run``; it is a ``FileExistsError`` too.
         FileExistsError: ``run`` holds a run, and ``resume`` is false.
         OSError: ``run`` can't be written.

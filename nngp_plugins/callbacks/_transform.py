@@ -166,8 +166,9 @@ class HostSide:
     def take(self, step: Array, scalars: dict[str, Array], measured: Measured) -> np.int32:
         """Takes what was measured."""
         now, measured = self._moment(step, scalars), jax.tree.map(np.asarray, measured)
-        messages = self._tracker.measurement.dependence(measured.errors)
-        if messages and not self._warned_of_batch:
+        # Refusals are warnings here, because a compiled loop goes on.
+        refusals, warned = self._tracker.measurement.dependence(measured.errors)
+        if (messages := refusals + warned) and not self._warned_of_batch:
             self._recorder.warn(messages[0])
             self._warned_of_batch = True
         if self._clock.has(now):

@@ -9,12 +9,11 @@ from ._devices import (
     transfers_allowed as transfers_allowed,
 )
 from ._independence import (
-    NEXT_TO_OTHERS as NEXT_TO_OTHERS,
-    dependence as dependence,
+    BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )
-from ._inputs import Range as Range, batch_first as batch_first, unpacked as unpacked
+from ._inputs import Range as Range, batch_first as batch_first, inputs as inputs, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import Job as Job, TileSink as TileSink, in_tiles as in_tiles, progress as progress
 from ._nngp import (

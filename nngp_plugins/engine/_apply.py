@@ -9,15 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec
 
 from .._static import Static
+from .._trees import with_constants
 from .._typing import PyTree
 from ._outputs import NamedOutputs
 
 REMEMBERED = 256
 """How many calls are remembered with what was found out about them."""
+
+SMALL = 2
+"""The rows of a batch that costs less to fetch whole than to cut on the device."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class ApplyCall:
         """The outputs of ``f``."""
         leaves = {"rows": iter(rows), "whole": iter(whole), "keys": iter(keys), "static": iter(self.statics.value)}
         x, kwargs = self.structure.unflatten(next(leaves[kind]) for kind in self.kinds)
-        y = NamedOutputs.of(self.f.value(params, x, **kwargs))
+        y = NamedOutputs.of(self.f.value(with_constants(params), x, **kwargs))
         return y.structure.unflatten(y.leaves) if self.keep is None else [y.leaves[k] for k in self.keep]
 
 
@@ -90,13 +95,15 @@ def outputs_of(call: ApplyCall, mesh: jax.sharding.Mesh, avals: Avals) -> NamedO
     return NamedOutputs.unchecked(on_batches(call, mesh).eval_shape(*avals.structure.unflatten(structs)))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def first_of_both(
-    call: ApplyCall, mesh: jax.sharding.Mesh, shared: int, usual: list[Array], *arrays: Any
-) -> tuple[list[Array], list[Array]]:
-    """The first outputs of a batch that has run, and those of another batch."""
-    other = jax.tree.leaves(on_batches(call, mesh)(*arrays))
-    return [leaf[:shared] for leaf in usual], [leaf[:shared] for leaf in other]
+def first_rows(rows: int, leaves: list[Array]) -> list[np.ndarray]:
+    """The first rows of outputs in host memory. A small batch is fetched whole, which takes no program."""
+    first = leaves if len(leaves[0]) <= SMALL else _cut(rows, leaves)
+    return [leaf[:rows] for leaf in jax.device_get(first)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _cut(rows: int, leaves: list[Array]) -> list[Array]:
+    return [leaf[:rows] for leaf in leaves]
 
 
 def is_traced(tree: PyTree) -> bool:

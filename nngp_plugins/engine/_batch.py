@@ -88,7 +88,7 @@ class BatchedKernelFn:
 
         Raises:
             ValueError: as without batches; outputs depend on the other examples in the batch, or do not have a row
-                for each example; the axes pair the batch axis with a different axis.
+                for each example; products of finite outputs overflow; the axes pair the batch axis with another one.
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
         return self._assemble(*self.sources(x1, x2, params, apply_fn_kwargs))
@@ -132,8 +132,8 @@ class BatchedKernelFn:
         """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
-        f, x1 = batch_first(self.kernel_fn.f, x1)
-        x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, x2)[1]
+        f, x1 = batch_first(self.kernel_fn.f, "x1", x1)
+        x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, "x2", x2)[1]
         inputs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
         examples = [batch_of(name, x) for name, x in inputs.items()]
         devices = network_devices(self.device_count)
@@ -235,8 +235,8 @@ def batch(
         device_count: devices that run the network, each a batch at a time; -1 for all devices of this process.
         store_on_device: whether outputs and kernels stay on the first device. False moves both to host memory.
         progress: whether to show a progress bar on stderr.
-        check: whether to run a few examples in a batch of another size first, and to refuse an ``f`` whose outputs
-            depend on the other examples in the batch, such as BatchNorm in training mode.
+        check: whether to run a few examples next to others and in a batch of another size first, and to refuse an
+            ``f`` whose outputs depend on them, such as BatchNorm in training mode.
         memory_budget: bytes that outputs may take, apart from those of a batch; None for half of the free memory
             of the device, or of half of the host's.
         tile_size: examples along the side of a tile of the kernel; None for the size that contracts fastest.

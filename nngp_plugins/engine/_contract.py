@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .._typing import wide
 from ._axes import Contraction
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> Any:
     """The dtype of a kernel: at least float32. float64 and complex outputs keep theirs; integers are promoted."""
     # JAX's strict promotion refuses two outputs of different dtypes, which have a kernel all the same.
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*dtypes)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.result_type(float)
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        return jnp.result_type(*map(wide, dtypes))
 
 
 @partial(jax.jit, static_argnames=("contraction", "precision"))
@@ -41,7 +39,7 @@ def summed_product(
 ) -> Array:
     """The kernel before it is divided by the number of terms of the trace."""
     dtype = accumulation_dtype(y1.dtype, y2.dtype)
-    if y1.dtype != y2.dtype or not jnp.issubdtype(y1.dtype, jnp.inexact):
+    if y1.dtype != y2.dtype or not _multiplies(y1.dtype):
         y1, y2 = y1.astype(dtype), y2.astype(dtype)
     y1, y2, out_sharding = _on_explicit_mesh(y1, y2, contraction)
     if out_sharding is not None:
@@ -55,6 +53,11 @@ def summed_product(
         kernel = _dot(a, b.conj(), (((a.ndim - 1,), (b.ndim - 1,)), (places, places)), precision, dtype)
         kernel = kernel.reshape(*diagonal, *free1, *free2)
     return kernel.transpose(contraction.order)
+
+
+def _multiplies(dtype: Any) -> bool:
+    """Whether every device multiplies numbers of this dtype."""
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 16
 
 
 def _dot(a: Array, b: Array, dimensions: Any, precision: Any, dtype: Any) -> Array:

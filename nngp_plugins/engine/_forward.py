@@ -14,10 +14,19 @@ from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
+from .._trees import arrays_alone
 from .._typing import PyTree
-from ._apply import REMEMBERED, ApplyCall, Avals, first_of_both, on_batches, outputs_of, refuse_traced
+from ._apply import REMEMBERED, ApplyCall, Avals, first_rows, on_batches, outputs_of, refuse_traced
 from ._arrays import ArrayBackend
-from ._independence import NEXT_TO_OTHERS, refuse_dependence, refuse_other_outputs, smaller_batch
+from ._independence import (
+    BatchErrors,
+    exactness,
+    host_error,
+    refuse_other_outputs,
+    smaller_batch,
+    tolerance,
+    warn_or_refuse,
+)
 from ._inputs import Range, batch_of, hold_numpy
 from ._keys import KEYS, keys_of_batches
 from ._outputs import Held, HeldLayout, NamedOutputs, refuse_other_rows
@@ -57,7 +66,7 @@ class NetworkOutputs:
         self._sort_leaves(f, x, kwargs, {*WHOLE, *shared})
         self._waits = hold_numpy(jax.tree.leaves((params, self._rows, self._whole)))
         everywhere = NamedSharding(self._mesh, PartitionSpec()) if len(devices) > 1 else devices[0]
-        self._params, self._whole[:] = _placed((params, self._whole), everywhere)
+        self._params, self._whole[:] = _placed((arrays_alone(params), self._whole), everywhere)
 
     def _sort_leaves(self, f: Callable[..., PyTree], x: PyTree, kwargs: dict[str, Any], whole: set[str]) -> None:
         """Sorts the leaves of ``x`` and of the keyword arguments into the kinds of an :class:`ApplyCall`."""
@@ -192,34 +201,50 @@ class NetworkOutputs:
         return y
 
     def _refuse_dependence(self, call: ApplyCall, first: int, index: int, leaves: list[Array]) -> None:
-        """Refuses an ``f`` whose outputs depend on the other examples in the batch.
+        """Refuses an ``f`` whose outputs depend on their batch, and warns of one that rounding changes much.
 
-        Compares the first outputs of a batch with those in a batch of another size. Noise may depend on that size, so
-        with a key it compares an example next to itself with the same example next to others.
+        See :func:`traced_errors`. Where another size of the batch changes the outputs, the neighbours are changed in a
+        batch of the usual size, too, because some models depend on them in large batches only.
         """
         key = call, self._mesh, self._avals
         if key in _INDEPENDENT:
             return
-        count, size = self._mesh.size, self.batch_rows // self._mesh.size
-        if self._keys:
-            shared, width, here = 1, max(size, 2), (first, first + 1)
-            leaves = jax.tree.leaves(self._run(call, self._cut(width * count, here), index))
-            cut = self._cut(width * count, here, (max(self.n - width + 1, 0), self.n))
-            compared = NEXT_TO_OTHERS
-        else:
-            few = smaller_batch(size)
-            shared, compared = min(few, size), f"between batches of {size} and {few}"
-            cut = self._cut(few * count, (first, min(first + few * count, self.n)))
-            self._refuse_other_outputs(cut, size, few, index)
-        arrays = self._params, cut, self._whole, self._keys_of(index)
-        usual, other = first_of_both(call, self._mesh, shared, leaves, *arrays)
         names = self.outputs.names if call.keep is None else [self.outputs.names[k] for k in call.keep]
-        refuse_dependence(names, usual, other, rows=shared, compared=compared)
+        size = self.batch_rows // self._mesh.size
+        neighbours, rows = self._errors_of_neighbours(call, first, index, max(size, 2) if self._keys else 2)
+        sizes, compared = [0.0] * len(names), ""
+        if not self._keys:
+            few = smaller_batch(size)
+            compared = f"between batches of {size} and {few}"
+            sizes = self._errors_of_size(call, first, index, leaves, few)
+            if any(sizes) and not any(neighbours) and size > 2:
+                neighbours, _ = self._errors_of_neighbours(call, first, index, size)
+        warn_or_refuse(names, map(BatchErrors, neighbours, sizes), compared)
         # Outputs that are zero, as those of a network with a zero head, tell nothing of those with other parameters.
-        if all(np.asarray(leaf).any() for leaf in usual):
+        if all(row.any() for row in rows):
             _INDEPENDENT[key] = True
             if len(_INDEPENDENT) > REMEMBERED:
                 _INDEPENDENT.popitem(last=False)
+
+    def _errors_of_neighbours(
+        self, call: ApplyCall, first: int, index: int, width: int
+    ) -> tuple[list[float], list[np.ndarray]]:
+        """How far the first example differs next to itself and next to others, in batches of one size; its outputs."""
+        rows, here = width * self._mesh.size, (first, first + 1)
+        others = (max(self.n - rows + 1, 0), self.n)
+        both = [self._run(call, self._cut(rows, *ranges), index) for ranges in ((here,), (here, others))]
+        alone, next_to_others = (first_rows(1, jax.tree.leaves(y)) for y in both)
+        errors = [host_error(a, b, exactness) for a, b in zip(alone, next_to_others, strict=True)]
+        return errors, next_to_others
+
+    def _errors_of_size(self, call: ApplyCall, first: int, index: int, leaves: list[Array], few: int) -> list[float]:
+        """How far the first examples of a batch that has run differ in a batch of ``few``."""
+        count, size = self._mesh.size, self.batch_rows // self._mesh.size
+        rows = self._cut(few * count, (first, min(first + few * count, self.n)))
+        self._refuse_other_outputs(rows, size, few, index)
+        other = jax.tree.leaves(self._run(call, rows, index))
+        both = (first_rows(min(few, size), y) for y in (leaves, other))
+        return [host_error(a, b, tolerance) for a, b in zip(*both, strict=True)]
 
     def _refuse_other_outputs(self, rows: list[Any], size: int, few: int, index: int) -> None:
         arrays = self._params, rows, self._whole, self._keys_of(index)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._typing import PyTree
+from .._typing import PyTree, wide
 from ._outputs import NamedOutputs, refuse_other_rows
 
 
@@ -20,13 +21,46 @@ def smaller_batch(size: int) -> int:
     return 1 if size == 2 else 2
 
 
+class BatchErrors(NamedTuple):
+    """How far an output of the first examples depends on the batch that they are in; zero for no more than rounding.
+
+    Attributes:
+        neighbours: the relative error next to other examples, in a batch of the same size.
+        size: the relative error in a batch of another size.
+    """
+
+    neighbours: Any
+    size: Any
+
+    def message(self, name: str, compared: str, remedy: str) -> str:
+        """Why batches do not give the kernel of the whole; empty if they do, but for what :meth:`warning` says."""
+        if self.neighbours > 0:
+            return dependence(name, self.neighbours, remedy)
+        if self.size >= GROSS:
+            return (
+                f"{name} of f depends on the size of the batch: it differs by {self.size:.0%} {compared}, so batches "
+                f"cannot give the kernel of the whole. Let f return the same for every number of examples, or {remedy}."
+            )
+        return ""
+
+    def warning(self, name: str, compared: str) -> str:
+        """What to say of an output that rounding changes much; empty if it does not."""
+        if self.message(name, compared, "") or not self.size > 0:
+            return ""
+        return (
+            f"{name} of f is ill-conditioned: rounding alone changes it by {self.size:.1%} {compared}, so its kernel "
+            "is no more exact than that. A usual cause is a BatchNorm whose running statistics come from few examples."
+        )
+
+
 def traced_errors(
     f: Callable[[PyTree], PyTree], x: PyTree, batch_size: int, argument: str, *, draws: bool
-) -> dict[str, Array]:
-    """How far the outputs of the first examples depend on the others in the batch, for use within a compiled function.
+) -> dict[str, BatchErrors]:
+    """How far the outputs of the first examples depend on their batch, for use within a compiled function.
 
-    Compares batches of two sizes. Noise may depend on the size, so for an ``f`` that draws noise it compares the first
-    example next to itself with the same example next to others.
+    Compares the first example next to itself with the same example next to others, which one program computes, so that
+    equal outputs are exactly equal. Then it compares batches of two sizes, unless ``f`` draws noise, which may depend
+    on the size.
 
     Args:
         f: a function of the inputs alone.
@@ -36,27 +70,41 @@ def traced_errors(
         draws: whether ``f`` draws noise.
 
     Returns:
-        The relative error of each output by its path; zero if it is no more than rounding.
+        The errors of each output by its path.
     """
+    width = max(batch_size, 2) if draws else 2
 
-    def outputs(cut: Callable[[Array], Array]) -> NamedOutputs:
-        return NamedOutputs.of(f(jax.tree.map(cut, x)))
+    def outputs(rows: int, leaves: PyTree) -> NamedOutputs:
+        y = NamedOutputs.of(f(leaves))
+        refuse_other_rows(y, rows, argument)
+        return y
 
+    def next_to_others(leaf: Array) -> Array:
+        return jnp.stack([jnp.concatenate([leaf[:1], leaf[1 - width :]]), jnp.concatenate([leaf[:1]] * width)])
+
+    def plain(leaves: PyTree) -> PyTree:
+        y = outputs(width, leaves)
+        return y.structure.unflatten(y.leaves)
+
+    both = NamedOutputs.unchecked(jax.lax.map(plain, jax.tree.map(next_to_others, x)))
+    errors = {
+        path: BatchErrors(_beyond(relative_error(y[0, :1], y[1, :1], jnp), exactness(y.dtype)), jnp.zeros(()))
+        for path, y in zip(both.paths, both.leaves, strict=True)
+    }
     if draws:
-        width, shared = max(batch_size, 2), 1
-        usual = outputs(lambda leaf: jnp.concatenate([leaf[:1], leaf[1 - width :]]))
-        other = outputs(lambda leaf: jnp.concatenate([leaf[:1]] * width))
-    else:
-        few = smaller_batch(batch_size)
-        usual, other = outputs(lambda leaf: leaf[:batch_size]), outputs(lambda leaf: leaf[:few])
-        refuse_other_outputs(usual, batch_size, other, few, argument)
-        refuse_other_rows(other, few, argument)
-        shared = min(few, batch_size)
-    errors = {}
+        return errors
+    few = smaller_batch(batch_size)
+    usual, other = (outputs(n, jax.tree.map(lambda leaf, n=n: leaf[:n], x)) for n in (batch_size, few))
+    refuse_other_outputs(usual, batch_size, other, few, argument)
+    shared = min(few, batch_size)
     for path, a, b in zip(usual.paths, usual.leaves, other.leaves, strict=True):
-        error = relative_error(a[:shared], b[:shared], jnp)
-        errors[path] = jnp.where(error > tolerance(a.dtype), error, 0)
+        error = _beyond(relative_error(a[:shared], b[:shared], jnp), tolerance(a.dtype))
+        errors[path] = errors[path]._replace(size=error)
     return errors
+
+
+def _beyond(error: Any, allowed: float) -> Any:
+    return jnp.where(error > allowed, error, 0)
 
 
 def relative_error(a: Any, b: Any, xp: ModuleType) -> Any:
@@ -70,8 +118,7 @@ def relative_error(a: Any, b: Any, xp: ModuleType) -> Any:
     differ = ~((a == b) | ((a != a) & (b != b)))
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         return xp.any(differ).astype("float32")
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    a, b = a.astype(wide), b.astype(wide)
+    a, b = a.astype(wide(a.dtype)), b.astype(wide(b.dtype))
     largest = xp.maximum(*(xp.max(xp.abs(y), where=xp.isfinite(y), initial=0) for y in (a, b)))
     scale = xp.where(largest > 0, largest, 1)
     # Both are scaled first, because the difference of two large numbers may overflow.
@@ -87,38 +134,49 @@ def tolerance(dtype: Any) -> float:
     return 10 * max(eps, min(eps, single) ** 0.5)
 
 
-NEXT_TO_OTHERS = "next to other examples"
+def exactness(dtype: Any) -> float:
+    """The relative error that is left between two runs of one program, on a device that may add up in another order."""
+    return min(tolerance(dtype), 1000 * float(jnp.finfo(dtype).eps)) if jnp.issubdtype(dtype, jnp.inexact) else 0.0
 
 
-def dependence(name: str, error: float, compared: str, remedy: str) -> str:
+GROSS = 0.1
+"""The relative error between batches of two sizes that rounding does not explain, in a model of any use."""
+
+
+def dependence(name: str, error: float, remedy: str) -> str:
     """What to say of an output that depends on the other examples in the batch."""
     return (
-        f"{name} of f depends on the other examples in the batch: the first rows differ by {error:.0%} {compared}, so "
-        "batches cannot give the kernel of the whole. Run the model in evaluation mode (train=False, "
-        f"is_training=False, model.eval()), or {remedy}."
+        f"{name} of f depends on the other examples in the batch: the first row differs by {error:.2g} of its largest "
+        "value next to other examples, so batches cannot give the kernel of the whole. Run the model in evaluation "
+        f"mode (train=False, is_training=False, model.eval()), or {remedy}."
     )
 
 
-def refuse_dependence(
-    names: Sequence[str], usual: Sequence[Array], other: Sequence[Array], *, rows: int, compared: str
-) -> None:
-    """Refuses outputs of the same examples in two batches that differ by more than rounding.
+def host_error(a: Any, b: Any, allowed: Callable[[Any], float]) -> float:
+    """The relative error of two outputs on the host; zero if it is no more than what is allowed."""
+    with np.errstate(all="ignore"):
+        error = float(relative_error(a, b, np))
+    return error if error > allowed(a.dtype) else 0.0
+
+
+def warn_or_refuse(names: Sequence[str], errors: Iterable[BatchErrors], compared: str) -> None:
+    """Warns of the worst output that rounding changes much.
 
     Args:
         names: the outputs as messages call them.
-        usual: the outputs in a batch of the usual size.
-        other: the outputs in the other batch.
-        rows: how many examples the two batches have in common, in front.
-        compared: how the two batches differ, for the message.
+        errors: their errors.
+        compared: between which sizes of the batch.
 
     Raises:
-        ValueError: names the first output that differs.
+        ValueError: names the first output that depends on its batch.
     """
-    for name, a, b in zip(names, usual, other, strict=True):
-        with np.errstate(all="ignore"):
-            error = float(relative_error(np.asarray(a[:rows]), np.asarray(b[:rows]), np))
-        if error > tolerance(a.dtype):
-            raise ValueError(dependence(name, error, compared, "pass check=False to take batches as they are"))
+    found = list(zip(names, errors, strict=True))
+    for name, error in found:
+        if message := error.message(name, compared, "pass check=False to take batches as they are"):
+            raise ValueError(message)
+    name, error = max(found, key=lambda one: one[1].size)
+    if message := error.warning(name, compared):
+        warnings.warn(message, stacklevel=2)
 
 
 def refuse_other_outputs(usual: NamedOutputs, size: int, other: NamedOutputs, rows: int, argument: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from numbers import Number
 from typing import Any
 
 import jax
 import numpy as np
 
+from .._trees import described, is_text, with_dicts
 from .._typing import PyTree
 
 Range = tuple[int, int]
@@ -55,8 +55,26 @@ def batch_of(argument: str, x: PyTree) -> int:
     return next(iter(sizes.values()))
 
 
-def batch_first(f: Any, x: PyTree) -> tuple[Any, PyTree]:
-    """An ``f`` and its inputs with the batch in front, if ``f`` knows that it takes them in another order."""
+def inputs(argument: str, x: PyTree) -> PyTree:
+    """Inputs as JAX takes them: mappings of any class, such as the ``BatchEncoding`` of a tokenizer, become dicts.
+
+    Raises:
+        TypeError: a leaf holds strings, dates or Python objects.
+    """
+    x = with_dicts(x)
+    if any(is_text(leaf) for leaf in jax.tree.leaves(x)):
+        path, leaf = next((path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(x) if is_text(leaf))
+        where = argument + jax.tree_util.keystr(path)
+        raise TypeError(
+            f"{where} is {described(leaf)}, and JAX takes numbers alone; leave it out of the inputs, or pass numbers "
+            "in its place, such as the ids of tokens."
+        )
+    return x
+
+
+def batch_first(f: Any, argument: str, x: PyTree) -> tuple[Any, PyTree]:
+    """An ``f`` and its :func:`inputs` with the batch in front, if ``f`` knows that it takes them in another order."""
+    x = inputs(argument, x)
     return f.batch_first(x) if hasattr(f, "batch_first") else (f, x)
 
 
@@ -74,20 +92,10 @@ def hold_numpy(leaves: Iterable[Any]) -> bool:
 
 
 def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:
-    """The arrays of ``params``, and the keyword arguments; a live model is taken apart if ``f`` knows how to.
-
-    Raises:
-        TypeError: ``params`` holds something that is not a number.
-    """
+    """``params`` and the keyword arguments; a live model is taken apart if ``f`` knows how to."""
     kwargs = dict(kwargs)
     if hasattr(f, "variables"):
         params, state = f.variables(params)
         if state is not None:
             kwargs.setdefault("state", state)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, Number):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)} is {type(leaf).__name__}, not an array; pass arrays alone, as "
-                "params, state = f.split(model) gives them."
-            )
     return params, kwargs

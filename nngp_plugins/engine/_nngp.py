@@ -14,7 +14,7 @@ from .._typing import PyTree
 from ._axes import Axes, Contraction, Leaf, all_but_batch, as_sequence, contraction_of
 from ._contract import contract
 from ._devices import transfers_allowed
-from ._inputs import refuse_empty
+from ._inputs import inputs, refuse_empty
 from ._kwargs import is_none, split_kwargs
 from ._outputs import NamedOutputs
 
@@ -82,13 +82,15 @@ class KernelFn:
                 inputs are equal; everything else goes to both.
 
         Returns:
-            The PyTree of ``f``'s outputs with a kernel in place of each.
+            The PyTree of ``f``'s outputs with a kernel in place of each. It is infinite where products overflow, as
+            what any function of JAX returns; :func:`batch` refuses such a kernel by name.
 
         Raises:
             ValueError: an empty batch; axes out of range, named twice or in both sets; outputs for ``x1`` and
                 ``x2`` that differ on a traced or diagonal axis.
             TypeError: an output that is not numeric.
         """
+        x1, x2 = inputs("x1", x1), inputs("x2", x2)
         refuse_empty("x1", x1)
         refuse_empty("x2", x2)
         kwargs1, kwargs2 = split_kwargs(apply_fn_kwargs, x1, x2)

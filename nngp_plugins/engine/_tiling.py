@@ -194,7 +194,7 @@ def _planned(
     dtype = accumulation_dtype(leaf1.dtype, leaf2.dtype)
     terms = contraction.size // (leaf1.shape[0] if role == "traced" else 1)
     transposition = None if mirror is None else contraction.mirrored(mirror)
-    input_dtype = jnp.result_type(leaf1.dtype, leaf2.dtype)
+    input_dtype = leaf1.dtype if leaf1.dtype == leaf2.dtype else dtype
     kernel = PlannedKernel(name, contraction.of_operands(), role, transposition, shape, dtype, input_dtype, 0)
     return replace(kernel, flops=2 * terms * math.prod(shape[kernel.batch_axes :]))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..metrics import labels_of
 from ._history import History
 
 
@@ -23,7 +25,9 @@ class StoredRun:
         before: the centred kernel of each layer that is its reference, ``(L, N, N)``; nan if it has none yet.
         before_steps: the steps of these, ``(L,)``; nan for a layer that has none yet.
         after: the centred kernels at the last snapshot; None if there is none yet.
-        targets: the labels of the probe, ``(N,)``; empty if there are none.
+        targets: the targets of the probe, ``(N,)``: labels, or numbers; empty if there are none, or several columns of
+            numbers.
+        has_classes: whether the targets are labels.
     """
 
     about: dict[str, Any]
@@ -33,6 +37,7 @@ class StoredRun:
     before_steps: np.ndarray
     after: np.ndarray | None
     targets: np.ndarray
+    has_classes: bool
 
     @classmethod
     def load(cls, path: str | Path) -> StoredRun:
@@ -64,5 +69,15 @@ class StoredRun:
             before=before,
             before_steps=steps,
             after=after,
-            targets=targets.argmax(axis=1) if targets.ndim == 2 else targets,
+            **_targets(targets),
         )
+
+
+def _targets(saved: np.ndarray) -> dict[str, Any]:
+    labels = None
+    with suppress(ValueError):  # Previews took ids of tokens, which have no order either.
+        labels = labels_of(saved) if saved.size else None
+    if labels is not None:
+        return {"targets": labels, "has_classes": True}
+    is_column = saved.ndim == 1 or saved.shape[1] == 1
+    return {"targets": saved.ravel() if is_column else np.zeros(0), "has_classes": False}

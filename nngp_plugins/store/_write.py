@@ -32,6 +32,7 @@ from ..engine import (
     Range,
     batch,
     in_tiles,
+    inputs,
     progress as show_progress,
     refuse_same_names,
     transfers_allowed,
@@ -83,8 +84,8 @@ def write_kernel(
     Raises:
         FileExistsError: ``path`` holds something else, or exists with ``resume=False``.
         ValueError: the kernel in ``path`` has other params, state, data, axes, dtype or tiles, and the message says
-            which; an output is NaN or infinite, and the message says where; the batch axis is traced, so that the
-            kernel is no larger than an output.
+            which; an output is NaN or infinite, or products of outputs overflow, and the message says where; the batch
+            axis is traced, so that the kernel is no larger than an output.
         OSError: the disk is too small, which is found before the start, or fails. What is written stays.
         FolderInUseError: another process writes to ``path``; it is a ``BlockingIOError`` too.
 
@@ -100,13 +101,14 @@ def write_kernel(
     kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
     tile_size = kernel_fn.tile_size if tile_size is None else tile_size
     kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True, tile_size=tile_size)
+    x1, x2 = inputs("x1", x1), inputs("x2", x2)
     params, apply_fn_kwargs = unpacked(kernel_fn.kernel_fn.f, params, apply_fn_kwargs)
     source1, source2 = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
     plan = kernel_fn.plan_of(source1, source2, tile_bytes=DEFAULT_TILE_BYTES)
     layouts = _layouts(kernel_fn.kernel_fn, plan, source1.outputs)
-    inputs = {"x1": x1, "x2": x2, "params": params}
-    inputs.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
-    made_of = ingredients(plan, inputs, _settings(kernel_fn.kernel_fn, plan, source1.outputs))
+    made_from = {"x1": x1, "x2": x2, "params": params}
+    made_from.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
+    made_of = ingredients(plan, made_from, _settings(kernel_fn.kernel_fn, plan, source1.outputs))
     with locked(Path(path), resume=resume) as root:
         ledger = prepare(root, made_of, layouts)
         if len(ledger.tiles) < sum(layout.tiles for layout in layouts):

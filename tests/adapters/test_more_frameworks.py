@@ -216,5 +216,5 @@ class TestLayers:
 
 def test_what_is_no_array_among_the_parameters():
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: x), 2)
-    with pytest.raises(TypeError, match=r"^params\['model'\] is object, not an array; pass arrays alone, as par"):
+    with pytest.raises(TypeError, match=r"^params\['model'\] is object, not an array; convert the model, such as"):
         kernel_fn(X, None, {"model": object()})

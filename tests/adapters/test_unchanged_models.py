@@ -1,5 +1,6 @@
 """A model stays as it is: outputs, gradients, classes, and what its own remat keeps for the backward pass."""
 
+import threading
 from collections import Counter
 from functools import partial
 
@@ -231,7 +232,7 @@ class KerasNet(keras.Model):
 
 @pytest.mark.parametrize("net", [LinenNet, NNXNet, EquinoxNet, KerasNet])
 def test_no_class_is_swapped(net):
-    """Without layers, modules have their own classes inside a call, and the user's objects have them always."""
+    """Modules have their own classes inside a call, with layers and without, and so have the user's objects."""
     if net is KerasNet:
         model = KerasNet()
         model(X)
@@ -242,14 +243,160 @@ def test_no_class_is_swapped(net):
         f = nngp.from_linen(net()) if net is LinenNet else makes[net](net)
         params = jax.eval_shape(f.init, jax.random.key(0), X)[0]
     own = {LinenNet: nn.Dense, NNXNet: nnx.Linear, EquinoxNet: eqx.nn.Linear, KerasNet: keras.layers.Dense}[net]
-    for _ in range(2):
+    calls = vars(net)["call" if net is KerasNet else "__call__"], own.__call__
+    for run in (partial(f), f.layers(), partial(f)):
         seen.clear()
-        jax.make_jaxpr(partial(f))(params, X)
+        jax.eval_shape(run, params, X)
         assert set(seen) == {(net, own)}
-        seen.clear()
-        f.layers().layer_shapes(params, X)
-        # With layers, they are subclasses of the same names.
-        assert all(issubclass(a, net) and issubclass(b, own) for a, b in seen)
-        assert {b.__name__ for _, b in seen} == {own.__name__}
+        assert (vars(net)["call" if net is KerasNet else "__call__"], own.__call__) == calls
     if net is KerasNet:
         assert (type(model), type(model.d)) == (net, own)
+
+
+class Registered(type(nnx.Module)):
+    """A metaclass that demands a keyword."""
+
+    def __new__(cls, name, bases, body, *, kind, **kwargs):
+        return super().__new__(cls, name, bases, body, **kwargs)
+
+    def __init__(cls, name, bases, body, *, kind, **kwargs):
+        super().__init__(name, bases, body, **kwargs)
+        registry.append((name, kind))
+
+
+class RegisteredEquinox(type(eqx.Module)):
+    def __new__(cls, name, bases, body, *, kind, **kwargs):
+        registry.append((name, kind))
+        return super().__new__(cls, name, bases, body, **kwargs)
+
+
+registry = []
+
+
+class NNXLayer(nnx.Module, metaclass=Registered, kind="base"):
+    def __init_subclass__(cls, *, activation, **kwargs):
+        super().__init_subclass__(**kwargs)
+        registry.append(activation)
+
+    def __init__(self, rngs):
+        self.w = nnx.Param(jax.random.normal(rngs.params(), (3, 3)))
+
+
+class NNXSine(NNXLayer, kind="sine", activation=jnp.sin):
+    def __call__(self, x):
+        return x @ self.w[...]
+
+
+class NNXTanh(NNXLayer, kind="tanh", activation=jnp.tanh):
+    def __call__(self, x):
+        return x @ self.w[...]
+
+
+class NNXTable(nnx.Module):
+    """Looks activation functions up by the exact class of a layer."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([NNXSine(rngs), NNXTanh(rngs)])
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = {NNXSine: jnp.sin, NNXTanh: jnp.tanh}[type(layer)](layer(x))
+        return x
+
+
+class EquinoxLayer(eqx.Module, metaclass=RegisteredEquinox, kind="base"):
+    w: jax.Array
+
+    def __init_subclass__(cls, *, activation, **kwargs):
+        super().__init_subclass__(**kwargs)
+        registry.append(activation)
+
+
+class EquinoxSine(EquinoxLayer, kind="sine", activation=jnp.sin):
+    def __call__(self, x):
+        return x @ self.w
+
+
+class EquinoxTanh(EquinoxLayer, kind="tanh", activation=jnp.tanh):
+    def __call__(self, x):
+        return x @ self.w
+
+
+class EquinoxTable(eqx.Module):
+    layers: list
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = {EquinoxSine: jnp.sin, EquinoxTanh: jnp.tanh}[type(layer)](layer(x))
+        return x
+
+
+def nnx_table():
+    model = NNXTable(nnx.Rngs(0))
+    return nngp.from_nnx(model), model, [layer.w[...] for layer in model.layers]
+
+
+def equinox_table():
+    model = EquinoxTable([EquinoxSine(WS[0]), EquinoxTanh(WS[1])])
+    return nngp.from_equinox(model), model, WS[:2]
+
+
+@pytest.mark.parametrize("make", [nnx_table, equinox_table])
+def test_no_class_is_made(make):
+    """A subclass would not be found in a table of classes, and whoever keeps a register of classes would see it."""
+    f, model, (a, b) = make()
+    before = list(registry)
+    layers = f.layers()(model, X)
+    assert registry == before
+    hidden = np.sin(X @ a) @ b
+    np.testing.assert_allclose(layers["layers/1"], hidden, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layers["output"], np.tanh(hidden), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(f(model, X), np.tanh(hidden), rtol=1e-5, atol=1e-6)
+
+
+class Overridden(nnx.Module):
+    """Asks whether a layer has a method of its own, as libraries do that let users override one."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs), Louder(3, 3, rngs=rngs)])
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x) * (1 if type(layer).__call__ is nnx.Linear.__call__ else 10)
+        return x
+
+
+class Louder(nnx.Linear):
+    def scaled(self, x):
+        return 2 * self(x)
+
+
+def test_an_inherited_method_is_that_of_the_base():
+    model = Overridden(nnx.Rngs(0))
+    np.testing.assert_array_equal(nngp.from_nnx(model).layers()(model, X)["layers/1"], model(X))
+
+
+def test_other_threads_see_no_layers():
+    """A training in another thread runs its own methods, without tags, while layers are found here."""
+    model = NNXTable(nnx.Rngs(0))
+    found = []
+
+    class Meanwhile(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = NNXTable(rngs)
+
+        def __call__(self, x):
+            def other():
+                found.append(str(jax.make_jaxpr(lambda x: model(x))(X)))
+                found.append(list(nngp.from_nnx(model).layers()(model, X)))
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            return self.inner(x)
+
+    whole = Meanwhile(nnx.Rngs(0))
+    assert list(nngp.from_nnx(whole).layers()(whole, X)) == ["inner/layers/0", "inner/layers/1", "inner"]
+    assert found[1::2] == [["layers/0", "layers/1", "output"]] * len(found[1::2])
+    assert found
+    assert "nngp_tag" not in found[0]

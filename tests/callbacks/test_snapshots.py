@@ -210,10 +210,23 @@ def test_batches_of_a_model_in_training_mode_are_refused_by_the_words_of_batch(b
     by_tracker = refusal(lambda: seen(0, NORMED_VARIABLES))
     by_batch = refusal(lambda: nngp.batch(nngp.empirical_nngp_fn(f), batch_size)(PROBE, None, NORMED_VARIABLES))
     assert by_tracker == by_batch
-    assert f"between batches of {batch_size} and" in by_tracker
+    assert "next to other examples" in by_tracker
     assert by_tracker.startswith("output 'norm' of f")
     seen.close()
     assert len(seen.history) == 0
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_a_model_that_rounding_changes_much_is_measured_with_a_warning(batch_size):
+    def f(params, x):
+        terms = [5e5 * x[:, i] for i in range(5)]
+        # the large terms cancel, and are added up in another order in small batches
+        return x + (sum(terms if len(x) > 2 else terms[::-1]) - sum(terms))[:, None]
+
+    warned = pytest.warns(UserWarning, match=f"the output of f is ill-conditioned: .* batches of {batch_size} and 2")
+    with nngp.KernelTracker(f, PROBE, batch_size=batch_size) as seen, warned:
+        assert seen(0, jnp.ones(()))
+    assert len(seen.history) == 1
 
 
 def test_batches_of_a_model_in_evaluation_mode_are_measured():

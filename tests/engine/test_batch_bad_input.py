@@ -90,7 +90,7 @@ def test_it_is_frozen_and_hashable():
         ({"u": X1, "rate": 0.5}, None, "x1['rate'] is float without a batch axis"),
         ((X1, jnp.ones(())), None, "x1[1] is ArrayImpl without a batch axis"),
         ([[1.0, 2.0]], None, "x1[0][0] is float without a batch axis"),
-        ({"u": X1}, {"u": "text"}, "x2['u'] is str without a batch axis"),
+        ({"u": X1}, {"u": "text"}, "x2['u'] is str, and JAX takes numbers alone"),
     ],
     ids=["float", "x2", "dict", "0-d array", "lists", "str"],
 )

@@ -106,7 +106,16 @@ def complex_mean(params, x, rng=None):
     return x + 1j * x.mean(axis=0)
 
 
-MIXED = [normalised, divided, ranked, softmax_over_examples, complex_mean]
+def barely_mixed(params, x, rng=None):
+    return x + 1e-3 * x.mean(axis=0)
+
+
+def mixed_in_large_batches(params, x, rng=None):
+    # as experts with a capacity: no example of a small batch is over it
+    return x + 0.02 * (x.mean(axis=0) if len(x) > 2 else 0)
+
+
+MIXED = [normalised, ranked, softmax_over_examples, complex_mean, barely_mixed]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 12])
@@ -117,7 +126,22 @@ def test_all_that_depends_on_the_batch_is_refused(f, batch_size):
         kernel(f, x, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("f", [f for f in MIXED if f is not divided])  # noise may depend on the size, so that may vary
+@pytest.mark.parametrize("batch_size", [3, 12])
+def test_what_depends_on_the_others_only_in_large_batches_is_refused(batch_size):
+    with pytest.raises(ValueError, match=REFUSED):
+        kernel(mixed_in_large_batches, np.concatenate([X1, X1 + 1]), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 12])
+def test_what_depends_on_the_size_of_the_batch_is_refused(batch_size):
+    x = np.concatenate([X1, X1 + 1])
+    with pytest.raises(
+        ValueError, match=r"the output of f depends on the size of the batch: it differs by \d+% between"
+    ):
+        kernel(divided, x, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("f", MIXED)  # noise may depend on the size of the batch, so that may vary
 def test_all_that_depends_on_the_batch_is_refused_with_a_key(f):
     with pytest.raises(ValueError, match=REFUSED):
         kernel(f, rng=KEY)
@@ -226,6 +250,31 @@ def test_a_layer_that_is_as_long_as_the_batch_by_chance():
     params, _ = f.init(jax.random.key(0), X1)
     for batch_size in (4, 5):
         assert set(kernel(f.layers(), params=params, batch_size=batch_size)) == {"head"}
+
+
+def ill_conditioned(large):
+    """A function of each example alone whose large terms cancel, and are added up in another order in small batches."""
+
+    def f(params, x, rng=None):
+        terms = [large * x[:, i] for i in range(6)]
+        total = sum(terms if len(x) > 2 else terms[::-1])
+        return x + (total - sum(terms[2:] + terms[:2]))[:, None]
+
+    return f
+
+
+def test_rounding_that_a_model_makes_larger_is_no_dependence_on_others():
+    x, f = np.concatenate([X1, X1 + 1]), ill_conditioned(5e5)
+    with pytest.warns(UserWarning, match=r"the output of f is ill-conditioned: rounding alone changes it by [1-9]"):
+        found = kernel(f, x, batch_size=12)
+    assert_close(found, gram(np.concatenate([jax.jit(f)(None, x[i : i + 12]) for i in (0, 12)])))
+    # what was found is remembered, and said once
+    np.testing.assert_array_equal(kernel(f, x, batch_size=12), found)
+
+
+def test_rounding_that_leaves_nothing_of_the_outputs_is_refused():
+    with pytest.raises(ValueError, match=r"of f depends on the size of the batch: .* batches of 12 and 2, so batches"):
+        kernel(ill_conditioned(1e8), np.concatenate([X1, X1 + 1]), batch_size=12)
 
 
 def test_outputs_of_some_sizes_of_the_batch_only():

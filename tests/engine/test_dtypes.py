@@ -118,3 +118,42 @@ def test_precision_reaches_the_contraction(precision, expected):
     assert [line.split("precision = ")[1].split(" :")[0] for line in lowered.splitlines() if "dot_general" in line] == [
         expected
     ]
+
+
+NARROW = ["bool", "int2", "uint4", "int8", "uint8", "int32", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("rng", [None, jax.random.key(3)], ids=["no key", "key"])
+def test_outputs_of_few_bits_are_computed_in_float32_everywhere(dtype, rng, tmp_path):
+    if not hasattr(jnp, dtype) and dtype != "bool":
+        pytest.skip(f"this version of JAX has no {dtype}")
+
+    def f(params, x, rng=None):
+        return (params * x).astype(dtype)
+
+    x, params = jnp.clip(jnp.round(2 * normal(0, 6, 4)), -2, 2), jnp.float32(0.5)
+    expected = exact(f(params, x).astype(jnp.float32))
+    kernel_fn, given = nngp.empirical_nngp_fn(f), {} if rng is None else {"rng": rng}
+    for found in [
+        kernel_fn(x, None, params, **given),
+        nngp.batch(kernel_fn, 4)(x, None, params, **given),
+        nngp.gram(f, x, params, batch_size=4, **given).dense(),
+        nngp.gram(f, x, params, **given).dense(),
+        nngp.write_kernel(kernel_fn, x, None, params, tmp_path / "k", batch_size=4, progress=False, **given)[:],
+    ]:
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with nngp.KernelTracker(f, x, rng=rng, metrics={"scale": lambda k, _: nngp.metrics.scale(k)}) as tracker:
+        tracker(0, params)
+    np.testing.assert_allclose(tracker.history.metric("scale"), [[np.trace(expected) / 6]], rtol=1e-6)
+
+
+def test_outputs_of_few_bits_meet_others_in_cross_terms():
+    x = jnp.round(normal(0, 6, 4))
+
+    def f(params, x):
+        return {"narrow": x.astype("float8_e4m3fn"), "wide": x}
+
+    kernel = nngp.empirical_nngp_fn(f, cross_terms=True)(x, None, None)["narrow"]["wide"]
+    np.testing.assert_allclose(kernel, exact(x), rtol=1e-6)

@@ -71,7 +71,7 @@ def programs(counted, layers, n, on_device=True, batch_size=50, **options):
 @pytest.mark.parametrize("place", PLACES)
 def test_as_many_programs_for_any_number_of_layers_and_of_examples(counted, place):
     few, again = programs(counted, 4, 210, **PLACES[place])
-    assert few <= 8
+    assert few <= 9
     assert again == 0
     assert programs(counted, 24, 210, **PLACES[place])[0] <= few
     # whole, ragged and mirrored tiles; with more than one row of tiles there are those apart from the diagonal
