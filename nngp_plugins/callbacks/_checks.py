@@ -193,9 +193,8 @@ def as_numbers(scalars: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in scalars.items():
         refuse_traced(name, value)
         if not is_real_number(value):
-            raise TypeError(
-                f"{name}={reprlib.repr(value)} is not a scalar; pass single numbers, and a model's state as state=."
-            )
+            shown = f"{value.dtype}{list(value.shape)}" if isinstance(value, Array) else reprlib.repr(value)
+            raise TypeError(f"{name}={shown} is not a scalar; pass single numbers, and a model's state as state=.")
         if isinstance(value, Array) and value.is_deleted():
             raise ValueError(f"{name}= was donated before this call; pass the number that came after, or a copy.")
         numbers[name] = float(value) if isinstance(value, NUMPY) else value

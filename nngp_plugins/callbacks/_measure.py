@@ -138,7 +138,8 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
-        params, state = own((arrays_alone(params), state))
+        params, state = own((params, state))
+        params = arrays_alone(params)
         if not self.shapes:
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products.matrix)
         if not self._is_checked:

@@ -52,10 +52,11 @@ class Snapshot(NamedTuple):
 
     def as_dtype(self, dtype: Any) -> Snapshot:
         """The same in the dtype of the run; ``jax_enable_x64`` may have changed since the first snapshot."""
-        if self.products.dtype == dtype:
+        matrix = self.products.matrix
+        if matrix.dtype == dtype:
             return self
-        products, features = jax.tree.map(lambda leaf: leaf.astype(dtype), (self.products, self.features))
-        return self._replace(products=products, features=features)
+        features = {name: phi.astype(dtype) for name, phi in self.features.items()}
+        return self._replace(products=self.products._replace(matrix=matrix.astype(dtype)), features=features)
 
 
 class Queue:

@@ -195,7 +195,7 @@ class Recorder:
 
         # Threads of BLAS that wait for work would take the cores from the threads that train.
         with threadpool_limits(1, user_api="blas"):
-            self._dtype = self._dtype or snapshot.products.dtype
+            self._dtype = self._dtype or snapshot.products.matrix.dtype
             with _in_width_of(self._dtype):
                 self._record_now(snapshot.as_dtype(self._dtype))
 
