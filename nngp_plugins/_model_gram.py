@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,8 +14,17 @@ import numpy as np
 from jax import Array
 
 from ._typing import PyTree, wide
-from .engine import LayerFn, NamedOutputs, batch, batch_first, empirical_nngp_fn, has_layers
-from .metrics import DenseGram, FeatureGram, features, gram_of
+from .engine import (
+    LayerFn,
+    NamedOutputs,
+    batch,
+    batch_first,
+    empirical_nngp_fn,
+    has_layers,
+    refuse_same_names,
+    transfers_allowed,
+)
+from .metrics import DenseGram, FeatureGram, OfStep, features, gram_of
 
 
 def gram(
@@ -46,7 +55,8 @@ def gram(
         The PyTree of ``f``'s outputs with a Gram in place of each; the kernel is averaged over all axes but the batch.
 
     Raises:
-        ValueError: outputs do not have a row for each example, or depend on the other examples in the batch.
+        ValueError: outputs do not have a row for each example, or depend on the other examples in the batch; two of
+            them have one name.
         TypeError: outputs are complex; the call is inside ``jit``.
 
     Warns:
@@ -58,21 +68,38 @@ def gram(
         >>> round(float(nngp.metrics.effective_rank(gram)), 3)
         1.0
     """
+    with transfers_allowed():
+        grams, found = _grams_of(f, x, params, batch_size, store_on_device, check, apply_fn_kwargs)
+    if found:
+        warnings.warn(f"NaN or infinity in {found}: metrics of it are nan.", RuntimeWarning, stacklevel=2)
+    return grams
+
+
+def _grams_of(
+    f: Callable[..., PyTree],
+    x: PyTree,
+    params: PyTree,
+    batch_size: int,
+    store_on_device: bool,
+    check: bool,
+    kwargs: dict[str, Any],
+) -> tuple[PyTree, str]:
+    """The Grams, and which outputs are not finite."""
     f, x = batch_first(f, "x", x)
     at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
     if at_once and has_layers(f):
         # Grams of the layers of a scan are made inside it, so that their outputs are never held together.
         kernel_fn = batch(empirical_nngp_fn(_GramsOfLayers(f)), check=check)
-        outputs = grams = kernel_fn.outputs(x, params, **apply_fn_kwargs)
+        outputs = kernel_fn.outputs(x, params, **kwargs)
+        grams = _map_exponents(lambda gram: gram.exponent[0], outputs)
     else:
         kernel_fn = batch(empirical_nngp_fn(f), batch_size, store_on_device=store_on_device, check=check)
-        outputs = kernel_fn.outputs(x, params, **apply_fn_kwargs)
+        outputs = kernel_fn.outputs(x, params, **kwargs)
         grams = jax.tree.map(gram_of, outputs)
     named = NamedOutputs.unchecked(outputs)
+    refuse_same_names(named.paths)
     found = [_non_finite(path or "the output", y) for path, y in zip(named.paths, named.leaves, strict=True)]
-    if named_examples := "; ".join(filter(None, found)):
-        warnings.warn(f"NaN or infinity in {named_examples}: metrics of it are nan.", RuntimeWarning, stacklevel=2)
-    return grams
+    return grams, "; ".join(filter(None, found))
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,8 @@ class _GramsOfLayers:
 
     def __call__(self, params: PyTree, x: PyTree, **kwargs: Any) -> PyTree:
         grams, _ = self.f.reduce_layers(_GramOf(), params, x, **kwargs)
-        return grams.by_name()
+        # Every output needs a row for each example.
+        return _map_exponents(lambda gram: jnp.broadcast_to(gram.exponent, (gram.n,)), grams.by_name())
 
     def variables(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """Parameters and state, as those of the model."""
@@ -96,10 +124,17 @@ class _GramOf:
     def __call__(self, name: str, y: Array) -> FeatureGram | DenseGram:
         return gram_of(y)
 
-    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], DenseGram] | None:
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> OfStep | None:
         """The Gram of a step with all its entries; None if the features of all steps take less memory."""
         narrow = math.prod(shape.shape[1:]) < shape.shape[0]
-        return None if narrow else lambda name, y: FeatureGram(features(y)).by_entries()
+        return None if narrow else OfStep(lambda y: FeatureGram(features(y)).by_entries())
+
+
+def _map_exponents(change: Callable[[Any], Any], grams: PyTree) -> PyTree:
+    def changed(gram: FeatureGram | DenseGram) -> FeatureGram | DenseGram:
+        return replace(gram, exponent=change(gram)) if isinstance(gram, DenseGram) else gram
+
+    return jax.tree.map(changed, grams, is_leaf=lambda node: isinstance(node, FeatureGram | DenseGram))
 
 
 def _non_finite(name: str, y: Any) -> str:

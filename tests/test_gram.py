@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.strict_modes import in_every_mode, setting
 
 import nngp_plugins as nngp
 from nngp_plugins.metrics import DenseGram, FeatureGram
@@ -79,3 +80,18 @@ def test_not_inside_jit():
 def test_complex_outputs_are_refused():
     with pytest.raises(TypeError, match="metrics are defined for real features, got complex64"):
         nngp.gram(lambda params, x: x * 1j, X, None)
+
+
+@in_every_mode
+def test_in_the_strict_modes_of_jax(mode):
+    x, w = jnp.asarray(X), jnp.full((1, 6), 0.5)
+    with setting(*mode):
+        grams = [nngp.gram(lambda w, x: jnp.tanh(x * w), x, w, batch_size=size) for size in (0, 8)]
+    y = np.tanh(0.5 * X.astype(np.float64))
+    for gram in grams:
+        np.testing.assert_allclose(np.asarray(gram), y @ y.T / 6, rtol=1e-5, atol=1e-6)
+
+
+def test_two_outputs_of_one_name():
+    with pytest.raises(ValueError, match="two outputs of f are called 'a/b'; give each a name of its own"):
+        nngp.gram(lambda w, x: {"a/b": x, "a": {"b": 5 * x}}, X, None)

@@ -34,7 +34,8 @@ class Reducer(Protocol):
             shape: shape and dtype of all steps, ``(N, T, ...)``.
 
         Returns:
-            A function of the name and of the output ``(N, ...)`` of a step; None if all steps are needed at once.
+            A function of the name and of the output ``(N, ...)`` of a step; None if all steps are needed at once. If it
+            has ``add(mean, step, count)``, that is how the mean so far takes in one of so many steps.
         """
 
 
@@ -64,6 +65,7 @@ class Wanted:
         self.site, self._batch = site, batch
         of_step = reducer.of_step(site.whole(batch)) if site.times and not site.devices else None
         self._reduce: Callable[[Array], PyTree] = partial(of_step or reducer, name)
+        self.add: Callable[[PyTree, PyTree, int], PyTree] = getattr(of_step, "add", _add)
         self.is_mean = of_step is not None
         step = jax.ShapeDtypeStruct(moved_to_front(site.aval.shape, batch), site.aval.dtype)
         self._of_step = jax.eval_shape(self._reduce, step) if self.is_mean else None
@@ -101,6 +103,10 @@ class Wanted:
         """Lengths of the scans of one kind inside a scope."""
         inside = self.site.scopes[self.site.scopes.index(scope) + 1 :]
         return [other.length for other in inside if other.kind == kind]
+
+
+def _add(mean: PyTree, step: PyTree, count: int) -> PyTree:
+    return jax.tree.map(lambda mean, new: mean + new / count, mean, step)
 
 
 class Replay:
@@ -186,8 +192,7 @@ class Replay:
             carry, means = carry
             outs, found = self.run(body, body_consts, [*ins[:consts], *carry, *xs], at)
             means = {
-                place: jax.tree.map(lambda mean, new: mean + new / scope.length, mean, found.pop(place))
-                for place, mean in means.items()
+                place: self._wanted[place].add(mean, found.pop(place), scope.length) for place, mean in means.items()
             }
             return (outs[:carries], means), (outs[carries:], found)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from operator import index
 from typing import Any
 
@@ -14,8 +16,11 @@ from jax import Array
 
 from ..adapters import check_key, holds_module, is_model
 from ..history import is_own_name
-from ..metrics import DenseGram, Metric
+from ..metrics import DenseGram, Metric, labels_of
 from ._schedules import Schedule
+
+NUMPY = np.ndarray | np.generic
+ARRAYS = Array | np.ndarray | np.generic
 
 
 def probe_size(probe: Any) -> int:
@@ -136,17 +141,78 @@ def check_layers(known: Mapping[str, Any], found: Mapping[str, tuple[int, ...]])
             )
 
 
-def check_scalars(scalars: Mapping[str, Any]) -> None:
-    """Refuses scalars that are not single numbers.
+def refuse_traced(name: str, *leaves: Any) -> None:
+    """Refuses what a compiled function traces, given to a tracker that is called there.
 
     Raises:
-        TypeError: names the first such scalar.
+        TypeError: a leaf is traced.
     """
-    for name, value in scalars.items():
-        if not isinstance(value, int | float | np.generic | np.ndarray | Array) or jnp.shape(value):
+    for leaf in leaves:
+        if isinstance(leaf, jax.core.Tracer):
             raise TypeError(
-                f"{name}={reprlib.repr(value)} is not a scalar; pass single numbers, and a model's state as state=."
+                f"{name} is traced, because the tracker is called inside a compiled function, which runs Python only "
+                "once. Put nngp.track_kernel(tracker) into the optimizer there, or call the tracker outside."
             )
+
+
+def check_params(params: Any) -> None:
+    """Refuses what optax hands to a transformation in place of a model's parameters.
+
+    Raises:
+        ValueError: ``params`` are those of one group, or the two sets of a lookahead.
+    """
+    import optax
+
+    if isinstance(params, optax.LookaheadParams):
+        raise ValueError(
+            "params is a LookaheadParams, which holds the parameters twice. For the fast ones, put track_kernel "
+            "inside, optax.lookahead(optax.chain(optimizer, nngp.track_kernel(tracker)), ...), or call tracker(step, "
+            "params.fast). For the slow ones, call tracker(step, params.slow)."
+        )
+
+    def is_masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_masked):
+        if is_masked(node):
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} is masked, because optax.partition and optax.masked hand over the "
+                "parameters of one group alone. Put track_kernel beside them: "
+                "optax.chain(optax.partition(...), nngp.track_kernel(tracker))."
+            )
+
+
+def as_numbers(scalars: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalars of a call; those of NumPy become floats, because training may write to their arrays later.
+
+    Raises:
+        TypeError: names the first such scalar, or the first that is traced.
+        ValueError: names the first that was donated before the call.
+    """
+    numbers: dict[str, Any] = {}
+    for name, value in scalars.items():
+        refuse_traced(name, value)
+        if not is_real_number(value):
+            shown = f"{value.dtype}{list(value.shape)}" if isinstance(value, Array) else reprlib.repr(value)
+            raise TypeError(f"{name}={shown} is not a scalar; pass single numbers, and a model's state as state=.")
+        if isinstance(value, Array) and value.is_deleted():
+            raise ValueError(f"{name}= was donated before this call; pass the number that came after, or a copy.")
+        numbers[name] = float(value) if isinstance(value, NUMPY) else value
+    return numbers
+
+
+def is_real_number(value: Any) -> bool:
+    """Whether a value is a single number that a float can stand for; those of JAX may be traced."""
+    if isinstance(value, ARRAYS):
+        return value.shape == () and _is_real(value.dtype)
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+
+
+@cache
+def _is_real(dtype: Any) -> bool:
+    # NumPy counts differences of times as integers.
+    is_number = any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating, jnp.bool_))
+    return is_number and not jnp.issubdtype(dtype, np.timedelta64)
 
 
 def check_names(scalars: Mapping[str, Any], metrics: Iterable[str]) -> None:
@@ -161,22 +227,23 @@ def check_names(scalars: Mapping[str, Any], metrics: Iterable[str]) -> None:
 
 
 def check_targets(targets: Any, n: int) -> np.ndarray:
-    """The targets of the ``n`` examples of a probe as an array; targets ``(N, 1)`` lose that axis, None becomes empty.
+    """The targets of the ``n`` examples of a probe as an array; None becomes empty.
+
+    Targets ``(N, 1)`` lose that axis, except for whole numbers that would become labels without it.
 
     Raises:
         TypeError: the targets hold Python objects.
-        ValueError: the targets have another shape than ``(N,)`` or ``(N, C)``.
+        ValueError: the targets have another shape than ``(N,)`` or ``(N, C)``, or are the ids of tokens.
     """
     if targets is None:
         return np.zeros((0,))
-    labels = np.asarray(targets)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or len(labels) != n:
-        raise ValueError(f"targets of shape {labels.shape} do not label the {n} examples of the probe.")
-    if labels.dtype == object:
+    given = np.asarray(targets)
+    if given.dtype == object:
         raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
-    return labels
+    if given.ndim not in (1, 2) or len(given) != n:
+        raise ValueError(f"targets of shape {given.shape} do not label the {n} examples of the probe.")
+    labels, column = labels_of(given, n, "targets"), given[:, 0] if given.shape[1:] == (1,) else given
+    return given if labels is None and labels_of(column, n) is not None else column
 
 
 def check_metrics(metrics: Mapping[str, Metric], n: int) -> None:
@@ -190,15 +257,19 @@ def check_metrics(metrics: Mapping[str, Metric], n: int) -> None:
         raise TypeError(f"metrics={reprlib.repr(metrics)} is not a dict {{name: metric(gram, reference_gram)}}.")
     kernel: Any = jax.ShapeDtypeStruct((n, n), jnp.float32)
     eigenvalues: Any = jax.ShapeDtypeStruct((n,), jnp.float32)
-    like = DenseGram(kernel, kernel, eigenvalues)
+    exponent: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    like = DenseGram(kernel, kernel, eigenvalues, exponent)
     for name, metric in metrics.items():
         if "/" in name:
             raise ValueError(f"metrics={name!r} has a slash in its name, which separates layer and metric.")
         try:
-            shape = jax.eval_shape(metric, like, like).shape
+            value = jax.eval_shape(metric, like, like)
+            shape, is_real = value.shape, _is_real(value.dtype)
         except ValueError as error:
             raise ValueError(f"metrics[{name!r}] on a probe of {n} examples: {error}") from error
         except (TypeError, AttributeError) as error:
             raise TypeError(f"metrics[{name!r}] is no metric(gram, reference_gram) -> scalar: {error}") from error
         if shape:
             raise TypeError(f"metrics[{name!r}] returns an array of shape {shape}, not a scalar.")
+        if not is_real:
+            raise TypeError(f"metrics[{name!r}] returns {value.dtype}, which is no real number.")

@@ -53,6 +53,12 @@ class Clock:
             return False
         return self.last_counted is None or self._schedule.due(now, self.last_counted)
 
+    def forget(self, names: Sequence[str]) -> None:
+        """Lets go of scalars of the call before that were donated since: no schedule can compare with them."""
+        if self.last_counted is not None:
+            kept = {name: value for name, value in self.last_counted.scalars.items() if name not in names}
+            self.last_counted = self.last_counted._replace(scalars=kept)
+
     def has(self, now: Moment) -> bool:
         """Whether a run that goes on has passed this step already."""
         return now.step <= self._resumed_after

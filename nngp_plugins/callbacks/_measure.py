@@ -21,12 +21,14 @@ from ..engine import (
     batch_first,
     compiler_options,
     has_layers,
+    refuse_same_names,
     smaller_batch,
     traced_errors,
     traced_outputs,
 )
-from ..metrics import features, product_from_first
+from ..metrics import OfStep, Product, features, product_from_first
 from ._checks import check_layers, probe_size
+from ._given import own
 
 PROBE = "probe_x"
 
@@ -35,13 +37,13 @@ class Measured(NamedTuple):
     """What is measured at one step.
 
     Attributes:
-        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``. The host makes K and H K H of it:
-            these two would be twice the bytes for the device to hold and to send.
+        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``, and their exponents ``(L,)``. The
+            host makes K and H K H of it: these two would be twice the bytes for the device to hold and to send.
         features: the features ``(N, D)`` of each layer that keeps them in place of its kernel.
         errors: how far the outputs depend on the other examples in the batch, by layer; empty if that is not checked.
     """
 
-    products: Array
+    products: Product
     features: dict[str, Array]
     errors: dict[str, BatchErrors]
 
@@ -62,28 +64,31 @@ class _Products:
         """Whether a layer of this shape keeps its features."""
         return self.keep_features and math.prod(shape.shape[1:]) < self.n
 
-    def __call__(self, name: str, y: Array) -> dict[str, Array]:
-        return {"output": y} if self.keeps(y) else {"product": product_from_first(y)}
+    def __call__(self, name: str, y: Array) -> Array | Product:
+        return y if self.keeps(y) else product_from_first(y)
 
-    def of_step(self, shape: jax.ShapeDtypeStruct) -> Callable[[str, Array], dict[str, Array]] | None:
+    def of_step(self, shape: jax.ShapeDtypeStruct) -> OfStep | None:
         """The product of a step; None if all steps are kept."""
-        return None if self.keeps(shape) else lambda name, y: {"product": product_from_first(y)}
+        return None if self.keeps(shape) else OfStep(product_from_first)
 
-    def take_apart(self, reduced: Reduced) -> tuple[Array, dict[str, Array]]:
+    def take_apart(self, reduced: Reduced) -> tuple[Product, dict[str, Array]]:
         """The products of all layers in forward order, and the features of those that keep them."""
-        products: list[Array] = []
+        products: list[Product] = []
         places: list[int] = []
         kept: dict[str, Array] = {}
         for part in reduced.parts:
             stacked = part.value if part.stacked else jax.tree.map(lambda y: y[None], part.value)
-            if "output" in stacked:
-                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked["output"], strict=True)}
-                stacked = {"product": jax.vmap(product_from_first)(stacked["output"])}
-            products.append(stacked["product"])
+            if not isinstance(stacked, Product):
+                kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked, strict=True)}
+                stacked = jax.vmap(product_from_first)(stacked)
+            products.append(stacked)
             places += part.places
-        together = jnp.concatenate(products)
+        with jax.numpy_dtype_promotion("standard"):
+            together = Product(*map(jnp.concatenate, zip(*products, strict=True)))
         # The layers of a scan lie side by side, and take one step of compilation whatever their number.
-        return together if places == sorted(places) else together[np.argsort(places)], kept
+        if places != sorted(places):
+            together = Product(*(array[np.argsort(places)] for array in together))
+        return together, kept
 
 
 class Measurement:
@@ -109,8 +114,8 @@ class Measurement:
         f, probe_x = batch_first(f, PROBE, probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
-            self.probe_x = jax.tree.map(jnp.asarray, probe_x)
-        self.f, self._rng = f, rng
+            self.probe_x = jax.tree.map(jnp.asarray, own(probe_x))
+        self.f, self._rng = f, own(rng)
         self.n = probe_size(self.probe_x)
         self._products = _Products(self.n, keep_features)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
@@ -133,9 +138,10 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
+        params, state = own((params, state))
         params = arrays_alone(params)
         if not self.shapes:
-            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products)
+            on_shape(self._compiled.eval_shape(params, state, self.probe_x).products.matrix)
         if not self._is_checked:
             refusals, warned = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))
             if refusals:
@@ -154,6 +160,8 @@ class Measurement:
             probe_x: the probe.
             check: whether to return how far the outputs depend on the other examples in the batch.
         """
+        # The probe may have been made while jax_enable_x64 was on.
+        probe_x = jax.tree.map(_as_jax_takes_it, probe_x)
         errors, params = self._traced_errors(params, state, probe_x) if check else {}, with_constants(params)
         given = {name: value for name, value in (("state", state), ("rng", self._rng)) if value is not None}
         if has_layers(self.f) and self._batch_size is None:
@@ -167,7 +175,9 @@ class Measurement:
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
-        return Measured(jnp.stack([product_from_first(y) for y in layers.values()]), narrow, errors)
+        products = [product_from_first(y) for y in layers.values()]
+        with jax.numpy_dtype_promotion("standard"):
+            return Measured(Product(*map(jnp.stack, zip(*products, strict=True))), narrow, errors)
 
     def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Remembers the layers, and refuses those of another model than the run folder has."""
@@ -203,10 +213,16 @@ class Measurement:
     def _layers(self, outputs: NamedOutputs) -> dict[str, Array]:
         if not outputs.leaves:
             raise ValueError(f"f returned {outputs.structure.unflatten([])!r}, which holds no array to measure.")
-        return {path or "output": y for path, y in zip(outputs.paths, outputs.leaves, strict=True)}
+        names = [path or "output" for path in outputs.paths]
+        refuse_same_names(names)
+        return dict(zip(names, outputs.leaves, strict=True))
 
     def _traced_errors(self, params: Any, state: Any, probe_x: Any) -> dict[str, BatchErrors]:
         if self._batch_size is None:
             return {}
         apply, draws = self._apply(with_constants(params), state), self._rng is not None
         return traced_errors(apply, probe_x, self._batch_size, PROBE, draws=draws)
+
+
+def _as_jax_takes_it(array: Array) -> Array:
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if isinstance(array.dtype, np.dtype) else array

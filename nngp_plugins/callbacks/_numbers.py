@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..metrics import DenseGram, Metric, eigenvalues, evaluate_layer, grams_of_products, needs_spectrum
+from ..metrics import (
+    DenseGram,
+    Metric,
+    Product,
+    eigenvalues,
+    evaluate_layer,
+    grams_of_products,
+    is_in_units_of_kernel,
+    needs_spectrum,
+)
 
 
 class Numbers:
@@ -24,6 +36,8 @@ class Numbers:
 
     def __init__(self, metrics: Mapping[str, Metric]):
         self._metrics = metrics
+        self._sized = {name: metric for name, metric in metrics.items() if is_in_units_of_kernel(metric)}
+        self._others = {name: metric for name, metric in metrics.items() if name not in self._sized}
         self._spectral = needs_spectrum(metrics)
         # Functions of jit start in a tenth of the time that programs compiled ahead take.
         self._gram, self._values = jax.jit(_gram), jax.jit(self._in_one_array)
@@ -32,19 +46,21 @@ class Numbers:
     def prepare(self, n: int, dtype: Any) -> None:
         """Compiles what is computed of a layer, once for all layers and snapshots."""
         if not self._is_prepared:
-            gram = self.gram(np.eye(n, dtype=dtype))
+            like: Any = np.eye(n, dtype=dtype), np.zeros((), np.int32)
+            gram = self.gram(Product(*like))
             self(gram, gram, gram, on_cpu(np.ones((), dtype)))
             self._is_prepared = True
 
-    def gram(self, product: np.ndarray) -> DenseGram:
+    def gram(self, product: Product) -> DenseGram:
         """The Gram of a layer, from what :func:`product_from_first` makes of it."""
-        return self.with_spectrum(self._gram(on_cpu(product)))
+        with _nan_is_no_error():
+            return self.with_spectrum(self._gram(on_cpu(product)))
 
     def with_spectrum(self, gram: DenseGram) -> DenseGram:
         """The same Gram with its eigenvalues, if a metric needs them."""
         # They are no part of the compiled metrics: XLA on CPU (JAX 0.10) never finishes some of them side by side.
         spectrum: Any = on_cpu(eigenvalues(jax.device_get(gram.matrix))) if self._spectral else None
-        return DenseGram(gram.matrix, gram.centered, spectrum)
+        return replace(gram, eigenvalues=spectrum)
 
     def __call__(self, gram: DenseGram, reference: DenseGram, previous: DenseGram, steps: Array) -> dict[str, float]:
         """The metrics of a layer.
@@ -55,12 +71,32 @@ class Numbers:
             previous: that of the snapshot before.
             steps: the steps since that one.
         """
-        values = jax.device_get(self._values(gram, reference, previous, steps))
-        return dict(zip(self._metrics, values.tolist(), strict=True))
+        with _nan_is_no_error():
+            values, exponent = jax.device_get((self._values(gram, reference, previous, steps), gram.exponent))
+        found = dict(zip([*self._others, *self._sized], values.tolist(), strict=True))
+        # Python's floats have room for what leaves the range of float32.
+        found |= {name: _times_power_of_4(found[name], int(exponent)) for name in self._sized}
+        return {name: found[name] for name in self._metrics}
 
-    def _in_one_array(self, *given: Any) -> Array:
-        values = evaluate_layer(self._metrics, *given)
-        return jnp.asarray([values[name] for name in self._metrics], given[-1].dtype)
+    def _in_one_array(self, gram: DenseGram, reference: DenseGram, previous: DenseGram, steps: Array) -> Array:
+        values = evaluate_layer(self._others, gram, reference, previous, steps)
+        values |= evaluate_layer(self._sized, replace(gram, exponent=None), reference, previous, steps)
+        each = [jnp.asarray(value).astype(steps.dtype) for value in values.values()]
+        return jnp.stack(each) if each else jnp.zeros(0, steps.dtype)
+
+
+@contextmanager
+def _nan_is_no_error() -> Iterator[None]:
+    """Lets numbers be nan, as that of a first velocity, where the user lets JAX stop a training at its first nan."""
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
+
+def _times_power_of_4(value: float, exponent: int) -> float:
+    try:
+        return math.ldexp(value, 2 * exponent)
+    except OverflowError:  # of features in float64
+        return math.inf
 
 
 def on_cpu(tree: Any) -> Any:
@@ -68,6 +104,7 @@ def on_cpu(tree: Any) -> Any:
     return jax.device_put(tree, jax.local_devices(backend="cpu")[0])
 
 
-def _gram(product: Array) -> DenseGram:
-    gram: DenseGram = jax.tree.map(lambda stacked: stacked[0], grams_of_products(product[None]))
+def _gram(product: Product) -> DenseGram:
+    stacked = grams_of_products(Product(product.matrix[None], product.exponent[None]))
+    gram: DenseGram = jax.tree.map(lambda array: array[0], stacked)
     return gram

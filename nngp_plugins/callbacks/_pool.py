@@ -11,6 +11,19 @@ from typing import Any
 
 import jax
 
+from ..engine import transfers_allowed
+
+
+@contextmanager
+def not_strict() -> Iterator[None]:
+    """Turns off the modes of JAX that end a program which moves arrays, or computes NaN or infinity.
+
+    They find what a training does not mean to do. A tracker means to do it: it fetches its products from the device,
+    and a number that does not exist, such as the velocity at the first snapshot, is nan.
+    """
+    with transfers_allowed(), jax.debug_nans(False), jax.debug_infs(False):
+        yield
+
 
 def as_here(work: Callable[..., Any]) -> Callable[..., Any]:
     """The same work for another thread, on the CPU and with the precision of the calling thread."""
@@ -18,7 +31,7 @@ def as_here(work: Callable[..., Any]) -> Callable[..., Any]:
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
     def run(*arguments: Any) -> Any:
-        with jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with not_strict(), jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
             return work(*arguments)
 
     return run

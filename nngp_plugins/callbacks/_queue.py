@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
         seconds: the seconds since the run began.
         scalars: the scalars that were given to the tracker.
         shapes: the shape of each layer without the batch axis, in forward order.
-        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``.
+        products: what :func:`product_from_first` makes of each layer, ``(L, N, N)``, with the exponents ``(L,)``.
         features: the features ``(N, D)`` of layers that keep them in place of their kernels.
     """
 
@@ -49,6 +49,14 @@ class Snapshot(NamedTuple):
         products, features, scalars = jax.device_get((self.products, self.features, dict(self.scalars)))
         in_order = {name: float(scalars[name]) for name in self.scalars}
         return self._replace(products=products, features=features, scalars=in_order)
+
+    def as_dtype(self, dtype: Any) -> Snapshot:
+        """The same in the dtype of the run; ``jax_enable_x64`` may have changed since the first snapshot."""
+        matrix = self.products.matrix
+        if matrix.dtype == dtype:
+            return self
+        features = {name: phi.astype(dtype) for name, phi in self.features.items()}
+        return self._replace(products=self.products._replace(matrix=matrix.astype(dtype)), features=features)
 
 
 class Queue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import compress, repeat
 from typing import Any
 
@@ -24,11 +25,11 @@ from ..history import (
     RunFolder,
     key_of,
 )
-from ..metrics import DenseGram, Metric, grams_of_products
+from ..metrics import DenseGram, Metric, Product, grams_of_products
 from ._numbers import Numbers, on_cpu
 from ._pool import Pool
 from ._queue import Queue, Snapshot
-from ._reference import NOT_FINITE, Reference, flaw_of, message_of, promise_of
+from ._reference import NOT_FINITE, Reference, exponents_in, exponents_of, flaw_of, message_of, promise_of, to_save
 from .writers import Guarded, Writer
 
 
@@ -74,6 +75,7 @@ class Recorder:
         self._is_fed_from_jit = self._keeping_failed = self._is_reference_unsaved = self._warned_of_queue = False
         self._since = since
         self.reference: Reference | None = None
+        self._dtype: Any = None
         self._previous: tuple[int, list[DenseGram]] | None = None
         if folder is not None:
             folder.warn = self.warn
@@ -82,6 +84,11 @@ class Recorder:
 
     def _resume(self, folder: RunFolder, step: int) -> None:
         saved = folder.load(REFERENCE)
+        self._dtype = saved["kernels"].dtype
+        with _in_width_of(self._dtype):
+            self._load(folder, saved, step)
+
+    def _load(self, folder: RunFolder, saved: Mapping[str, np.ndarray], step: int) -> None:
         self.reference = Reference.of_saved(saved, self._pool.map(self._numbers.with_spectrum, _grams(saved)), step)
         # A process may have been killed after it wrote the line of a snapshot, before next.npz became last.npz.
         for name in (NEXT, LAST):
@@ -117,7 +124,11 @@ class Recorder:
 
     def prepare(self, products: jax.ShapeDtypeStruct) -> None:
         """Begins to compile the metrics for products of this shape, while the model is compiled."""
-        self._queue.start(lambda: self._numbers.prepare(products.shape[1], products.dtype))
+        self._queue.start(lambda: self._prepare(products.shape[1], products.dtype))
+
+    def _prepare(self, n: int, dtype: Any) -> None:
+        with _in_width_of(dtype):
+            self._numbers.prepare(n, dtype)
 
     def refuse_other_training(self, step: int, products: Any) -> None:
         """Refuses kernels that differ from the first snapshot of a run folder that goes on.
@@ -127,11 +138,7 @@ class Recorder:
         """
         if self.reference is None:
             return
-        first = self.reference.first
-        with np.errstate(over="ignore", invalid="ignore"):
-            again = grams_of_products(jax.device_get(products)).matrix
-            differs = np.abs(again - first).max() > 1e-3 * np.abs(first).max()
-        if differs:
+        if self.reference.differs_from(grams_of_products(jax.device_get(products))):
             raise ValueError(
                 f"step={step} has other kernels than the first snapshot of this run folder: this is another "
                 "training; name another folder, or go on with the parameters of this one."
@@ -188,16 +195,18 @@ class Recorder:
 
         # Threads of BLAS that wait for work would take the cores from the threads that train.
         with threadpool_limits(1, user_api="blas"):
-            self._record_now(snapshot)
+            self._dtype = self._dtype or snapshot.products.matrix.dtype
+            with _in_width_of(self._dtype):
+                self._record_now(snapshot.as_dtype(self._dtype))
 
     def _record_now(self, snapshot: Snapshot) -> None:
         step, products = snapshot.step, snapshot.products
-        self._numbers.prepare(products.shape[1], products.dtype)
-        grams = self._pool.map(self._numbers.gram, products)
+        self._prepare(products.matrix.shape[1], products.matrix.dtype)
+        grams = self._pool.map(self._numbers.gram, map(Product, *products))
         flaws = [flaw_of(gram) for gram in grams]
         reference, said = self._refer(snapshot, grams, flaws)
         before, previous = self._previous or (np.nan, grams)
-        steps = repeat(on_cpu(np.asarray(step - before, products.dtype)), len(grams))
+        steps = repeat(on_cpu(np.asarray(step - before, products.matrix.dtype)), len(grams))
         values = self._pool.map(self._numbers, grams, reference.grams, previous, steps)
         row = self._row(snapshot, flaws, values) | said
         self._previous = step, grams
@@ -251,6 +260,7 @@ class Recorder:
             return True
         kernels, centered = (np.stack([getattr(gram, form) for gram in grams]) for form in ("matrix", "centered"))
         arrays = {"kernels": kernels, "centered": centered, "targets": self._targets, **others}
+        arrays |= to_save("exponents", exponents_of(grams))
         return self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
     def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> None:
@@ -260,7 +270,7 @@ class Recorder:
             layer: snapshot.features.get(layer, gram.matrix) for layer, gram in zip(snapshot.shapes, grams, strict=True)
         }
         try:
-            self._kept.append(len(self._history.rows), snapshot.step, kept)
+            self._kept.append(len(self._history.rows), snapshot.step, kept, exponents_of(grams))
         except (ValueError, OSError) as error:
             # TensorStore reports errors of the disk as either of these.
             if not self._keeping_failed:
@@ -268,5 +278,11 @@ class Recorder:
             self._keeping_failed = True
 
 
+def _in_width_of(dtype: Any) -> AbstractContextManager[object]:
+    """Lets JAX compute in the dtype of a run, even if ``jax_enable_x64`` is off in the meantime."""
+    return jax.enable_x64(True) if dtype.itemsize > 4 else nullcontext()
+
+
 def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:
-    return map(on_cpu, map(DenseGram, saved["kernels"], saved["centered"]))
+    given = zip(saved["kernels"], saved["centered"], exponents_in(saved, "exponents"), strict=True)
+    return (on_cpu(DenseGram(kernel, centered, exponent=exponent)) for kernel, centered, exponent in given)

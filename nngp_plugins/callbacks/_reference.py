@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..metrics import DenseGram
+from ..metrics import DenseGram, undivided
 from ._numbers import on_cpu
 
 NOT_FINITE = "not finite"
@@ -22,20 +23,22 @@ class Reference:
     Attributes:
         grams: the reference of each layer; nan for a layer that has none yet.
         steps: their steps, ``(L,)``; nan for a layer that has none yet.
-        first: the kernels of the first snapshot, ``(L, N, N)``, by which another training is noticed.
+        first: the kernels of the first snapshot, ``(L, N, N)``, and their exponents ``(L,)``, by which another training
+            is noticed.
         first_step: the step of the first snapshot.
     """
 
     grams: list[DenseGram]
     steps: np.ndarray
-    first: np.ndarray
+    first: tuple[np.ndarray, np.ndarray]
     first_step: int
 
     @classmethod
     def none_yet(cls, step: int, grams: Sequence[DenseGram]) -> Reference:
         """No layer has a reference, at a first snapshot with these Grams."""
-        nothing = on_cpu(jax.tree.map(lambda array: np.full(array.shape, np.nan, array.dtype), grams[0]))
-        return cls([nothing] * len(grams), np.full(len(grams), np.nan), np.stack([g.matrix for g in grams]), step)
+        nothing = on_cpu(jax.tree.map(_without_a_value, grams[0]))
+        first = np.stack([gram.matrix for gram in grams]), exponents_of(grams)
+        return cls([nothing] * len(grams), np.full(len(grams), np.nan), first, step)
 
     @classmethod
     def of_saved(cls, saved: Mapping[str, np.ndarray], grams: Sequence[DenseGram], last_step: int) -> Reference:
@@ -50,13 +53,24 @@ class Reference:
         # Version 0.1.0 took the first snapshot even if it was zero.
         steps = saved.get("steps", np.full(len(grams), saved["step"]))
         counts = (steps <= last_step) & [not flaw_of(gram) for gram in grams]
-        first = saved.get("first", saved["kernels"])
-        return replace(cls.none_yet(int(saved["step"]), grams), first=first).taking(steps, grams, counts)
+        none_yet = cls.none_yet(int(saved["step"]), grams)
+        if "first" in saved:
+            none_yet = replace(none_yet, first=(saved["first"], exponents_in(saved, "first_exponents")))
+        return none_yet.taking(steps, grams, counts)
 
     def to_save(self) -> dict[str, Any]:
         """What to save besides the Grams: the step alone if the first snapshot is the reference of all layers."""
         step = {"step": self.first_step}
-        return step if (self.steps == self.first_step).all() else {**step, "steps": self.steps, "first": self.first}
+        if (self.steps == self.first_step).all():
+            return step
+        kernels, exponents = self.first
+        return {**step, "steps": self.steps, "first": kernels, **to_save("first_exponents", exponents)}
+
+    def differs_from(self, again: DenseGram) -> bool:
+        """Whether kernels differ from those of the first snapshot by more than rounding."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            first, now = undivided(*self.first), undivided(np.asarray(again.matrix), again.exponent)
+            return bool(np.abs(now - first).max() > 1e-3 * np.abs(first).max())
 
     def lacks(self) -> np.ndarray:
         """Which layers have no reference yet, ``(L,)``."""
@@ -66,6 +80,25 @@ class Reference:
         """The same, with other Grams as the references of some layers, ``(L,)``."""
         taken = [new if takes else old for takes, new, old in zip(layers, grams, self.grams, strict=True)]
         return replace(self, grams=taken, steps=np.where(layers, steps, self.steps))
+
+
+def exponents_of(grams: Sequence[DenseGram]) -> np.ndarray:
+    """The powers of 4 by which the matrices of Grams were divided, ``(L,)``."""
+    return np.asarray([gram.exponent for gram in grams], np.int32)
+
+
+def to_save(name: str, exponents: np.ndarray) -> dict[str, np.ndarray]:
+    """What a file says of the exponents of kernels: nothing if all are 0."""
+    return {name: exponents} if exponents.any() else {}
+
+
+def exponents_in(saved: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """The exponents of the kernels that a file holds, ``(L,)``."""
+    return saved.get(name, np.zeros(len(saved["kernels"]), np.int32))
+
+
+def _without_a_value(array: Any) -> np.ndarray:
+    return np.full(array.shape, np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 0, array.dtype)
 
 
 def message_of(layer: str, flaw: str, step: int) -> str:
@@ -86,17 +119,15 @@ def flaw_of(gram: DenseGram) -> str:
     Args:
         gram: its Gram, with the centred form.
     """
-    # Sums that overflow are no reason to warn: the kernel counts as not finite.
+    # The size of a kernel is no flaw: its matrix is divided by a power of 4 before it leaves the range of its dtype.
     with np.errstate(over="ignore", invalid="ignore"):
         scale, centered = (np.diagonal(np.asarray(kernel)).mean() for kernel in (gram.matrix, gram.centered))
     numbers = np.finfo(scale.dtype)
-    # Norms sum the squares of entries. Those of a smaller kernel, and soon all of its norm, would be lost.
-    smallest = np.sqrt(numbers.tiny / numbers.eps)
     if not np.isfinite(scale):
         return NOT_FINITE
-    if scale <= smallest:
+    if scale < numbers.tiny:
         return "zero"
     # Rounding leaves this much of equal features that were computed in different orders.
-    if centered <= max(smallest, 4 * numbers.eps**2 * scale):
+    if centered <= 4 * numbers.eps**2 * scale:
         return "constant"
     return ""

@@ -5,48 +5,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from jax import Array
 
-from ..adapters import ModelFn
 from ..engine import on_one_device
 from ..history import History, RunFolder, description
 from ..metrics import Metric, default_metrics
 from ._checks import (
+    as_numbers,
     check_arguments,
     check_concrete,
     check_metrics,
     check_names,
     check_queue_bytes,
     check_reference,
-    check_scalars,
     check_targets,
+    refuse_traced,
 )
 from ._clock import Clock
+from ._given import Call, Given, own
 from ._measure import Measured, Measurement
+from ._pool import not_strict
 from ._queue import Snapshot
 from ._recorder import Recorder
 from ._schedules import Moment, Schedule, log_spaced
 from .writers import as_writer
-
-
-class LastCall(NamedTuple):
-    """The last call of a tracker, which :meth:`KernelTracker.close` measures.
-
-    Attributes:
-        now: when it came.
-        params: the parameters.
-        state: the model's state.
-        values: the arrays of a live model at that call, because training goes on writing to the model; None otherwise.
-    """
-
-    now: Moment
-    params: Any
-    state: Any
-    values: list[Any] | None
 
 
 class KernelTracker:
@@ -62,8 +47,8 @@ class KernelTracker:
         f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
             that returns a PyTree of arrays with batch axis 0. Each array is a layer.
         probe_x: the fixed examples to measure on, a PyTree of arrays with N examples along axis 0.
-        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, for the metrics of :func:`metrics.of_targets`. The
-            run folder keeps them, and the report orders examples by them.
+        targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, or numbers (see :func:`metrics.labels_of`), for
+            :func:`metrics.of_targets`. The run folder keeps them, and the report orders examples by them.
         schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.
         metrics: ``{name: metric(gram, reference_gram) -> scalar}``. A :class:`metrics.Velocity` gets the Gram of the
             previous snapshot as its second argument. None for :func:`metrics.default_metrics`, which are
@@ -93,10 +78,10 @@ class KernelTracker:
     Raises:
         TypeError: ``f``, ``schedule``, ``reference``, ``config``, ``queue_bytes``, a writer or a metric has another
             type; ``probe_x``, ``targets`` or ``rng`` is traced, because a compiled function makes the tracker.
-        ValueError: the targets do not match the probe; the probe is empty, or too small for a metric; ``reference`` is
-            negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe, with other metrics or
-            another reference. At the first measurement: the outputs depend on the other examples in a batch of
-            ``batch_size``.
+        ValueError: the targets do not match the probe, or are ids of tokens; the probe is empty, or too small for a
+            metric; ``reference`` is negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe,
+            with other metrics or another reference. At the first measurement: the outputs depend on the other examples
+            in a batch of ``batch_size``.
         FolderInUseError: another process writes to ``run``; it is a ``FileExistsError`` too.
         FileExistsError: ``run`` holds a run, and ``resume`` is false.
         OSError: ``run`` can't be written.
@@ -135,21 +120,22 @@ class KernelTracker:
     ):
         check_arguments(f, schedule, batch_size, rng, keep_kernels, run, config)
         check_concrete(probe_x=probe_x, targets=targets, rng=rng)
-        self.measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
-        labels = check_targets(targets, self.measurement.n)
-        if metrics is None:
-            metrics = default_metrics(labels if labels.size else None)
+        with not_strict():
+            self.measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
+            labels = own(check_targets(targets, self.measurement.n))
+            if metrics is None:
+                metrics = default_metrics(labels if labels.size else None)
         check_metrics(metrics, self.measurement.n)
         schedule, writers = schedule or log_spaced(), [as_writer(writer) for writer in writers]
         since = check_reference(reference)
         settings = {"schedule": repr(schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
-        settings["reference"] = since
+        settings |= {"reference": since, "x64": jax.config.jax_enable_x64}  # type: ignore[attr-defined]
         about = description(self.measurement.probe_x, labels, config, **settings)
         folder = None if run is None else RunFolder(run, about, resume=resume)
         options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": since}
         options["queue_bytes"] = check_queue_bytes(queue_bytes)
         # A compiled function may make the tracker, which outlives what JAX traces there.
-        with jax.ensure_compile_time_eval():
+        with not_strict(), jax.ensure_compile_time_eval():
             self._begin(folder, schedule, metrics, writers, **options)
 
     def _begin(
@@ -167,7 +153,7 @@ class KernelTracker:
         self.history = History(rows, run=None if folder is None else folder.path)
         self.recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
         self.clock = Clock(schedule, rows)
-        self._last_call: LastCall | None = None
+        self._given = Given(self.measurement.f)
         self._closed = False
 
     def __call__(self, step: int, params: Any, *, state: Any = None, **scalars: Any) -> bool:
@@ -189,23 +175,28 @@ class KernelTracker:
             RuntimeError: the tracker is closed.
         """
         check_names(scalars, self.recorder.metrics)
-        check_scalars(scalars)
-        now = self.clock.moment(step, scalars)
+        now = self._moment(step, scalars)
         due = self._is_due(now)
-        values = None if due or isinstance(params, Mapping | Sequence | Array | np.ndarray) else self._values(params)
-        call = LastCall(now, params, state, values)
+        call = self._given.call(now, params, state, due=due)
         if due:
             self._measure(call)
         elif self.clock.is_first_again(now):
-            self.recorder.refuse_other_training(now.step, on_one_device(self._measured(call).products))
+            with not_strict():
+                self.recorder.refuse_other_training(now.step, on_one_device(self._measured(call).products))
         # A call that failed above does not count.
-        self._last_call = call
-        self.clock.saw(now)
+        self._given.last = call
+        self.clock.saw(call.now)
         return due
 
     def due(self, step: int, **scalars: Any) -> bool:
         """Whether a call at ``step`` would measure; useful for scalars that cost something, such as a test accuracy."""
-        return self._is_due(self.clock.moment(step, scalars))
+        return self._is_due(self._moment(step, scalars))
+
+    def _moment(self, step: int, scalars: Mapping[str, Any]) -> Moment:
+        refuse_traced("step", step)
+        if donated := self._given.donated():
+            self.clock.forget(donated)
+        return self.clock.moment(step, as_numbers(scalars))
 
     def _is_due(self, now: Moment) -> bool:
         if self._closed:
@@ -228,11 +219,11 @@ class KernelTracker:
             return
         try:
             self.recorder.wait_for_jit()
-            if (call := self._last_call) is not None and self.clock.is_unmeasured(call.now):
-                if lost := self._lost(call):
+            if (call := self._given.last) is not None and self.clock.is_unmeasured(call.now):
+                if lost := self._given.lost(call):
                     warnings.warn(
-                        f"close() cannot measure step {call.now.step}: its parameters were {lost}. Call the tracker "
-                        "once more after the last step.",
+                        f"close() cannot measure step {call.now.step}: {lost}. Call the tracker once more after the "
+                        "last step.",
                         stacklevel=2,
                     )
                 else:
@@ -252,16 +243,20 @@ class KernelTracker:
 
     def _finish(self) -> None:
         # A closed tracker may be kept for its history, so it lets go of the model.
-        self._closed, self._last_call = True, None
+        self._closed, self._given.last = True, None
         self.recorder.close()
 
-    def _measure(self, call: LastCall) -> None:
+    def _measure(self, call: Call) -> None:
         self.recorder.wait_for_jit()
         self.recorder.make_room(call.now.step)
-        self.take(call.now, self._measured(call))
+        with not_strict():
+            self.take(call.now, self._measured(call))
 
-    def _measured(self, call: LastCall) -> Measured:
-        return self.measurement(call.params, call.state, on_shape=self.recorder.prepare)
+    def _measured(self, call: Call) -> Measured:
+        measured = self.measurement(*call.kept, on_shape=self.recorder.prepare)
+        # Within a compiled function, even parameters that have values give a traced result.
+        refuse_traced("the snapshot", *jax.tree.leaves(measured))
+        return measured
 
     def take(self, now: Moment, measured: Measured) -> None:
         """Records what was measured at a call, and does not wait for anything."""
@@ -270,28 +265,10 @@ class KernelTracker:
             self.measurement.unseen = {}
         # This thread starts all programs for several devices: programs of two threads would wait for each other.
         arrays = jax.tree.map(on_one_device, (measured.products, measured.features))
-        # What the caller may write to later is read now; what a device still computes is not waited for.
+        # What a device still computes is not waited for.
         scalars = {name: value if isinstance(value, Array) else float(value) for name, value in now.scalars.items()}
         self.recorder.submit(Snapshot(now.step, now.seconds, scalars, self.measurement.shapes, *arrays))
         self.clock.measured(now.step)
-
-    def _values(self, params: Any) -> list[Any]:
-        """The arrays that a live model holds now."""
-        leaves, f = jax.tree.leaves(params), self.measurement.f
-        # A Keras model is a leaf itself; its adapter takes it apart.
-        if isinstance(f, ModelFn) and len(leaves) == 1 and leaves[0] is params:
-            return jax.tree.leaves(f.variables(params))
-        return leaves
-
-    def _lost(self, call: LastCall) -> str:
-        """What became of the parameters of a call since then; empty if they are as they were."""
-        if any(getattr(leaf, "is_deleted", bool)() for leaf in jax.tree.leaves((call.params, call.state))):
-            return "donated to a later step"
-        if call.values is not None:
-            pairs = zip(call.values, self._values(call.params), strict=False)
-            if any(a is not b for a, b in pairs):
-                return "trained further since, in the live model"
-        return ""
 
 
 def _unseen_message(unseen: Mapping[str, str]) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from jax import Array
 from jax.experimental import io_callback
 
-from ._checks import check_names
+from ._checks import check_names, check_params, is_real_number
 from ._measure import Measured
+from ._pool import not_strict
 from ._schedules import Moment
 from ._tracker import KernelTracker
 
@@ -41,6 +42,10 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
 
     If the tracker has a ``batch_size`` and the outputs depend on the other examples in the batch, it warns once.
 
+    It measures the ``params`` that its ``update`` is given. Inside :func:`optax.lookahead` these are the fast ones, and
+    inside ``optax.contrib.schedule_free`` those that gradients are taken at. To measure others, such as averages,
+    leave it out of the chain and call it yourself: ``_, track_state = track.update(updates, track_state, averages)``.
+
     Call ``tracker(steps, params)`` with the last parameters before :meth:`KernelTracker.close` to have these as well.
 
     Args:
@@ -50,7 +55,8 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         An :class:`optax.GradientTransformationExtraArgs`, for any place in :func:`optax.chain`.
 
     Raises:
-        ValueError: ``update`` without ``params``, or of several trainings at once under ``vmap``.
+        ValueError: ``update`` without ``params``, with those of one group of :func:`optax.partition` or
+            :func:`optax.masked`, with the two sets of :func:`optax.lookahead`, or of several trainings under ``vmap``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, nngp_plugins as nngp
@@ -75,9 +81,12 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
     host = HostSide(tracker)
     measurement = tracker.measurement
 
+    @not_strict()
     def init(params: optax.Params) -> TrackKernelState:
+        check_params(params)
         return TrackKernelState(jnp.zeros((), jnp.int32))
 
+    @not_strict()
     def update(
         updates: optax.Updates,
         state: TrackKernelState,
@@ -88,7 +97,8 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
     ) -> tuple[optax.Updates, TrackKernelState]:
         if params is None:
             raise ValueError("track_kernel measures params; pass them: optimizer.update(grads, opt_state, params).")
-        scalars = {name: value for name, value in extra.items() if _is_number(value)}
+        check_params(params)
+        scalars = {name: value for name, value in extra.items() if is_real_number(value)}
         check_names(scalars, tracker.recorder.metrics)
         step = _step_of_one_training(state.step, _arrays((updates, scalars, params, model_state)))
         # The results of the callbacks go into the next step, so that calls come in order on any number of devices.
@@ -152,6 +162,7 @@ class HostSide:
         self._clock.saw(now)
         return np.bool_(due)
 
+    @not_strict()
     def take(self, step: Array, scalars: dict[str, Array], measured: Measured) -> np.int32:
         """Takes what was measured."""
         now, measured = self._moment(step, scalars), jax.tree.map(np.asarray, measured)
@@ -168,9 +179,3 @@ class HostSide:
 
     def _moment(self, step: Array, scalars: dict[str, Array]) -> Moment:
         return self._clock.moment(int(step), {name: float(value) for name, value in scalars.items()})
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float | np.generic | np.ndarray | Array):
-        return False
-    return jnp.shape(value) == () and not jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)

@@ -3,7 +3,11 @@
 from ._arrays import ArrayBackend as ArrayBackend
 from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
-from ._devices import compiler_options as compiler_options, on_one_device as on_one_device
+from ._devices import (
+    compiler_options as compiler_options,
+    on_one_device as on_one_device,
+    transfers_allowed as transfers_allowed,
+)
 from ._independence import (
     BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,
@@ -24,6 +28,7 @@ from ._outputs import (
     HeldLayout as HeldLayout,
     NamedOutputs as NamedOutputs,
     OutputSource as OutputSource,
+    refuse_same_names as refuse_same_names,
     traced_outputs as traced_outputs,
 )
 from ._plan import KernelPlan as KernelPlan

@@ -15,9 +15,9 @@ from .._static import Static
 from .._typing import PyTree
 from ._apply import is_traced, refuse_traced
 from ._arrays import ArrayBackend, OnDevice, OnHost
-from ._devices import compiler_options, network_devices, share
+from ._devices import compiler_options, network_devices, share, transfers_allowed
 from ._forward import NetworkOutputs
-from ._inputs import are_arrays, batch_first, batch_of, refuse_empty, unpacked
+from ._inputs import are_arrays, batch_first, batch_of, hold_numpy, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
@@ -68,6 +68,7 @@ class BatchedKernelFn:
         if self.tile_size is not None and (not isinstance(self.tile_size, Integral) or self.tile_size < 1):
             raise ValueError(f"tile_size={self.tile_size!r} must be a positive number of examples, or None.")
 
+    @transfers_allowed()
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The kernel ``f(x1) f(x2)ᵀ``, as :meth:`KernelFn.__call__` gives it.
 
@@ -87,12 +88,12 @@ class BatchedKernelFn:
 
         Raises:
             ValueError: as without batches; outputs depend on the other examples in the batch, or do not have a row
-                for each example; the axes pair the batch axis with a different axis.
+                for each example; products of finite outputs overflow; the axes pair the batch axis with another one.
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
-        source1, source2 = self.sources(x1, x2, params, apply_fn_kwargs)
-        return self._assemble(source1, source2)
+        return self._assemble(*self.sources(x1, x2, params, apply_fn_kwargs))
 
+    @transfers_allowed()
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
@@ -108,12 +109,17 @@ class BatchedKernelFn:
         """
         y2 = None if is_none(y2) else y2
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
-        if self.store_on_device and not self.progress and are_arrays((y1, y2)):
+        leaves = jax.tree.leaves((y1, y2))
+        if self.store_on_device and not self.progress and are_arrays(leaves):
             # A compiled function within another one takes the options of that one.
-            contract = _contract if is_traced((y1, y2)) else _compiled_contract()
-            return contract(Static(self), y1, y2)
+            contract = _contract if is_traced(leaves) else _compiled_contract()
+            if not hold_numpy(leaves):
+                return contract(Static(self), y1, y2)
+            with transfers_allowed():
+                return jax.block_until_ready(contract(Static(self), y1, y2))
         return self._assemble(*GivenOutputs.of(y1, y2))
 
+    @transfers_allowed()
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
         return self.plan_of(*self.sources(x1, x2, params, apply_fn_kwargs))
@@ -127,14 +133,9 @@ class BatchedKernelFn:
         refuse_traced((x1, x2, params, kwargs))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
         f, x1 = batch_first(self.kernel_fn.f, "x1", x1)
-        inputs = {"x1": x1}
-        if not is_none(x2):
-            _, x2 = batch_first(self.kernel_fn.f, "x2", x2)
-            inputs["x2"] = x2
-        examples = []
-        for name, x in inputs.items():
-            refuse_empty(name, x)
-            examples.append(batch_of(name, x))
+        x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, "x2", x2)[1]
+        inputs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
+        examples = [batch_of(name, x) for name, x in inputs.items()]
         devices = network_devices(self.device_count)
         kwargs_of_both = split_kwargs(kwargs, x1, x2)
         shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
@@ -293,8 +294,7 @@ def plan(
         >>> plan.forward_rows, plan.kernel_bytes
         (1000, 4000000)
     """
-    if not isinstance(kernel_fn, BatchedKernelFn):
-        kernel_fn = batch(kernel_fn)
+    kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
     if batch_size is not None:
         kernel_fn = replace(kernel_fn, batch_size=batch_size)
     return kernel_fn.plan(x1, x2, params, **apply_fn_kwargs)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def accumulation_dtype(*dtypes: jax.typing.DTypeLike) -> Any:
     """The dtype of a kernel: at least float32. float64 and complex outputs keep theirs; integers are promoted."""
-    return jnp.result_type(*map(wide, dtypes))
+    # JAX's strict promotion refuses two outputs of different dtypes, which have a kernel all the same.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*map(wide, dtypes))
 
 
 @partial(jax.jit, static_argnames=("contraction", "precision"))

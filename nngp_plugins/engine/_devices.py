@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+
+
+@contextmanager
+def transfers_allowed() -> Iterator[None]:
+    """Lets arrays move between host and device under ``jax_transfer_guard`` too, for a call or as a decorator.
+
+    The guard finds transfers that nobody meant. A caller of this library means those that the call needs.
+    """
+    with (
+        jax.transfer_guard_host_to_device("allow"),
+        jax.transfer_guard_device_to_host("allow"),
+        jax.transfer_guard_device_to_device("allow"),
+    ):
+        yield
 
 
 def compiler_options() -> dict[str, Any] | None:

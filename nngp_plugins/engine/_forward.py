@@ -27,7 +27,7 @@ from ._independence import (
     tolerance,
     warn_or_refuse,
 )
-from ._inputs import Range, batch_of
+from ._inputs import Range, batch_of, hold_numpy
 from ._keys import KEYS, keys_of_batches
 from ._outputs import Held, HeldLayout, NamedOutputs, refuse_other_rows
 
@@ -64,6 +64,7 @@ class NetworkOutputs:
         self._checked: set[tuple[int, ...] | None] = set()
         self._mesh = jax.sharding.Mesh(np.asarray(devices), ("devices",), axis_types=(AxisType.Auto,))
         self._sort_leaves(f, x, kwargs, {*WHOLE, *shared})
+        self._waits = hold_numpy(jax.tree.leaves((params, self._rows, self._whole)))
         everywhere = NamedSharding(self._mesh, PartitionSpec()) if len(devices) > 1 else devices[0]
         self._params, self._whole[:] = _placed((arrays_alone(params), self._whole), everywhere)
 
@@ -162,6 +163,8 @@ class NetworkOutputs:
             on_rows(min(rows, self.n - first))
             while len(running) > waits:
                 yield running.popleft()
+        if self._waits:
+            jax.block_until_ready(before)
         yield from running
 
     def _examples_of(self, index: int) -> Range:

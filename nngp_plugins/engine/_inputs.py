@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -38,8 +38,9 @@ def batch_of(argument: str, x: PyTree) -> int:
 
     Raises:
         TypeError: a leaf has no batch axis.
-        ValueError: the leaves disagree.
+        ValueError: the leaves disagree, or are empty.
     """
+    refuse_empty(argument, x)
     sizes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         shape = getattr(leaf, "shape", ())
@@ -83,6 +84,11 @@ def are_arrays(tree: PyTree) -> bool:
     return all(
         isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc") for leaf in leaves
     )
+
+
+def hold_numpy(leaves: Iterable[Any]) -> bool:
+    """Whether some leaves lie in host memory that the caller may write to. JAX reads it after its call has returned."""
+    return any(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
 def unpacked(f: Any, params: PyTree, kwargs: Mapping[str, Any]) -> tuple[PyTree, dict[str, Any]]:

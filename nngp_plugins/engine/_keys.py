@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 
 from .._fingerprint import in_parts
 from .._typing import PyTree
+from ._devices import transfers_allowed
 
 KEYS = ("rng", "rngs")
 """The keyword arguments that hold keys."""
@@ -22,6 +23,7 @@ def keys_of_batches(key: Array, start: int, count: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(start, start + count, dtype=np.uint32))
 
 
+@transfers_allowed()
 def keys_of_x2(keys: PyTree, x1: PyTree, x2: PyTree) -> PyTree:
     """The keys of ``x2``: those of ``x1`` if the inputs are equal, else folded ones, so that noise is independent."""
     equal = _equal(x1, x2)

@@ -13,6 +13,7 @@ from jax import Array
 from .._typing import PyTree
 from ._axes import Axes, Contraction, Leaf, all_but_batch, as_sequence, contraction_of
 from ._contract import contract
+from ._devices import transfers_allowed
 from ._inputs import inputs, refuse_empty
 from ._kwargs import is_none, split_kwargs
 from ._outputs import NamedOutputs
@@ -81,7 +82,8 @@ class KernelFn:
                 inputs are equal; everything else goes to both.
 
         Returns:
-            The PyTree of ``f``'s outputs with a kernel in place of each.
+            The PyTree of ``f``'s outputs with a kernel in place of each. It is infinite where products overflow, as
+            what any function of JAX returns; :func:`batch` refuses such a kernel by name.
 
         Raises:
             ValueError: an empty batch; axes out of range, named twice or in both sets; outputs for ``x1`` and
@@ -94,7 +96,8 @@ class KernelFn:
         kwargs1, kwargs2 = split_kwargs(apply_fn_kwargs, x1, x2)
         if is_none(x2) and not self.cross_terms and has_layers(self.f):
             # Kernels of the layers of a scan are made inside it, so that their outputs are never held together.
-            kernels, _ = self.f.reduce_layers(_OfOneOutput(self), params, x1, **kwargs1)
+            with transfers_allowed():
+                kernels, _ = self.f.reduce_layers(_OfOneOutput(self), params, x1, **kwargs1)
             return kernels.by_name()
         y1 = self.f(params, x1, **kwargs1)
         y2 = y1 if is_none(x2) else self.f(params, x2, **kwargs2)

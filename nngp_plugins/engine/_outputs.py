@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -56,6 +57,17 @@ class NamedOutputs:
         leaves, structure = jax.tree_util.tree_flatten_with_path(y)
         paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
         return cls(structure, paths, tuple(leaf for _, leaf in leaves))
+
+
+def refuse_same_names(names: Iterable[str]) -> None:
+    """Refuses two outputs of one name, such as those of ``{"a/b": y, "a": {"b": z}}``.
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"two outputs of f are called {name!r}; give each a name of its own.")
 
 
 def _as_array(name: str, y: Any) -> Array:
@@ -153,11 +165,13 @@ class Held(NamedTuple):
         leaves: arrays, of which some rows may be anything.
         in_order: whether each array is transposed into the axes that its contraction reads.
         first: the row of the first example of the block.
+        largest: the largest magnitude of each output, once it is asked for.
     """
 
     leaves: list[Any]
     in_order: bool
     first: int
+    largest: Any = None
 
 
 class OutputSource(Protocol):

@@ -23,7 +23,8 @@ FIRST_CHECKED = "first_line_with_checksum"
 _WRITTEN = (RUN, METRICS, REFERENCE, LAST, NEXT)
 _LOOKED_AT = frozenset({*_WRITTEN, *(f"{name}{NEW}" for name in _WRITTEN), LOCK, KERNELS})
 # By layer along axis 0.
-_STACKED = ("kernels", "centered", "first", "steps")
+_EXPONENTS = ("exponents", "first_exponents")
+_STACKED = ("kernels", "centered", "first", "steps", *_EXPONENTS)
 
 
 def check_links(folder: Path) -> None:
@@ -146,10 +147,10 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     if len(kernels) != len(layers):
         raise ValueError(f"there are {len(kernels)} kernels of {len(layers)} layers")
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("kernels", "centered", "first"), kernels.shape)
-    shapes["steps"] = layers.shape
+    shapes |= dict.fromkeys(("steps", *_EXPONENTS), layers.shape)
     for name, shape in shapes.items():
-        array = arrays.get(name)
-        if array is not None and (array.shape != shape or array.dtype.kind not in "fc"):
+        array, kinds = arrays.get(name), "i" if name in _EXPONENTS else "fc"
+        if array is not None and (array.shape != shape or array.dtype.kind not in kinds):
             raise ValueError(f"{name} have the shape {array.shape} and the dtype {array.dtype}")
     if "centered" not in arrays or len(arrays["targets"]) not in (0, kernels.shape[1]):
         raise ValueError("centered or targets do not fit the kernels")

@@ -14,9 +14,12 @@ import numpy as np
 
 from .._durable import check_plain, free_component, read_plain, replace_file
 from .._require import require
+from ..metrics import undivided
 from ._files import KERNELS
 
 _STEP, _ZARR = "step", "zarr.json"
+# The names of folders of layers begin with no hyphen.
+_EXPONENT, _NO_LAYER = "-exponent", ""
 _NO_STEP = -(2**63)
 """What the array of steps says of rows that are not whole; those of version 0.1.0 say 0."""
 
@@ -27,6 +30,9 @@ class KeptKernels:
     A layer with D < N features keeps its features, ``(snapshots, N, D)``, in place of the kernel, which is their
     product with themselves. Row i belongs to line i of ``metrics.jsonl``. The array ``step`` holds its step, which is
     written when the kernels are safe, so that a row without its step does not count.
+
+    If a kernel leaves the range of its dtype, there is the array ``-exponent``, ``(snapshots, L)``. A kernel is what is
+    held times 4 to this power.
     """
 
     def __init__(self, run: Path):
@@ -34,16 +40,20 @@ class KeptKernels:
         self._root = run / KERNELS
         self._arrays: list[Any] = []
 
-    def append(self, i: int, step: int, kept: Mapping[str, np.ndarray]) -> None:
-        """Writes row ``i``: the kernel or the features of each layer.
+    def append(self, i: int, step: int, kept: Mapping[str, np.ndarray], exponents: np.ndarray) -> None:
+        """Writes row ``i``: the kernel, divided by a power of 4, or the features of each layer.
 
         Raises:
             OSError: the disk did not take it. Reading it is an error, and later rows can be written.
         """
-        values = [*kept.values(), np.asarray(step, np.int64)]
+        arrays = dict(kept)
+        if exponents.any() or (self._root / _EXPONENT).exists():
+            # A run that goes on may have its layers in another order.
+            arrays[_NO_LAYER] = exponents[np.argsort(list(kept))].astype(np.int64)
+        values = [*arrays.values(), np.asarray(step, np.int64)]
         try:
-            if not self._arrays:
-                self._arrays = _opened(self._root, kept, values)
+            if len(self._arrays) != len(values):
+                self._arrays = _opened(self._root, arrays, values)
             self._arrays = _resized(self._arrays, i + 1)
             for write in [array[i].write(value) for array, value in zip(self._arrays[:-1], values, strict=False)]:
                 write.result()
@@ -71,6 +81,8 @@ def cut_off(run: Path, rows: int) -> None:
 
 def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, diverged: bool) -> np.ndarray:
     """The kernel ``(N, N)`` of a layer in row ``i``, made from its features if these are kept.
+
+    It is in float64 if it leaves the range of float32.
 
     Args:
         run: the run folder.
@@ -104,7 +116,28 @@ def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, diverged: bo
         value = array[i].read().result()
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{file} is damaged, so that the kernel of step {step} is lost: {error}") from error
-    return value if value.shape[0] == value.shape[1] else value @ value.conj().T
+    if value.shape[0] == value.shape[1]:
+        return undivided(value, _exponent(folder.parent / _EXPONENT, layer, i))
+    return _kernel_of(value)
+
+
+def _exponent(folder: Path, layer: str, i: int) -> int:
+    if not folder.exists():
+        return 0
+    layers, exponents = _about(folder)["attributes"].get("layers"), _open(folder)
+    if not isinstance(layers, list) or layer not in layers or len(layers) != exponents.shape[1]:
+        raise ValueError(f"{folder / _ZARR} is damaged: it does not name layer {layer!r}.")
+    # Rows before the first kernel that left the range have none.
+    found = exponents[i, layers.index(layer)].read().result() if i < exponents.shape[0] else _NO_STEP
+    return 0 if found == _NO_STEP else int(found)
+
+
+def _kernel_of(features: np.ndarray) -> np.ndarray:
+    largest, numbers = np.abs(features).max(initial=0), np.finfo(features.dtype)
+    is_far = largest > 0 and abs(np.log2(largest)) > numbers.maxexp // 4
+    wide = np.result_type(features, np.float64) if is_far else features.dtype
+    features = features.astype(wide)
+    return features @ features.conj().T
 
 
 def _folders(root: Path) -> dict[str, Path]:
@@ -113,7 +146,9 @@ def _folders(root: Path) -> dict[str, Path]:
         return {}
     check_plain(root.parent, "a run folder", frozenset({KERNELS}))
     check_plain(root, "a run folder", frozenset(os.listdir(root)))
-    found = sorted(folder for folder in root.iterdir() if folder.name != _STEP and (folder / _ZARR).exists())
+    found = sorted(
+        folder for folder in root.iterdir() if folder.name not in (_STEP, _EXPONENT) and (folder / _ZARR).exists()
+    )
     return {str(_about(folder)["attributes"]["name"]): folder for folder in found}
 
 
@@ -127,7 +162,7 @@ def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads(read_plain(folder / _ZARR).decode())
         shape = about["shape"]
-        if not (len(shape) in (1, 3) and all(type(size) is int and size >= 0 for size in shape)):
+        if not (len(shape) in (1, 2, 3) and all(type(size) is int and size >= 0 for size in shape)):
             raise ValueError(f"it has the shape {shape}")
         if not isinstance(about["attributes"].get("name", ""), str):
             raise ValueError("it has no name")
@@ -157,15 +192,22 @@ def _opened(root: Path, kept: Mapping[str, np.ndarray], values: list[np.ndarray]
         group = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'
         replace_file(root / _ZARR, lambda file: file.write(group))
     folders = _folders(root)
-    taken = {_ZARR, _STEP, *(folder.name.lower() for folder in folders.values())}
+    folders[_NO_LAYER] = root / _EXPONENT
+    taken = {_ZARR, _STEP, _EXPONENT, *(folder.name.lower() for folder in folders.values())}
     for layer in kept:
         if layer not in folders:
             folders[layer] = root / free_component(layer, taken)
-    given = zip([*(folders[layer] for layer in kept), root / _STEP], [*kept, ""], values, strict=True)
-    return [_open(folder) if (folder / _ZARR).exists() else _made(folder, name, value) for folder, name, value in given]
+    given = zip([*(folders[layer] for layer in kept), root / _STEP], [*kept, _NO_LAYER], values, strict=True)
+    layers = {"layers": sorted(layer for layer in kept if layer != _NO_LAYER)}
+    return [
+        _open(folder)
+        if (folder / _ZARR).exists()
+        else _made(folder, {"name": name, **(layers if folder.name == _EXPONENT else {})}, value)
+        for folder, name, value in given
+    ]
 
 
-def _made(folder: Path, name: str, value: np.ndarray) -> Any:
+def _made(folder: Path, about: Mapping[str, Any], value: np.ndarray) -> Any:
     square = value.ndim == 2 and value.shape[0] == value.shape[1]
     axes = ["x1", "x2" if square else f"{folder.name}_feature"][: value.ndim]
     metadata = {
@@ -173,7 +215,7 @@ def _made(folder: Path, name: str, value: np.ndarray) -> Any:
         "data_type": str(value.dtype),
         "fill_value": _NO_STEP if value.dtype.kind == "i" else ["NaN", "NaN"] if value.dtype.kind == "c" else "NaN",
         "dimension_names": ["step", *axes],
-        "attributes": {"name": name},
+        "attributes": about,
         **_form(value.shape),
     }
     return require("tensorstore", extra="store").open(_spec(folder, metadata), create=True).result()

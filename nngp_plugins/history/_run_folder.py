@@ -130,7 +130,7 @@ class RunFolder:
         for name in ("probe", "targets", *_SHOWN):
             there, now = old.get(name), json.loads(json.dumps(about[name]))
             if there != now:
-                shown = f": {there} there, {now} now" if name in _SHOWN else ""
+                shown = f": {there} there, {now} now" if name in _SHOWN else _width(old.get("x64"), about["x64"])
                 raise ValueError(
                     f"{self._argument} is a run with other {name}{shown}; go on with the same, or name another folder."
                 )
@@ -222,6 +222,11 @@ class RunFolder:
         self._lines.close()
         if self._lock is not None:
             self._lock.release()
+
+
+def _width(there: bool | None, now: bool) -> str:
+    """What to say of ``jax_enable_x64``, which decides whether JAX takes the same probe in float32 or in float64."""
+    return "" if there in (None, now) else f", as JAX takes it: jax_enable_x64 is {there} there, {now} now"
 
 
 def description(probe: PyTree, targets: np.ndarray, config: Mapping[str, Any] | None, **about: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics import labels_of
 from ._files import LAST, NEXT, REFERENCE, RUN, in_order, read_about, read_arrays
 from ._history import History
 
@@ -25,7 +26,9 @@ class StoredRun:
         before_steps: the steps of these, ``(L,)``; nan for a layer that has none yet.
         after: the centred kernels of the last snapshot that the disk took; None if there are none yet.
         after_step: the step of these; None if there are none yet.
-        targets: the labels of the probe, ``(N,)``; empty if there are none.
+        targets: the targets of the probe, ``(N,)``: labels, or numbers; empty if there are none, or several columns of
+            numbers.
+        has_classes: whether the targets are labels.
     """
 
     about: dict[str, Any]
@@ -36,6 +39,7 @@ class StoredRun:
     after: np.ndarray | None
     after_step: int | None
     targets: np.ndarray
+    has_classes: bool
 
     @classmethod
     def load(cls, path: str | Path) -> StoredRun:
@@ -66,7 +70,7 @@ class StoredRun:
             before_steps=reference.get("steps", np.full(len(layers), reference["step"])),
             after=None if last is None else last["centered"],
             after_step=None if last is None else int(last["step"]),
-            targets=targets.argmax(axis=1) if targets.ndim == 2 else targets,
+            **_targets(targets),
         )
 
 
@@ -102,3 +106,13 @@ def _check_about(folder: Path, about: dict[str, Any], reference: dict[str, np.nd
         wrong = "created is not a time, or reference is not a step"
     if wrong:
         raise ValueError(f"{folder / RUN} is damaged: {wrong}.")
+
+
+def _targets(saved: np.ndarray) -> dict[str, Any]:
+    labels = None
+    with suppress(ValueError):  # Previews took ids of tokens, which have no order either.
+        labels = labels_of(saved) if saved.size else None
+    if labels is not None:
+        return {"targets": labels, "has_classes": True}
+    is_column = saved.ndim == 1 or saved.shape[1] == 1
+    return {"targets": saved.ravel() if is_column else np.zeros(0), "has_classes": False}

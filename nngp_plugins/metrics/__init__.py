@@ -11,15 +11,18 @@ from ._catalogue import (
 from ._dense import DenseGram as DenseGram
 from ._features import FeatureGram as FeatureGram
 from ._gram import Gram as Gram
-from ._to_grams import (
+from ._stacked import (
+    OfStep as OfStep,
+    Product as Product,
     eigenvalues as eigenvalues,
-    features as features,
-    gram_of as gram_of,
     grams_of_products as grams_of_products,
     product_from_first as product_from_first,
     stacked_grams as stacked_grams,
+    undivided as undivided,
     with_eigenvalues as with_eigenvalues,
 )
+from ._targets import labels_of as labels_of
+from ._to_grams import features as features, gram_of as gram_of
 
 # isort: off
 # Each import registers its metrics. The catalogue and the logs of a tracker keep this order, which run folders store.
@@ -41,8 +44,8 @@ from ._spectrum import power_law_exponent as power_law_exponent
 from ._spectrum import spectrum as spectrum
 from ._classes import class_block_means as class_block_means
 from ._classes import class_separation as class_separation
-from ._classes import neural_collapse as neural_collapse
 from ._classes import target_alignment as target_alignment
+from ._neural_collapse import neural_collapse as neural_collapse
 from ._regression import log_marginal_likelihood as log_marginal_likelihood
 from ._regression import regression_accuracy as regression_accuracy
 from ._many import Estimate as Estimate
@@ -56,6 +59,7 @@ from ._tracked import (
     default_metrics as default_metrics,
     evaluate as evaluate,
     evaluate_layer as evaluate_layer,
+    is_in_units_of_kernel as is_in_units_of_kernel,
     needs_spectrum as needs_spectrum,
     of_targets as of_targets,
 )

@@ -42,6 +42,8 @@ class Entry:
         needs_classes: whether these targets must be classes.
         needs_spectrum: whether it asks a Gram for ``eigvalsh`` or ``singular_values``. A tracker then computes the
             eigenvalues once for all metrics.
+        in_units_of_kernel: whether its value is c times as large for c times the kernel, as a trace is. A tracker then
+            has the value of a kernel that leaves the range of float32, too. Only for metrics of one Gram.
         tracked: whether a tracker logs it by default. A function in place of True is what the tracker calls instead of
             the metric. It is called with ``(gram, reference)`` if it is relative to the reference, else with
             ``(gram)``, and with ``y=targets`` if it needs targets.
@@ -61,6 +63,7 @@ class Entry:
     needs_targets: bool = False
     needs_classes: bool = False
     needs_spectrum: bool = False
+    in_units_of_kernel: bool = False
     tracked: bool | Callable[..., Any] = False
     logged_as: str = ""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ from jax import Array, lax
 from ._catalogue import INNER, ROTATION, SCALE, entry
 from ._features import FeatureGram
 from ._gram import Gram
-from ._products import of_columns, product, same_width
-from ._to_grams import as_gram_pair, rounding
+from ._powers import power_of_2, times_power_of_4
+from ._products import of_columns, product
+from ._to_grams import as_gram_pair, one_program, rounding
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -50,13 +53,37 @@ def relative_change(a: Gram | Array, a0: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.relative_change(3 * jnp.eye(4), jnp.eye(4)))
         2.0
     """
-    a, a0 = as_gram_pair(a, a0)
-    if isinstance(a, FeatureGram) and isinstance(a0, FeatureGram):
-        change = _norm_of_change(*same_width(a.features, a0.features))
+    return _relative_change(*as_gram_pair(a, a0))
+
+
+@one_program
+def _relative_change(a: Gram, a0: Gram) -> Float[Array, ""]:
+    k, k0, gap = _in_units_of(a, a0)
+    if isinstance(k, FeatureGram) and isinstance(k0, FeatureGram):
+        change = _norm_of_change(k, k0)
     else:
-        change = jnp.linalg.norm(a.dense() - a0.dense())
-    size = a0.frobenius()
+        change = jnp.linalg.norm(k.dense() - k0.dense())
+    # Beside a kernel that is so much larger, the reference is less than its rounding error.
+    change = jnp.where(_is_far(gap, change.dtype), times_power_of_4(a.normalised()[0].frobenius(), gap), change)
+    size = k0.frobenius()
     return change / jnp.where(size > 0, size, jnp.nan)
+
+
+def _in_units_of(a: Gram, b: Gram) -> tuple[Gram, Gram, Array]:
+    """K and L divided by ``4^e`` so that the entries of L are about 1, and by how many powers of 4 K is larger.
+
+    All metrics take L in these units, so that XLA computes its products once for all. A kernel K that is far larger
+    stays in its own units.
+    """
+    base, exponent = b.normalised()
+    own = a.size_exponent()
+    gap = own - exponent
+    return a.divided(jnp.where(_is_far(gap, base.diagonal().dtype), own, exponent)), base, gap
+
+
+def _is_far(gap: Array, dtype: Any) -> Array:
+    """Whether a number has no digits for two kernels that differ by this power of 4."""
+    return gap > jnp.finfo(dtype).nmant - 3
 
 
 @entry(
@@ -95,28 +122,27 @@ def kernel_distance(a: Gram | Array, b: Gram | Array, center: bool = False) -> F
         >>> float(nngp.metrics.kernel_distance(3 * jnp.eye(4), jnp.eye(4)))
         0.0
     """
-    a, b = as_gram_pair(a, b)
+    return _kernel_distance(*as_gram_pair(a, b), center)
+
+
+@partial(one_program, static_argnames="center")
+def _kernel_distance(a: Gram, b: Gram, center: bool) -> Float[Array, ""]:
     if center:
-        a, b = _centered(a), _centered(b)
-    sizes = a.trace(), b.trace()
+        a, b = _centered(a.normalised()[0]), _centered(b.normalised()[0])
+    k, l = a.normalised()[0], b.normalised()[0]  # noqa: E741
+    sizes = k.trace(), l.trace()
     if isinstance(a, FeatureGram) and isinstance(b, FeatureGram):
-        distance = _one_minus_cosine(*same_width(a.features, b.features))
+        distance = _one_minus_cosine(a, b)
     else:
-        root, apart = _log4(sizes[1]), _log4(sizes[0] / sizes[1])
-        k, l = a.dense() * _power_of_2(-2 * (root + apart)), b.dense() * _power_of_2(-2 * root)  # noqa: E741
-        distance = _distance(*_parts(k - l, l))
+        base = l.dense()
+        distance = _distance(*_parts(k.divided(_log4(sizes[0] / sizes[1])).dense() - base, base))
     return jnp.where((sizes[0] > 0) & (sizes[1] > 0), distance, jnp.nan)
-
-
-def _power_of_2(exponent: Array) -> Array:
-    """``2^exponent`` exactly. Scaling by powers of 4 brings traces to about 1 without rounding."""
-    return jnp.ldexp(jnp.ones((), jnp.result_type(float)), exponent)
 
 
 def _log4(size: Array) -> Array:
     """Base-4 logarithm of a size, rounded to an integer; 0 for a size of zero, NaN or infinity."""
     root = jnp.round(jnp.log2(size) / 2)
-    return jnp.where(jnp.isfinite(root), root, 0).astype(int)
+    return jnp.where(jnp.isfinite(root), root, 0).astype(jnp.int32)
 
 
 def _centered(a: Gram) -> Gram:
@@ -139,20 +165,24 @@ def _parts(change: Array, base: Array) -> Parts:
     return jnp.sum(change**2), jnp.sum(aside**2), size + along, size
 
 
-def _parts_of_features(phi: Array, psi: Array, root: Array) -> Parts:
-    """The parts for ``K = phi phiᵀ`` and ``L = psi psiᵀ``, both divided by ``4^root``.
+def _parts_of_features(k: FeatureGram, l: FeatureGram) -> tuple[Parts, Array]:  # noqa: E741
+    """The parts of K and L, both divided by ``4^root``, which brings their traces to about 1; and the root.
 
     Normally ``(D, D)`` products of ``delta = phi − psi`` and ``psi`` suffice. Their digits cancel if the features
     change but the kernel hardly does, as in a rotation. Then the triangular factor of ``[delta, psi] = Q R`` is used.
     """
-    (n, d), delta, scale = phi.shape, phi - psi, _power_of_2(-root)
+    # Traces of many examples are large even if no entry is.
+    root = _log4(k.trace() + l.trace())
+    k, l = _same_width(k, l)  # noqa: E741
+    phi, psi = k.features, l.features
+    (n, d), delta, scale = phi.shape, phi - psi, power_of_2(-root, phi.dtype)
 
     def from_matrices(delta: Array, psi: Array) -> Parts:
         cross = product(delta, psi.T)
         return _parts(cross + cross.T + product(delta, delta.T), product(psi, psi.T))
 
     if 2 * d >= n:
-        return from_matrices(delta * scale, psi * scale)
+        return from_matrices(delta * scale, psi * scale), root
 
     def from_triangle() -> Parts:
         beside = jnp.pad(jnp.concatenate([delta, psi], axis=1) * scale, ((0, n % 2), (0, 0)))
@@ -163,14 +193,26 @@ def _parts_of_features(phi: Array, psi: Array, root: Array) -> Parts:
 
     dd = product(delta.T, delta) * scale * scale
     dp = product(delta.T, psi) * scale * scale
-    pp = of_columns(psi, None) * scale * scale
+    pp = of_columns(l.parts) * scale * scale
     # With total = phi + psi = 2 psi + delta, these are deltaᵀ total and totalᵀ total.
     delta_sum, sum_sum = 2 * dp + dd, 4 * pp + 2 * (dp + dp.T) + dd
     most = jnp.sum(dd * sum_sum)
     change = (most + jnp.sum(delta_sum * delta_sum.T)) / 2
     along, size = 2 * jnp.sum(dp * pp) + jnp.sum(dp**2), jnp.sum(pp**2)
     aside = change - along**2 / jnp.where(size > 0, size, jnp.nan)
-    return lax.cond(aside < 1e-3 * most, from_triangle, lambda: (change, aside, size + along, size))
+    return lax.cond(aside < 1e-3 * most, from_triangle, lambda: (change, aside, size + along, size)), root
+
+
+def _same_width(*grams: FeatureGram) -> list[FeatureGram]:
+    """Pads the narrower features with columns of zeros, which does not change their kernel."""
+    width = max(gram.phi.shape[1] for gram in grams)
+
+    def padded(gram: FeatureGram) -> FeatureGram:
+        missing = width - gram.phi.shape[1]
+        offset = None if gram.offset is None else jnp.pad(gram.offset, (0, missing))
+        return replace(gram, phi=jnp.pad(gram.phi, ((0, 0), (0, missing))), offset=offset)
+
+    return [padded(gram) for gram in grams]
 
 
 def _distance(change: Array, aside: Array, inner: Array, size: Array) -> Array:
@@ -198,32 +240,42 @@ def _with_derivative_of(smooth: Callable[..., Array]) -> Callable[[Callable[...,
     return wrap
 
 
-def _smooth_one_minus_cosine(phi: Array, psi: Array) -> Array:
-    a, b = (FeatureGram(f * _power_of_2(-_log4(lax.stop_gradient(jnp.sum(f**2))))) for f in (phi, psi))
-    return 1 - a.inner(b) / (a.frobenius() * b.frobenius())
+def _smooth_one_minus_cosine(a: FeatureGram, b: FeatureGram) -> Array:
+    k, l = a.normalised()[0], b.normalised()[0]  # noqa: E741
+    return 1 - k.inner(l) / (k.frobenius() * l.frobenius())
 
 
 @_with_derivative_of(_smooth_one_minus_cosine)
-def _one_minus_cosine(phi: Array, psi: Array) -> Array:
-    sizes = jnp.sum(phi**2), jnp.sum(psi**2)
-    root, apart = _log4(sizes[1]), _log4(sizes[0] / sizes[1])
+def _one_minus_cosine(a: FeatureGram, b: FeatureGram) -> Array:
+    (k, own), (l, exponent) = a.normalised(), b.normalised()  # noqa: E741
+    sizes = k.trace(), l.trace()
+    apart = _log4(sizes[0] / sizes[1])
     # These are the parts that relative_change needs too; XLA computes them once for both.
-    near = _parts_of_features(phi, psi, root)
-    parts = lax.cond(apart == 0, lambda: near, lambda: _parts_of_features(phi * _power_of_2(-apart), psi, root))
-    return _distance(*parts)
+    near, _ = _parts_of_features(*_in_units_of(a, b)[:2])  # type: ignore[arg-type]
+
+    def far() -> Parts:
+        return _parts_of_features(a.divided(own + apart), b.divided(exponent))[0]
+
+    return _distance(*lax.cond(apart == exponent - own, lambda: near, far))
 
 
 @jax.custom_jvp
-def _norm_of_change(phi: Array, psi: Array) -> Array:
-    root = _log4(jnp.sum(psi**2))
-    return jnp.sqrt(_parts_of_features(phi, psi, root)[0]) * _power_of_2(root) ** 2
+def _norm_of_change(k: FeatureGram, l: FeatureGram) -> Array:  # noqa: E741
+    parts, root = _parts_of_features(k, l)
+    return times_power_of_4(jnp.sqrt(parts[0]), root)
 
 
 @_norm_of_change.defjvp
-def _norm_of_change_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _norm_of_change_jvp(
+    primals: tuple[FeatureGram, FeatureGram], tangents: tuple[FeatureGram, FeatureGram]
+) -> tuple[Array, Array]:
     """``d‖Δ‖ = 2 (⟨Δ phi, dphi⟩ − ⟨Δ psi, dpsi⟩) / ‖Δ‖``."""
-    (phi, psi), (d_phi, d_psi) = primals, tangents
-    norm = _norm_of_change(phi, psi)
+
+    def features(*grams: FeatureGram) -> tuple[Array, ...]:
+        return tuple(gram.features for gram in grams)
+
+    (phi, psi), (d_phi, d_psi) = jax.jvp(features, primals, tangents)
+    norm = _norm_of_change(*primals)
 
     def times(v: Array) -> Array:
         return product(phi, product(phi.T, v)) - product(psi, product(psi.T, v))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from .._typing import wide
 from ._catalogue import ROTATION, SCALE, TRANSLATION, entry
 from ._features import FeatureGram
 from ._gram import Gram
 from ._products import product
 from ._similarity import alignment
 from ._targets import Classes, as_targets
-from ._to_grams import as_gram, rounding
+from ._to_grams import as_gram, on_device, one_program, rounding
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,7 +54,12 @@ def target_alignment(a: Gram | Array, y: Any) -> Float[Array, ""]:
         1.0
     """
     gram = as_gram(a)
-    return alignment(gram, FeatureGram(jnp.asarray(as_targets(y, gram.n))))
+    return _target_alignment(gram, on_device(as_targets(y, gram.n)))
+
+
+@one_program
+def _target_alignment(gram: Gram, targets: Array) -> Float[Array, ""]:
+    return alignment(gram, FeatureGram(targets.astype(wide(gram.diagonal().dtype))))
 
 
 @entry(
@@ -88,10 +93,22 @@ def class_block_means(a: Gram | Array, y: Any) -> Float[Array, "C C"]:
         [[0.5, 0.0], [0.0, 0.5]]
     """
     gram = as_gram(a)
-    classes = Classes.of(y, gram.n)
-    means = product(classes.averages.T, gram.matvec(classes.averages))
-    has_examples = classes.counts > 0
-    return jnp.where(has_examples[:, None] & has_examples, means, jnp.nan)
+    return _class_block_means(gram, on_device(Classes.of(y, gram.n).one_hot))
+
+
+@one_program
+def _class_block_means(gram: Gram, one_hot: Array) -> Float[Array, "C C"]:
+    counts, weights = averages(gram, one_hot)
+    means = product(weights.T, gram.matvec(weights))
+    has_examples = counts > 0
+    return jnp.where(has_examples[:, None] & has_examples[None], means, jnp.nan)
+
+
+def averages(gram: Gram, one_hot: Array) -> tuple[Float[Array, " C"], Float[Array, "N C"]]:
+    """Examples of each class, and ``A`` for which ``Aᵀ phi`` are class means, zero for a class without examples."""
+    one_hot = one_hot.astype(wide(gram.diagonal().dtype))
+    counts = one_hot.sum(axis=0)
+    return counts, one_hot / jnp.maximum(counts, 1)[None]
 
 
 @entry(
@@ -133,126 +150,28 @@ def class_separation(a: Gram | Array, y: Any) -> Float[Array, ""]:
         0.0
     """
     gram = as_gram(a)
-    classes = Classes.of(y, gram.n).present()
-    return _separation(gram, classes, *_means(gram, classes))
+    return _class_separation(gram, on_device(Classes.of(y, gram.n).present().one_hot))
 
 
-def _separation(gram: Gram, classes: Classes, projections: Array, means: Array) -> Float[Array, ""]:
-    """NC1 from what :func:`_means` returns."""
-    within = projections - product(classes.one_hot, means)
+@one_program
+def _class_separation(gram: Gram, one_hot: Array) -> Float[Array, ""]:
+    unit, _ = gram.normalised()
+    return separation(unit, one_hot, *means_of(unit, one_hot))
+
+
+def separation(gram: Gram, one_hot: Array, projections: Array, means: Array) -> Float[Array, ""]:
+    """NC1 from what :func:`means_of` returns."""
+    within = projections - product(one_hot.astype(means.dtype), means)
     count = means.shape[0]
     if count < 2:
         return jnp.full((), jnp.nan, means.dtype)
     inverse = jnp.linalg.pinv(means, rtol=10 * count * jnp.finfo(means.dtype).eps, hermitian=True)
-    separation = jnp.sum(product(within, inverse) ** 2) / gram.n
-    return jnp.where(jnp.trace(means) / count > 4 * rounding(gram) / gram.n, separation, jnp.nan)
+    nc1 = jnp.sum(product(within, inverse) ** 2) / gram.n
+    return jnp.where(jnp.trace(means) / count > 4 * rounding(gram) / gram.n, nc1, jnp.nan)
 
 
-def _means(gram: Gram, classes: Classes) -> tuple[Float[Array, "N C"], Float[Array, "C C"]]:
+def means_of(gram: Gram, one_hot: Array) -> tuple[Float[Array, "N C"], Float[Array, "C C"]]:
     """The projections of centred examples onto class means, and the inner products of class means with each other."""
-    projections = gram.center().matvec(classes.averages)
-    return projections, product(classes.averages.T, projections)
-
-
-@entry(
-    title="Neural collapse",
-    formula="NC1; NC2: spread of the norms of class means, |cos + 1/(C−1)|; NC3: ‖W/‖W‖ − M/‖M‖‖²; NC4: disagreement",
-    range="≥ 0, NC4 in [0, 1]",
-    cost="N D C",
-    tells="how far the last layer is from the simplex of neural collapse, where all four are 0",
-    misleads="it is defined for the last hidden layer of a classifier with at least as many features as classes",
-    invariant=(ROTATION, SCALE, TRANSLATION),
-    needs_targets=True,
-    needs_classes=True,
-)
-def neural_collapse(
-    a: Gram | Array, y: Any, *, classifier: Array | None = None, logits: Array | None = None
-) -> dict[str, Float[Array, ""]]:
-    """The four numbers of neural collapse in the last hidden layer; all go to 0 as it collapses.
-
-    ``nc1`` is :func:`class_separation`. ``nc2_norms`` is the standard deviation of the norms of the centred class
-    means, divided by their mean. ``nc2_angles`` is the mean of ``|cos + 1/(C−1)|`` over pairs of class means.
-    ``nc3`` is ``‖W/‖W‖ − M/‖M‖‖²`` with the class means as the columns of M. ``nc4`` is the fraction of examples for
-    which the network and the nearest class mean disagree.
-
-    Args:
-        a: a Gram, or a kernel ``(N, N)``.
-        y: labels ``(N,)`` or one-hot ``(N, C)``.
-        classifier: weights of the last layer, ``(D, C)`` as in Flax and Haiku, for ``nc3``. ``a`` must then be a
-            :class:`FeatureGram`.
-        logits: outputs of the network ``(N, C)``, for ``nc4``.
-
-    Returns:
-        ``nc1``, ``nc2_norms`` and ``nc2_angles``; ``nc3`` if ``classifier`` is given, and ``nc4`` if ``logits`` are.
-
-    Raises:
-        ValueError: different N, a single class, or shapes that do not match.
-
-    Source: Papyan, Han & Donoho, "Prevalence of neural collapse during the terminal phase of deep learning training",
-    PNAS 2020, NC1 to NC4.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> y = jnp.array([0, 1, 2, 0, 1, 2])
-        >>> collapsed = nngp.metrics.FeatureGram(jnp.eye(3)[y])
-        >>> {name: round(float(v), 3) for name, v in nngp.metrics.neural_collapse(collapsed, y).items()}
-        {'nc1': 0.0, 'nc2_norms': 0.0, 'nc2_angles': 0.0}
-    """
-    gram = as_gram(a)
-    classes = Classes.of(y, gram.n).present()
-    count = classes.one_hot.shape[1]
-    if count < 2:
-        raise ValueError("neural collapse needs two classes or more, and y holds a single one.")
-    projections, means = _means(gram, classes)
-    norms = jnp.sqrt(jnp.diagonal(means))
-    pairs = ~jnp.eye(count, dtype=bool)
-    lengths = jnp.where(norms > 0, norms, jnp.nan)
-    cosines = means / lengths / lengths[:, None]
-    found = {
-        "nc1": _separation(gram, classes, projections, means),
-        "nc2_norms": norms.std() / jnp.where(norms.mean() > 0, norms.mean(), jnp.nan),
-        "nc2_angles": jnp.mean(jnp.abs(cosines + 1 / (count - 1)), where=pairs),
-    }
-    if classifier is not None:
-        found["nc3"] = _self_duality(gram, classes, jnp.asarray(classifier))
-    if logits is not None:
-        found["nc4"] = _disagreement(projections, means, classes, jnp.asarray(logits))
-    return found
-
-
-def _self_duality(gram: Gram, classes: Classes, weights: Array) -> Float[Array, ""]:
-    """NC3: how far the weights of the classifier are from the class means."""
-    if not isinstance(gram, FeatureGram):
-        raise ValueError("classifier= needs features: pass FeatureGram(phi), as a kernel does not know its axes.")
-    means = product(gram.center().features.T, classes.averages)
-    if weights.ndim != 2 or weights.shape[0] != means.shape[0] or weights.shape[1] <= _columns(classes).max():
-        raise ValueError(
-            f"classifier of shape {weights.shape} must be (D, C) with D={means.shape[0]} features and a column for "
-            f"each of {means.shape[1]} classes."
-        )
-    weights = weights[:, _columns(classes)]
-    return jnp.sum((weights / jnp.linalg.norm(weights) - means / jnp.linalg.norm(means)) ** 2)
-
-
-def _disagreement(projections: Array, means: Array, classes: Classes, logits: Array) -> Float[Array, ""]:
-    """NC4: how often the network and the nearest class mean disagree."""
-    n, count = projections.shape
-    if logits.ndim != 2 or logits.shape[0] != n or logits.shape[1] <= _columns(classes).max():
-        raise ValueError(
-            f"logits of shape {logits.shape} must be (N, C) with N={n} and a column for each of {count} classes."
-        )
-    # This is ‖phi − m‖² − ‖phi‖². The second term is the same for all classes and does not change the nearest one.
-    distances = jnp.diagonal(means) - 2 * projections
-    known = (jnp.trace(means) > 0) & jnp.isfinite(distances).all() & jnp.isfinite(logits).all()
-    differ = jnp.asarray(_columns(classes))[jnp.argmin(distances, axis=1)] != jnp.argmax(logits, axis=1)
-    return jnp.where(known, jnp.mean(differ), jnp.nan)
-
-
-def _columns(classes: Classes) -> np.ndarray:
-    """Columns of a classifier that belong to the classes.
-
-    Labels that are non-negative integers are column numbers themselves; other labels are counted in sorted order.
-    """
-    names = classes.names
-    are_columns = names.dtype.kind in "iu" and names.min() >= 0
-    return names if are_columns else np.arange(len(names))
+    _, weights = averages(gram, one_hot)
+    projections = gram.center().matvec(weights)
+    return projections, product(weights.T, projections)

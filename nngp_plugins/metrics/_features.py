@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .._typing import wide
 from ._dense import DenseGram
 from ._gram import Gram
-from ._products import column_mean, of_columns, product, row_squares, squares
+from ._powers import exponent_if_far, exponent_of, largest, power_of_2
+from ._products import Features, column_mean, of_columns, product, row_squares, squares
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,10 +28,13 @@ class FeatureGram(Gram):
         phi: features, ``(N, D)``.
         offset: ``(D,)``, subtracted from each row of ``phi`` where it is used. :meth:`center` sets the offset instead
             of copying large features. None means no offset.
+        power: a scalar, by which ``phi`` is multiplied before that, where it is used. :meth:`divided` sets it. None
+            means 1.
     """
 
     phi: Float[Array, "N D"]
     offset: Float[Array, " D"] | None = None
+    power: Float[Array, ""] | None = None
 
     @property
     def n(self) -> int:
@@ -37,9 +42,14 @@ class FeatureGram(Gram):
         return self.phi.shape[-2]
 
     @property
+    def parts(self) -> Features:
+        """What the features are put together from."""
+        return Features(self.phi, self.offset, self.power)
+
+    @property
     def features(self) -> Float[Array, "N D"]:
-        """The features: ``phi`` minus the offset."""
-        return self.phi if self.offset is None else self.phi - self.offset
+        """The features: ``phi · power`` minus the offset."""
+        return self.parts.all()
 
     @property
     def narrow(self) -> bool:
@@ -48,20 +58,21 @@ class FeatureGram(Gram):
 
     def dense(self) -> Float[Array, "N N"]:
         """``phi phiᵀ``."""
-        return product(self.features, self.features.T)
+        moved = self.features
+        return product(moved, moved.T)
 
     def diagonal(self) -> Float[Array, " N"]:
         """``‖phi[i]‖²``."""
-        return row_squares(self.phi, self.offset)
+        return row_squares(self.parts)
 
     def center(self) -> FeatureGram:
         """The kernel of ``phi`` minus its mean over examples, which keeps digits that ``H K H`` would lose."""
-        mean = column_mean(self.phi, self.offset)
-        return FeatureGram(self.phi, mean if self.offset is None else self.offset + mean)
+        mean = column_mean(self.parts)
+        return replace(self, offset=mean if self.offset is None else self.offset + mean)
 
     def eigvalsh(self) -> Array:
         """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
-        return jnp.linalg.eigvalsh(of_columns(self.phi, self.offset) if self.narrow else self.dense())
+        return jnp.linalg.eigvalsh(of_columns(self.parts) if self.narrow else self.dense())
 
     def singular_values(self) -> Array:
         """The ``min(N, D)`` singular values of the features, largest first."""
@@ -71,12 +82,13 @@ class FeatureGram(Gram):
         """``⟨K, L⟩``; for two sets of features it is computed as ``‖phi_aᵀ phi_b‖²`` if that is cheaper."""
         if isinstance(other, FeatureGram) and self.phi.shape[1] * other.phi.shape[1] < self.n**2:
             both = (self, other) if other is not self else (self,)
-            return squares(tuple((gram.phi, gram.offset) for gram in both), ((0, len(both) - 1),))[0][0]
+            return squares(tuple(gram.parts for gram in both), ((0, len(both) - 1),))[0][0]
         return jnp.sum(self.dense() * other.dense())
 
     def matvec(self, v: Array) -> Array:
         """``phi (phiᵀ v)``."""
-        return product(self.features, product(self.features.T, v))
+        moved = self.features
+        return product(moved, product(moved.T, v))
 
     def top_eigh(self, k: int) -> tuple[Array, Array]:
         """The ``k`` largest eigenvalues and their eigenvectors, from the singular vectors of the features."""
@@ -85,19 +97,37 @@ class FeatureGram(Gram):
 
     def take(self, examples: Array) -> FeatureGram:
         """The kernel of some of the examples."""
-        return FeatureGram(self.phi[examples], self.offset)
+        return replace(self, phi=self.phi[examples])
+
+    def size_exponent(self) -> Array:
+        """The exponent of the largest feature."""
+        return exponent_of(self._largest())
+
+    def divided(self, exponent: Array) -> FeatureGram:
+        """The kernel of the features divided by ``2^exponent``, where they are used."""
+        phi = self.phi.astype(wide(self.phi.dtype))
+        power = power_of_2(-exponent, phi.dtype)
+        offset = None if self.offset is None else self.offset.astype(phi.dtype) * power
+        return FeatureGram(phi, offset, power if self.power is None else power * self.power)
 
     def by_entries(self) -> DenseGram:
         """The same kernel as a :class:`DenseGram` that holds its centred form too."""
-        centered, mean = self.center(), column_mean(self.phi, self.offset)
+        exponent = exponent_if_far(self._largest())
+        near = self.divided(exponent)
+        centered, mean = near.center(), column_mean(near.parts)
         matrix = centered.dense()
         # Since phi = centred + 1 meanᵀ, K follows from H K H at a cost of N² instead of another N² D.
         shift = product(centered.features, mean)
-        return DenseGram(matrix + shift[:, None] + shift[None, :] + product(mean, mean), matrix)
+        entries = matrix + shift[:, None] + shift[None, :] + product(mean, mean)
+        return DenseGram(entries, matrix, exponent=exponent)
+
+    def _largest(self) -> Array:
+        size = largest(self.phi.astype(wide(self.phi.dtype)))
+        return size if self.power is None else size * self.power
 
 
 def inner_products(a: Gram, b: Gram) -> tuple[list[Array], list[Array]]:
     """``⟨K, K⟩``, ``⟨K, L⟩`` and ``⟨L, L⟩`` of two kernels, and their diagonals; features are read once for all."""
     if isinstance(a, FeatureGram) and isinstance(b, FeatureGram) and a.narrow and b.narrow:
-        return squares(((a.phi, a.offset), (b.phi, b.offset)), ((0, 0), (0, 1), (1, 1)))
+        return squares((a.parts, b.parts), ((0, 0), (0, 1), (1, 1)))
     return [a.inner(a), a.inner(b), b.inner(b)], [a.diagonal(), b.diagonal()]

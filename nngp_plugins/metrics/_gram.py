@@ -47,6 +47,17 @@ class Gram(Protocol):
     def take(self, examples: Array) -> Gram:
         """The kernel of some of the examples, chosen by index."""
 
+    def size_exponent(self) -> Array:
+        """A whole number e, as int32, for which the entries of ``K / 4^e`` are about 1; the least one for K = 0."""
+
+    def divided(self, exponent: Array) -> Gram:
+        """``K / 4^exponent``, without rounding."""
+
+    def normalised(self) -> tuple[Gram, Array]:
+        """``K / 4^e`` and ``e``, of :meth:`size_exponent`: squares of its entries stay in the range of the dtype."""
+        exponent = self.size_exponent()
+        return self.divided(exponent), exponent
+
     def trace(self) -> Float[Array, ""]:
         """``tr K = Σ_i K_ii``."""
         return self.diagonal().sum()

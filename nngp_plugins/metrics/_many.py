@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,8 +12,9 @@ from jax import Array
 
 from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
 from ._gram import Gram
+from ._powers import power_of_2
 from ._products import product
-from ._to_grams import as_gram
+from ._to_grams import as_gram, on_device, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -90,7 +92,7 @@ def minibatch_cka_matrix(batches: Iterable[tuple[Layers, Layers | None]], debias
         >>> nngp.metrics.minibatch_cka_matrix(batches).round(3).tolist()
         [[1.0]]
     """
-    sums: Any = None
+    sums: _Sums | None = None
     for layers_a, layers_b in batches:
         a = _grams(layers_a)
         b = a if layers_b is None else _grams(layers_b)
@@ -102,52 +104,126 @@ def minibatch_cka_matrix(batches: Iterable[tuple[Layers, Layers | None]], debias
                 "smaller last batch."
             )
         new = _hsics(a, b, debiased)
-        if sums is not None and sums[0].shape != new[0].shape:
-            raise ValueError(f"a batch holds {new[0].shape} layers, and one before it {sums[0].shape}.")
-        sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+        if sums is not None and sums.cross.shape != new.cross.shape:
+            raise ValueError(f"a batch holds {new.cross.shape} layers, and one before it {sums.cross.shape}.")
+        sums = new if sums is None else _sum(sums, new)
     if sums is None:
         raise ValueError("minibatch_cka_matrix got no batch.")
-    cross, own_a, own_b, noise_a, noise_b = sums
-    root_a = jnp.sqrt(jnp.where(own_a > noise_a, own_a, jnp.nan))
-    root_b = jnp.sqrt(jnp.where(own_b > noise_b, own_b, jnp.nan))
-    return cross / (root_a[:, None] * root_b)
+    return _ratio(sums)
 
 
 def _grams(layers: Layers) -> list[Gram]:
-    """The centred Grams of all layers."""
+    """The Grams of all layers."""
     grams = [as_gram(gram) for gram in (layers.values() if isinstance(layers, Mapping) else layers)]
     if not grams:
         raise ValueError("got no layer; pass Grams or kernels (N, N) by layer.")
-    return [gram.center() for gram in grams]
+    return grams
 
 
-def _hsics(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> tuple[Array, ...]:
-    """HSIC of every pair of centred Grams, HSIC of each Gram with itself, and the rounding error of the latter.
+class _Sums(NamedTuple):
+    """Sums over batches, each of kernels that were divided by powers of 4.
+
+    Attributes:
+        cross: HSIC of every pair of layers, ``(A, B)``.
+        own_a: HSIC of each layer with itself, ``(A,)``, and ``own_b``, ``(B,)``.
+        noise_a: the rounding error of these, and ``noise_b``.
+        exponent_a: the powers, ``(A,)``, and ``exponent_b``, ``(B,)``.
+    """
+
+    cross: Array
+    own_a: Array
+    own_b: Array
+    noise_a: Array
+    noise_b: Array
+    exponent_a: Any = None
+    exponent_b: Any = None
+
+    def divided(self, exponent_a: Array, exponent_b: Array) -> _Sums:
+        """The same, of kernels that were divided by other powers."""
+        dtype = self.cross.dtype
+        a, b = power_of_2(self.exponent_a - exponent_a, dtype), power_of_2(self.exponent_b - exponent_b, dtype)
+        cross = self.cross * a[:, None] * a[:, None] * b[None] * b[None]
+        own = (part * p * p * p * p for part, p in zip(self[1:5], (a, b, a, b), strict=True))
+        own_a, own_b, noise_a, noise_b = own
+        return _Sums(cross, own_a, own_b, noise_a, noise_b, exponent_a, exponent_b)
+
+
+@one_program
+def _sum(before: _Sums, new: _Sums) -> _Sums:
+    exponents = [jnp.maximum(x, y) for x, y in zip(before[5:], new[5:], strict=True)]
+    sums = (x + y for x, y in zip(before.divided(*exponents)[:5], new.divided(*exponents)[:5], strict=True))
+    return _Sums(*sums, *exponents)
+
+
+@one_program
+def _ratio(sums: _Sums) -> Float[Array, "A B"]:
+    root_a = jnp.sqrt(jnp.where(sums.own_a > sums.noise_a, sums.own_a, jnp.nan))
+    root_b = jnp.sqrt(jnp.where(sums.own_b > sums.noise_b, sums.own_b, jnp.nan))
+    return sums.cross / (root_a[:, None] * root_b[None])
+
+
+def _hsics(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> _Sums:
+    """HSIC of every pair of kernels, HSIC of each kernel with itself, and the rounding error of the latter."""
+    if a[0].n <= DENSE:
+        return _hsics_by_entries(a, b, debiased)
+    # A program for each pair of widths: one of all pairs would take long to compile.
+    (a, exponents_a), (b, exponents_b) = (zip(*map(_centered, grams), strict=True) for grams in (a, b))
+    cross = jnp.stack([jnp.stack([_inner(gram, other) for other in b]) for gram in a])
+    own_a, own_b = (jnp.stack([_inner(gram, gram) for gram in grams]) for grams in (a, b))
+    diagonals = [jnp.stack([_diagonal(gram) for gram in grams]) for grams in (a, b)]
+    return _sums(cross, own_a, own_b, *diagonals, debiased)._replace(
+        exponent_a=jnp.stack(exponents_a), exponent_b=jnp.stack(exponents_b)
+    )
+
+
+@one_program
+def _centered(a: Gram) -> tuple[Gram, Array]:
+    unit, exponent = a.normalised()
+    return unit.center(), exponent
+
+
+@one_program
+def _inner(a: Gram, b: Gram) -> Array:
+    return a.inner(b)
+
+
+@one_program
+def _diagonal(a: Gram) -> Array:
+    return a.diagonal()
+
+
+@partial(one_program, static_argnames="debiased")
+def _hsics_by_entries(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> _Sums:
+    """:func:`_hsics` of flattened kernels: one product for all pairs."""
+    (a, exponents_a), (b, exponents_b) = (zip(*map(_centered, grams), strict=True) for grams in (a, b))
+    flat_a, flat_b = (jnp.stack([gram.dense().ravel() for gram in grams]) for grams in (a, b))
+    cross, own_a, own_b = product(flat_a, flat_b.T), jnp.sum(flat_a**2, axis=1), jnp.sum(flat_b**2, axis=1)
+    diagonals = [jnp.stack([gram.diagonal() for gram in grams]) for grams in (a, b)]
+    return _sums(cross, own_a, own_b, *diagonals, debiased)._replace(
+        exponent_a=jnp.stack(exponents_a), exponent_b=jnp.stack(exponents_b)
+    )
+
+
+@partial(one_program, static_argnames="debiased")
+def _sums(cross: Array, own_a: Array, own_b: Array, diagonal_a: Array, diagonal_b: Array, debiased: bool) -> _Sums:
+    """HSIC from inner products of centred kernels.
 
     Each HSIC is multiplied by the number of examples, so that a batch counts in proportion to its size.
     """
-    n = a[0].n
-    if n <= DENSE:
-        # Flattened kernels need one product for all pairs, and one compiled program for layers of all widths.
-        flat_a, flat_b = (jnp.stack([gram.dense().ravel() for gram in grams]) for grams in (a, b))
-        cross, own_a, own_b = product(flat_a, flat_b.T), jnp.sum(flat_a**2, axis=1), jnp.sum(flat_b**2, axis=1)
-    else:
-        cross = jnp.array([[gram.inner(other) for other in b] for gram in a])
-        own_a, own_b = (jnp.array([gram.inner(gram) for gram in grams]) for grams in (a, b))
+    n = diagonal_a.shape[1]
     noise = n * jnp.finfo(cross.dtype).eps
     noise_a, noise_b = noise * own_a, noise * own_b
     if debiased:
-        diagonal_a, diagonal_b = (jnp.stack([gram.diagonal() for gram in grams]) for grams in (a, b))
 
         def correction(diagonals: Array, traces: Array) -> Array:
             return traces / (n - 1) / (n - 2) - n / (n - 2) * diagonals
 
         trace_a, trace_b = diagonal_a.sum(axis=1), diagonal_b.sum(axis=1)
-        cross += correction(product(diagonal_a, diagonal_b.T), trace_a[:, None] * trace_b)
+        cross += correction(product(diagonal_a, diagonal_b.T), trace_a[:, None] * trace_b[None])
         own_a += correction(jnp.sum(diagonal_a**2, axis=1), trace_a**2)
         own_b += correction(jnp.sum(diagonal_b**2, axis=1), trace_b**2)
     factor = n / (n * (n - 3)) if debiased else n / (n - 1) ** 2
-    return tuple(factor * part for part in (cross, own_a, own_b, noise_a, noise_b))
+    return _Sums(*(factor * part for part in (cross, own_a, own_b, noise_a, noise_b)))
 
 
 class Estimate(NamedTuple):
@@ -199,9 +275,14 @@ def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> E
         raise ValueError(f"bootstrap takes arguments on the same examples and n >= 2, got N={sorted(sizes)} and n={n}.")
     (size,) = sizes
 
+    arguments = tuple(as_gram(given) if isinstance(given, Gram) else on_device(given) for given in arguments)
+
     def resampled(key: Array) -> Array:
         drawn = jax.random.randint(key, (size,), 0, size)
-        return metric(*(g.take(drawn) if isinstance(g, Gram) else jnp.asarray(g)[drawn] for g in arguments))
+        return metric(*(g.take(drawn) if isinstance(g, Gram) else g[drawn] for g in arguments))
 
-    values = jax.lax.map(resampled, jax.random.split(key, n))
-    return Estimate(metric(*arguments), jnp.std(values, axis=0, ddof=1))
+    @jax.jit
+    def errors(key: Array) -> Array:
+        return jnp.std(jax.lax.map(resampled, jax.random.split(key, n)), axis=0, ddof=1)
+
+    return Estimate(metric(*arguments), errors(key))

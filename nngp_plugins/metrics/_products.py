@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,17 +47,42 @@ def add_to_diagonal(matrix: Array, value: Array) -> Array:
     return matrix + padded.reshape(n, n)
 
 
-@jax.jit
-def column_mean(phi: Array, offset: Array | None) -> Array:
-    """Mean of the rows minus the offset. If all rows are equal, it is exactly that row."""
-    first = phi[0]
-    return (first if offset is None else first - offset) + jnp.mean(phi - first, axis=0)
+class Features(NamedTuple):
+    """Features ``phi · power − offset``, which are put together where they are used.
+
+    Attributes:
+        phi: ``(N, D)``.
+        offset: ``(D,)``; None for no offset.
+        power: a scalar; None for 1.
+    """
+
+    phi: Array
+    offset: Array | None = None
+    power: Array | None = None
+
+    def rows(self, phi: Array) -> Array:
+        """The features of some rows of ``phi``."""
+        scaled = phi if self.power is None else phi * self.power
+        return scaled if self.offset is None else scaled - self.offset[None]
+
+    def all(self) -> Array:
+        """All features."""
+        return self.rows(self.phi)
 
 
 @jax.jit
-def row_squares(phi: Array, offset: Array | None) -> Array:
-    """``‖phi[i]‖²`` of each row minus the offset."""
-    return jnp.sum((phi if offset is None else phi - offset) ** 2, axis=-1)
+def column_mean(features: Features) -> Array:
+    """Mean of the rows. If all rows are equal, it is exactly that row."""
+    # The first row is scaled by itself: XLA would copy all features if two operations took the scaled ones.
+    first = Features(features.phi, power=features.power).rows(features.phi[:1])
+    moved = first if features.offset is None else first - features.offset[None]
+    return moved[0] + jnp.mean(features._replace(offset=first[0]).all(), axis=0)
+
+
+@jax.jit
+def row_squares(features: Features) -> Array:
+    """``‖phi[i]‖²`` of each row."""
+    return jnp.sum(features.all() ** 2, axis=-1)
 
 
 @jax.jit
@@ -80,53 +106,49 @@ def of_rows(a: Array, b: Array) -> Array:
     return at_once(a, b) if parts < 2 else lax.platform_dependent(a, b, cpu=at_once, default=by_parts)
 
 
-def of_columns(phi: Array, offset: Array | None) -> Array:
-    """``phiᵀ phi`` of features minus their offset.
+def of_columns(features: Features) -> Array:
+    """``phiᵀ phi`` of features.
 
     Without an offset, it is the product of the centred features plus the part of the mean. Both are positive
     semi-definite, so no digits cancel, and XLA shares the product with the centred Gram.
     """
-    if offset is not None:
-        return of_rows(phi - offset, phi - offset)
-    mean = column_mean(phi, None)
-    return of_columns(phi, mean) + phi.shape[0] * jnp.outer(mean, mean)
-
-
-Features = tuple[Array, Array | None]
-"""Features and their offset."""
+    if features.offset is not None:
+        moved = features.all()
+        return of_rows(moved, moved)
+    mean = column_mean(features)
+    return of_columns(features._replace(offset=mean)) + features.phi.shape[0] * jnp.outer(mean, mean)
 
 
 @partial(jax.jit, static_argnames="pairs")
 def squares(features: tuple[Features, ...], pairs: tuple[tuple[int, int], ...]) -> tuple[list[Array], list[Array]]:
-    """``‖phiᵀ psi‖²`` of pairs of features minus their offsets, and ``‖phi[i]‖²`` of each row of all features.
+    """``‖phiᵀ psi‖²`` of pairs of features, and ``‖phi[i]‖²`` of each row of all features.
 
     Args:
         features: of the same examples.
         pairs: which features to multiply; ``(0, 0)`` are the first with themselves.
     """
     at_once, by_blocks = partial(_squares_at_once, pairs), partial(_squares_by_blocks, pairs)
-    if features[0][0].shape[0] < MANY:
+    if features[0].phi.shape[0] < MANY:
         return at_once(features)
     return lax.platform_dependent(features, cpu=by_blocks, default=at_once)
 
 
 def _squares_at_once(pairs: Sequence[tuple[int, int]], features: Sequence[Features]) -> tuple[list[Array], list[Array]]:
     """What :func:`squares` returns, from whole products."""
-    moved = [phi if offset is None else phi - offset for phi, offset in features]
-    products = [of_columns(*features[i]) if i == j else of_rows(moved[i], moved[j]) for i, j in pairs]
-    return [jnp.sum(p**2) for p in products], [row_squares(*f) for f in features]
+    moved = [f.all() for f in features]
+    products = [of_columns(features[i]) if i == j else of_rows(moved[i], moved[j]) for i, j in pairs]
+    return [jnp.sum(p**2) for p in products], [row_squares(f) for f in features]
 
 
 def _squares_by_blocks(
     pairs: Sequence[tuple[int, int]], features: Sequence[Features]
 ) -> tuple[list[Array], list[Array]]:
     """What :func:`squares` returns, by blocks of rows, each of which is read once for all pairs."""
-    n = features[0][0].shape[0]
+    n = features[0].phi.shape[0]
     rest = n % ROWS or ROWS
 
     def block(start: int | Array, rows: int) -> tuple[list[list[Array]], list[Array]]:
-        cut = [(lax.dynamic_slice_in_dim(phi, start, rows), offset) for phi, offset in features]
-        moved = [phi if offset is None else phi - offset for phi, offset in cut]
+        moved = [f.rows(lax.dynamic_slice_in_dim(f.phi, start, rows)) for f in features]
         products = [_upper(moved[i]) if i == j else [product(moved[i].T, moved[j])] for i, j in pairs]
         return products, [jnp.sum(f**2, axis=1) for f in moved]
 
@@ -150,4 +172,5 @@ def _square(blocks: Sequence[Array], symmetric: bool) -> Array:
     """``‖A‖²`` of the product of a pair: of itself, or of the blocks of :func:`_upper`."""
     if not symmetric:
         return jnp.sum(blocks[0] ** 2)
-    return sum((jnp.sum(b[:, : len(b)] ** 2) + 2 * jnp.sum(b[:, len(b) :] ** 2) for b in blocks), jnp.zeros(()))
+    start = jnp.zeros((), blocks[0].dtype)
+    return sum((jnp.sum(b[:, : len(b)] ** 2) + 2 * jnp.sum(b[:, len(b) :] ** 2) for b in blocks), start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,9 +12,10 @@ from jax import Array
 from ._catalogue import CHOLESKY, ROTATION, SCALE, entry
 from ._features import FeatureGram
 from ._gram import Gram
+from ._powers import times_power_of_4
 from ._products import add_to_diagonal, diagonal, of_columns, product
 from ._targets import Classes, as_targets
-from ._to_grams import as_gram
+from ._to_grams import as_gram, on_device, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -57,11 +59,16 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
         >>> float(nngp.metrics.regression_accuracy(jnp.float32(y[:, None] == y), y))
         1.0
     """
+    gram = as_gram(a)
+    return _regression_accuracy(gram, on_device(Classes.of(y, gram.n).one_hot), _checked(nugget))
+
+
+@one_program
+def _regression_accuracy(gram: Gram, one_hot: Array, nugget: Array) -> Float[Array, ""]:
     from jax.scipy.linalg import solve_triangular
 
-    gram = as_gram(a)
-    one_hot = jnp.asarray(Classes.of(y, gram.n).one_hot)
-    root, ridge, phi = _cholesky(gram, nugget)
+    root, ridge, phi, _ = _cholesky(gram, nugget)
+    one_hot = one_hot.astype(root.dtype)
     # G is halfᵀ half. For narrow features it is (I − halfᵀ half) / ridge.
     half = solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=True)
     if phi is not None:
@@ -70,7 +77,7 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
     if phi is not None:
         weights, own = (one_hot - weights) / ridge, (1 - own) / ridge
     left_out = one_hot - weights / own[:, None]
-    accuracy = jnp.mean(jnp.argmax(left_out, axis=1) == jnp.argmax(one_hot, axis=1))
+    accuracy = jnp.mean(jnp.argmax(left_out, axis=1) == jnp.argmax(one_hot, axis=1), dtype=root.dtype)
     return jnp.where(jnp.isfinite(left_out).all(), accuracy, jnp.nan)
 
 
@@ -108,33 +115,46 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
         >>> round(float(nngp.metrics.log_marginal_likelihood(jnp.eye(2), jnp.array([0.5, -0.5]), nugget=1.0)), 3)
         -2.656
     """
+    gram = as_gram(a)
+    return _log_marginal_likelihood(gram, on_device(as_targets(y, gram.n)), _checked(nugget))
+
+
+@one_program
+def _log_marginal_likelihood(gram: Gram, targets: Array, nugget: Array) -> Float[Array, ""]:
     from jax.scipy.linalg import cho_solve, solve_triangular
 
-    gram = as_gram(a)
-    targets = jnp.asarray(as_targets(y, gram.n))
-    root, ridge, phi = _cholesky(gram, nugget)
+    root, ridge, phi, exponent = _cholesky(gram, nugget)
+    targets, columns = targets.astype(root.dtype), targets.shape[1]
     logs = 2 * jnp.sum(jnp.log(diagonal(root)))
     if phi is None:
-        fit = jnp.sum(solve_triangular(root, targets.astype(root.dtype), lower=True) ** 2)
+        fit = jnp.sum(solve_triangular(root, targets, lower=True) ** 2)
     else:
         logs += (gram.n - len(root)) * jnp.log(ridge)
         weights = cho_solve((root, True), product(phi.T, targets))
         fit = jnp.sum(targets * (targets - product(phi, weights))) / ridge
-    columns = targets.shape[1]
-    return -0.5 * (fit + columns * logs + gram.n * columns * jnp.log(2 * jnp.pi).astype(targets.dtype))
+    # The kernel was divided by 4^exponent, which adds to the logarithm of each of its N eigenvalues.
+    logs += gram.n * math.log(4) * exponent.astype(root.dtype)
+    fit = times_power_of_4(fit, -exponent)
+    return -0.5 * (fit + columns * logs + gram.n * columns * math.log(2 * math.pi))
 
 
-def _cholesky(gram: Gram, nugget: float) -> tuple[Array, Array, Array | None]:
-    """The Cholesky factor of ``K + s I``, the ridge s, and None.
-
-    For narrow features it returns the factor of ``phiᵀ phi + s I``, s, and phi instead. The inverse is then
-    ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
-    """
+def _checked(nugget: Any) -> Any:
     if not isinstance(nugget, jax.core.Tracer) and not nugget > 0:
         raise ValueError(f"nugget={nugget} must be positive; it is relative to tr K / N.")
-    ridge = nugget * gram.trace() / gram.n
+    return on_device(nugget)
+
+
+def _cholesky(gram: Gram, nugget: Array) -> tuple[Array, Array, Array | None, Array]:
+    """The Cholesky factor of ``K / 4^e + s I``, the ridge s, None, and e.
+
+    For narrow features it returns the factor of ``phiᵀ phi + s I``, s, phi and e instead. The inverse is then
+    ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
+    """
+    gram, exponent = gram.normalised()
+    trace = gram.trace()
+    ridge = nugget.astype(trace.dtype) * trace / gram.n
     phi, side = None, None
     if isinstance(gram, FeatureGram) and gram.narrow:
-        phi, side = gram.features, of_columns(gram.phi, gram.offset)
+        phi, side = gram.features, of_columns(gram.parts)
     matrix = add_to_diagonal(gram.dense() if side is None else side, ridge)
-    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False), ridge, phi
+    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False), ridge, phi, exponent

@@ -12,8 +12,9 @@ from jax import Array
 from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
 from ._features import FeatureGram, inner_products
 from ._gram import Gram
+from ._powers import power_of_2
 from ._products import product, same_width
-from ._to_grams import as_gram_pair
+from ._to_grams import as_gram_pair, in_common_units, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -62,9 +63,9 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
     return _cka(*as_gram_pair(a, b, at_least=4 if debiased else 2), debiased)
 
 
-# One program, so that an eager call is one dispatch. Inlined, it shares work with the other metrics of a program.
-@partial(jax.jit, static_argnames="debiased", inline=True)
+@partial(one_program, static_argnames="debiased")
 def _cka(a: Gram, b: Gram, debiased: bool) -> Float[Array, ""]:
+    a, b = a.normalised()[0], b.normalised()[0]
     (own_a, cross, own_b), (k, l) = inner_products(a.center(), b.center())  # noqa: E741
     roots = []
     for inner, diagonal in ((own_a, k), (own_b, l)):
@@ -118,7 +119,12 @@ def alignment(a: Gram | Array, b: Gram | Array, center: bool = True) -> Float[Ar
     """
     if center:
         return cka(a, b, debiased=False)
-    a, b = as_gram_pair(a, b)
+    return _cosine(*as_gram_pair(a, b))
+
+
+@one_program
+def _cosine(a: Gram, b: Gram) -> Float[Array, ""]:
+    a, b = a.normalised()[0], b.normalised()[0]
     sizes = a.frobenius() * b.frobenius()
     return a.inner(b) / jnp.where(sizes > 0, sizes, jnp.nan)
 
@@ -156,12 +162,18 @@ def bures_distance(a: Gram | Array, b: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.bures_distance(4 * jnp.eye(4), jnp.eye(4)))
         2.0
     """
-    a, b = as_gram_pair(a, b)
+    return _bures_distance(*as_gram_pair(a, b))
+
+
+@one_program
+def _bures_distance(a: Gram, b: Gram) -> Float[Array, ""]:
+    a, b, exponent = in_common_units(a, b)
     phi_a, phi_b = same_width(_factor(a), _factor(b))
     u, _, vt = jnp.linalg.svd(product(phi_b.T, phi_a), full_matrices=False)
     # At the minimum the derivative with respect to Q is zero, so Q may be held constant in the gradient.
     square = jnp.sum((phi_a - product(phi_b, jax.lax.stop_gradient(product(u, vt)))) ** 2)
-    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    distance = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    return distance * power_of_2(exponent, distance.dtype)
 
 
 def _factor(a: Gram) -> Float[Array, "N R"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,8 +11,9 @@ from jax import Array
 
 from ._catalogue import EIGENVALUES, ROTATION, SCALE, VECTORS, entry
 from ._gram import Gram
+from ._powers import times_power_of_4
 from ._products import product
-from ._to_grams import as_gram, as_gram_pair
+from ._to_grams import as_gram, as_gram_pair, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -50,9 +52,28 @@ def spectrum(
     """
     gram = as_gram(a)
     rank = rank_bound(gram)
-    if k is not None and not 1 <= k <= rank:
+    if k is not None:
+        _refuse_rank(k, rank)
+    return _top_eigh(gram, k or rank) if vectors else _eigenvalues(gram)[: k or rank]
+
+
+@one_program
+def _eigenvalues(a: Gram) -> Array:
+    # In the units of all metrics, so that XLA computes eigenvalues once for all.
+    unit, exponent = a.normalised()
+    return times_power_of_4(unit.eigvalsh()[::-1], exponent)
+
+
+@partial(one_program, static_argnames="k")
+def _top_eigh(a: Gram, k: int) -> tuple[Array, Array]:
+    unit, exponent = a.normalised()
+    values, vectors = unit.top_eigh(k)
+    return times_power_of_4(values, exponent), vectors
+
+
+def _refuse_rank(k: int, rank: int) -> None:
+    if not 1 <= k <= rank:
         raise ValueError(f"k={k} must be between 1 and {rank}, the eigenvalues that can differ from zero.")
-    return gram.top_eigh(k or rank) if vectors else gram.eigvalsh()[::-1][: k or rank]
 
 
 def rank_bound(a: Gram) -> int:
@@ -112,8 +133,14 @@ def power_law_exponent(a: Gram | Array, window: tuple[int, int]) -> Float[Array,
     rank = rank_bound(gram)
     if not 1 <= first < last <= rank:
         raise ValueError(f"window={window!r} must be ranks (first, last) with 1 <= first < last <= {rank}.")
-    eigenvalues = gram.eigvalsh()[::-1]
-    noise = gram.n * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
+    return _exponent(gram, first, last)
+
+
+@partial(one_program, static_argnames=("first", "last"))
+def _exponent(a: Gram, first: int, last: int) -> Float[Array, ""]:
+    unit, _ = a.normalised()
+    eigenvalues = unit.eigvalsh()[::-1]
+    noise = a.n * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
     fitted = eigenvalues[first - 1 : last]
     y = jnp.log(jnp.where(fitted > noise, fitted, jnp.nan))
     x = jnp.log(jnp.arange(first, last + 1, dtype=y.dtype))
@@ -150,7 +177,13 @@ def condition_number(a: Gram | Array) -> Float[Array, ""]:
         >>> round(float(nngp.metrics.condition_number(jnp.diag(jnp.array([4.0, 1.0])))), 3)
         4.0
     """
-    values = as_gram(a).singular_values()
+    return _condition_number(as_gram(a))
+
+
+@one_program
+def _condition_number(a: Gram) -> Float[Array, ""]:
+    unit, _ = a.normalised()
+    values = unit.singular_values()
     singular = values[-1] <= 2 * jnp.finfo(values.dtype).eps * values[0]
     return jnp.where(singular & (values[0] > 0), jnp.inf, (values[0] / values[-1]) ** 2)
 
@@ -188,7 +221,14 @@ def eigenvector_overlap(a: Gram | Array, b: Gram | Array, k: int) -> Float[Array
         1.0
     """
     a, b = as_gram_pair(a, b)
-    (values_a, u_a), (values_b, u_b) = spectrum(a, k, vectors=True), spectrum(b, k, vectors=True)
+    for gram in (a, b):
+        _refuse_rank(k, rank_bound(gram))
+    return _overlap(a, b, k)
+
+
+@partial(one_program, static_argnames="k")
+def _overlap(a: Gram, b: Gram, k: int) -> Float[Array, ""]:
+    (values_a, u_a), (values_b, u_b) = (gram.normalised()[0].top_eigh(k) for gram in (a, b))
     overlap = jnp.sum(product(u_a.T, u_b) ** 2) / k
     for values in (values_a, values_b):
         # An eigenvalue that is only rounding error has arbitrary eigenvectors.

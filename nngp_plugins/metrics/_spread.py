@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jax import Array
 
 from ._catalogue import EIGENVALUES, INNER, ROTATION, SCALE, entry
 from ._gram import Gram
-from ._to_grams import as_gram
+from ._powers import times_power_of_4
+from ._to_grams import as_gram, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     tells="the mean squared size of an example's features: whether signals explode or vanish with depth",
     misleads="it says nothing about geometry",
     log_axis=True,
+    in_units_of_kernel=True,
     tracked=True,
 )
 def scale(a: Gram | Array) -> Float[Array, ""]:
@@ -38,7 +41,13 @@ def scale(a: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.scale(2 * jnp.eye(4)))
         2.0
     """
-    return as_gram(a).diagonal().mean()
+    return _scale(as_gram(a))
+
+
+@one_program
+def _scale(a: Gram) -> Float[Array, ""]:
+    unit, exponent = a.normalised()
+    return times_power_of_4(unit.diagonal().mean(), exponent)
 
 
 @entry(
@@ -78,9 +87,7 @@ def effective_rank(a: Gram | Array, of: Literal["eigenvalues", "singular_values"
     """
     if of not in ("eigenvalues", "singular_values"):
         raise ValueError(f"of={of!r} must be 'eigenvalues' (of the kernel) or 'singular_values' (of the features).")
-    gram = as_gram(a)
-    values = gram.singular_values() if of == "singular_values" else jnp.maximum(gram.eigvalsh(), 0)
-    return jnp.exp(_entropy(values))
+    return jnp.exp(_entropy(as_gram(a), of))
 
 
 @entry(
@@ -109,13 +116,16 @@ def von_neumann_entropy(a: Gram | Array) -> Float[Array, ""]:
         >>> round(float(nngp.metrics.von_neumann_entropy(jnp.eye(4))), 3)  # log 4
         1.386
     """
-    return _entropy(jnp.maximum(as_gram(a).eigvalsh(), 0))
+    return _entropy(as_gram(a), "eigenvalues")
 
 
-def _entropy(values: Array) -> Array:
+@partial(one_program, static_argnames="of")
+def _entropy(a: Gram, of: str) -> Array:
     """``−Σ p log p`` with ``p = values / Σ values``."""
     from jax.scipy.special import entr
 
+    unit, _ = a.normalised()
+    values = unit.singular_values() if of == "singular_values" else jnp.maximum(unit.eigvalsh(), 0)
     return jnp.sum(entr(values / values.sum()))
 
 
@@ -145,9 +155,14 @@ def participation_ratio(a: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.participation_ratio(jnp.eye(4)))
         4.0
     """
-    gram = as_gram(a)
-    size = gram.frobenius()
-    return (gram.trace() / jnp.where((size > 0) & (size < jnp.inf), size, jnp.nan)) ** 2
+    return _participation_ratio(as_gram(a))
+
+
+@one_program
+def _participation_ratio(a: Gram) -> Float[Array, ""]:
+    unit, _ = a.normalised()
+    size = unit.frobenius()
+    return (unit.trace() / jnp.where((size > 0) & (size < jnp.inf), size, jnp.nan)) ** 2
 
 
 @entry(
@@ -177,6 +192,11 @@ def stable_rank(a: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.stable_rank(jnp.diag(jnp.array([2.0, 1.0, 1.0]))))
         2.0
     """
-    gram = as_gram(a)
-    largest = gram.eigvalsh()[-1]
-    return gram.trace() / jnp.where(largest == 0, jnp.nan, largest)
+    return _stable_rank(as_gram(a))
+
+
+@one_program
+def _stable_rank(a: Gram) -> Float[Array, ""]:
+    unit, _ = a.normalised()
+    largest = unit.eigvalsh()[-1]
+    return unit.trace() / jnp.where(largest == 0, jnp.nan, largest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from jax import Array
 from ._catalogue import Entry, Metric, catalogue
 from ._dense import DenseGram
 from ._gram import Gram
-from ._targets import Classes
+from ._targets import labels_of
 from ._velocity import Velocity
 
 
@@ -49,17 +48,15 @@ def of_targets(y: Any) -> dict[str, Metric]:
     """The metrics that a tracker adds if it is given targets: how well the kernel fits them.
 
     Args:
-        y: labels ``(N,)`` or one-hot ``(N, C)``. Real targets get only the metrics that need no classes.
+        y: labels ``(N,)`` or one-hot ``(N, C)``, as :func:`labels_of` tells them apart from numbers, which get only the
+            metrics that need no classes.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> list({**nngp.metrics.DEFAULT, **nngp.metrics.of_targets(jnp.array([0, 1, 0, 1]))})[-4:]
         ['target_alignment', 'class_separation', 'regression_accuracy', 'log_marginal_likelihood']
     """
-    has_classes = False
-    with suppress(ValueError):  # Classes.of refuses targets that are not classes.
-        Classes.of(y, len(y))
-        has_classes = True
+    has_classes = isinstance(y, jax.core.Tracer) or labels_of(y) is not None
     wanted = [known for known in catalogue() if known.tracked and known.needs_targets]
     return {known.name: _as_tracked(known, y=y) for known in wanted if has_classes or not known.needs_classes}
 
@@ -89,6 +86,18 @@ def needs_spectrum(metrics: Mapping[str, Metric]) -> bool:
         (False, True)
     """
     return any(known is None or known.needs_spectrum for known in map(_entry_behind, metrics.values()))
+
+
+def is_in_units_of_kernel(metric: Metric) -> bool:
+    """Whether a metric of one Gram is c times as large for c times the kernel, as the catalogue says.
+
+    Example:
+        >>> import nngp_plugins as nngp
+        >>> [name for name, metric in nngp.metrics.DEFAULT.items() if nngp.metrics.is_in_units_of_kernel(metric)]
+        ['scale']
+    """
+    known = _entry_behind(metric)
+    return known is not None and known.in_units_of_kernel
 
 
 def _entry_behind(metric: object) -> Entry | None:

@@ -29,12 +29,12 @@ def curves(run: StoredRun) -> list[tuple[str, Any]]:
 def heat_maps(run: StoredRun, at_most: int = 8) -> list[tuple[str, Any]]:
     """A figure with its title for each layer: its reference, which is usually its first kernel, and its last kernel.
 
-    Examples are ordered by class. The figure shows the centred kernel scaled to a unit diagonal: its entries are the
-    cosines between centred features, so that both sides share one colour scale. Of more layers than ``at_most``, evenly
-    spaced ones are shown.
+    Examples are ordered by their targets, and ticks name classes. The figure shows the centred kernel scaled to a unit
+    diagonal: its entries are the cosines between centred features, so that both sides share one colour scale. Of more
+    layers than ``at_most``, evenly spaced ones are shown.
     """
     order = np.argsort(run.targets, kind="stable") if run.targets.size else np.arange(run.before.shape[1])
-    labels = run.targets[order] if run.targets.size else None
+    labels = run.targets[order] if run.has_classes else None
     shown = np.unique(np.linspace(0, len(run.layers) - 1, min(at_most, len(run.layers))).round().astype(int))
     figures = []
     for i in shown:

@@ -34,6 +34,8 @@ from ..engine import (
     in_tiles,
     inputs,
     progress as show_progress,
+    refuse_same_names,
+    transfers_allowed,
     unpacked,
 )
 from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
@@ -45,6 +47,7 @@ DEFAULT_TILE_BYTES = 16_000_000
 TILES_IN_FLIGHT = 4
 
 
+@transfers_allowed()
 def write_kernel(
     kernel_fn: KernelFn | BatchedKernelFn,
     x1: PyTree,
@@ -81,8 +84,8 @@ def write_kernel(
     Raises:
         FileExistsError: ``path`` holds something else, or exists with ``resume=False``.
         ValueError: the kernel in ``path`` has other params, state, data, axes, dtype or tiles, and the message says
-            which; an output is NaN or infinite, and the message says where; the batch axis is traced, so that the
-            kernel is no larger than an output.
+            which; an output is NaN or infinite, or products of outputs overflow, and the message says where; the batch
+            axis is traced, so that the kernel is no larger than an output.
         OSError: the disk is too small, which is found before the start, or fails. What is written stays.
         FolderInUseError: another process writes to ``path``; it is a ``BlockingIOError`` too.
 
@@ -126,8 +129,6 @@ def _layouts(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> li
                 "compute it with nngp.batch."
             )
         name = "--".join(outputs.paths[k] or "kernel" for k in ((a, b) if kernel_fn.cross_terms else (a,)))
-        if name in (layout.name for layout in layouts):
-            raise ValueError(f"two outputs of f are called {name!r}; give each a name of its own.")
         component = free_component(name, taken)
         batch_axes = ("x1", "x2")[: pair.batch_axes]
         others = pair.shape[pair.batch_axes :]
@@ -135,6 +136,7 @@ def _layouts(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> li
         dimensions = (*batch_axes, *(f"{component}_{axis}" for axis in range(len(others))))
         dtype = str(jnp.dtype(pair.dtype))
         layouts.append(Layout(name, component, pair.shape, dtype, (*rows, *others), dimensions))
+    refuse_same_names(layout.name for layout in layouts)
     return layouts
 
 

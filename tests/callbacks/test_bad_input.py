@@ -3,6 +3,7 @@ import gc
 import weakref
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,6 +35,11 @@ class Pretrained:
         ({"f": Pretrained()}, TypeError, r"; pass one, such as nngp.as_model_fn\(model.module\).* and model.params to"),
         ({"metrics": ["cka"]}, TypeError, r"metrics=\['cka'\] is not a dict"),
         ({"metrics": {"s": nngp.metrics.scale}}, TypeError, r"metrics\['s'\] is no metric\(gram, reference_gram\)"),
+        (
+            {"metrics": {"c": lambda gram, _: 1j * gram.trace()}},
+            TypeError,
+            r"metrics\['c'\] returns complex64, which",
+        ),
         ({"metrics": {"d": lambda gram, _: gram.diagonal()}}, TypeError, r"metrics\['d'\] returns .* shape \(8,\)"),
         ({"probe_x": PROBE[:3]}, ValueError, r"metrics\['cka'\] on a probe of 3 examples: .* needs N >= 4"),
         ({"targets": np.zeros((8, 2, 2))}, ValueError, r"targets of shape \(8, 2, 2\) do not label"),
@@ -56,7 +62,11 @@ def test_making_a_tracker(arguments, error, message):
         nngp.KernelTracker(**{"f": linear, "probe_x": PROBE, **arguments})
 
 
-@pytest.mark.parametrize("scalar", [None, "0.1", np.ones(1), [1.0]], ids=repr)
+NO_SCALARS = [None, "0.1", np.ones(1), [1.0], np.str_("a"), np.complex64(1j), jnp.complex64(1j), np.datetime64("2020")]
+NO_SCALARS += [np.timedelta64(1), 10**400, jax.random.key(0), np.zeros((), jax.dtypes.float0), np.array(None)]
+
+
+@pytest.mark.parametrize("scalar", NO_SCALARS, ids=lambda scalar: str(getattr(scalar, "dtype", type(scalar).__name__)))
 def test_what_is_not_a_scalar(scalar):
     with pytest.raises(TypeError, match=r"loss=.* is not a scalar; pass single numbers"):
         nngp.KernelTracker(linear, PROBE)(0, 1.0, loss=scalar)
@@ -72,6 +82,15 @@ def test_names_of_the_trackers_own(name):
 def test_f_that_returns_nothing(nothing):
     with pytest.raises(ValueError, match="which holds no array to measure"):
         nngp.KernelTracker(lambda w, x: nothing, PROBE)(0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [lambda x: {"a/b": x, "a": {"b": 5 * x}}, lambda x: {"a/0": x, "a": [x]}, lambda x: {"": x, "output": x}],
+)
+def test_two_outputs_of_one_name(outputs):
+    with pytest.raises(ValueError, match=r"two outputs of f are called '(a/b|a/0|output)'; give each a name"):
+        nngp.KernelTracker(lambda w, x: outputs(x * w), PROBE)(0, 1.0)
 
 
 def test_scalars_keep_the_order_given():

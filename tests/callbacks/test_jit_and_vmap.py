@@ -14,6 +14,7 @@ X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 LABELS = np.arange(12) % 3
 NET = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(3)])
 F = nngp.from_linen(NET)
+PARAMS, _ = F.init(jax.random.key(0), X)
 
 
 def drawing(params, x, rng):
@@ -21,7 +22,40 @@ def drawing(params, x, rng):
 
 
 def make(f=F, probe_x=X, **options):
-    return nngp.KernelTracker(f, probe_x, schedule=nngp.every(2), **options)
+    return nngp.KernelTracker(f, probe_x, **{"schedule": nngp.every(2), **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    {
+        "step": lambda tracker, v: tracker(v.astype(int), PARAMS),
+        "loss": lambda tracker, v: tracker(1, PARAMS, loss=v),
+        "params": lambda tracker, v: tracker(1, jax.tree.map(lambda w: w * v, PARAMS)),
+        "the snapshot": lambda tracker, v: tracker(1, PARAMS),
+    }.items(),
+)
+def test_a_call_within_a_compiled_function(name, call):
+    tracker = make(schedule=nngp.every(1))
+
+    @jax.jit
+    def step(v):
+        call(tracker, v)
+        return v
+
+    told = rf"{name} is traced, because the tracker is called inside a compiled .* nngp.track_kernel\(tracker\)"
+    with pytest.raises(TypeError, match=told):
+        step(jnp.float32(1))
+    assert tracker(0, PARAMS)  # The call that was refused does not count.
+    tracker.close()
+    assert tracker.history.steps.tolist() == [0]
+
+
+def test_a_call_within_a_compiled_function_that_does_not_measure():
+    tracker = make(schedule=nngp.at(50))
+    tracker(0, PARAMS)
+    jax.jit(lambda v: tracker(1, {"params": v}))(jnp.float32(1))
+    with pytest.raises(TypeError, match="params is traced, because the tracker is called inside a compiled function"):
+        tracker.close()
 
 
 def train(tracker, key, length=5):

@@ -227,6 +227,65 @@ def test_without_params():
             track.update({}, track.init({}))
 
 
+SGD = optax.sgd(0.3, momentum=0.9)
+PLACES = {  # where track_kernel must not stand, and what the message says
+    "partition": (
+        lambda track: optax.partition({"a": optax.chain(SGD, track), "b": SGD}, {"Dense_0": "a", "Dense_1": "b"}),
+        r"params\['Dense_1'\] is masked, because optax.partition .* optax.chain\(optax.partition",
+    ),
+    "masked": (
+        lambda track: optax.masked(track, {"Dense_0": False, "Dense_1": True}),
+        r"params\['Dense_0'\] is masked",
+    ),
+    "lookahead": (
+        lambda track: optax.chain(optax.lookahead(SGD, 2, 0.5), track),
+        r"params is a LookaheadParams, .* optax.lookahead\(optax.chain\(optimizer, nngp.track_kernel\(tracker\)\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_places_that_get_other_parameters(place):
+    make, message = PLACES[place]
+    params = {name: {"kernel": jnp.ones((8, 8))} for name in ("Dense_0", "Dense_1")}
+    if place == "lookahead":
+        params = optax.LookaheadParams.init_synced(params)
+    optimizer = make(nngp.track_kernel(nngp.KernelTracker(linear, X[:12])))
+    with pytest.raises(ValueError, match=message):
+        optimizer.init(params)
+    if place == "lookahead":
+        with pytest.raises(ValueError, match=r"call tracker\(step, params.slow\)"):
+            nngp.KernelTracker(linear, X[:12])(0, params)
+
+
+def linear(params, x):
+    return x @ params["Dense_0"]["kernel"]
+
+
+def test_parameters_that_are_not_those_trained():
+    """Averages, as of EMA or ``schedule_free_eval_params``, and both sets of a lookahead."""
+    fast, average, slow = (nngp.KernelTracker(lambda w, x: x * w, X[:12], schedule=nngp.every(1)) for _ in range(3))
+    track = nngp.track_kernel(average)
+    optimizer = optax.lookahead(optax.chain(optax.sgd(1.0), nngp.track_kernel(fast)), 3, 0.5)
+    params = optax.LookaheadParams.init_synced(jnp.float32(1))
+
+    @jax.jit
+    def step(params, opt_state, track_state, averages):
+        updates, opt_state = optimizer.update(jnp.float32(-1), opt_state, params)
+        _, track_state = track.update(updates, track_state, averages)
+        averages = optax.incremental_update(params.fast, averages, 0.5)
+        return optax.apply_updates(params, updates), opt_state, track_state, averages
+
+    carry = params, optimizer.init(params), track.init(params.fast), params.fast
+    with fast, average, slow:
+        for i in range(4):
+            slow(i, carry[0].slow)
+            carry = step(*carry)
+    x = np.mean(np.asarray(X[:12], np.float64) ** 2)
+    for seen, expected in ((fast, [1, 2, 3, 2.5]), (average, [1, 1, 1.5, 2.25]), (slow, [1, 1, 1, 2.5])):
+        np.testing.assert_allclose(seen.history.metric("scale")[:, 0], x * np.square(expected), rtol=1e-5)
+
+
 def test_batches_of_a_model_in_training_mode_cause_one_warning_and_no_end_of_training():
     f = nngp.from_linen(NET, train=True, mutable=["batch_stats"]).layers("BatchNorm_0")
     seen = nngp.KernelTracker(f, X[:12], schedule=SCHEDULE, batch_size=5)

@@ -27,6 +27,22 @@ def kernel(f, x1, x2=None, params=2.0, batch_size=BATCH, memory_budget=None, **k
 # inputs
 
 
+@pytest.mark.parametrize("size", [0, 128])
+def test_arrays_of_numpy_that_are_written_to_after_the_call(size):
+    """JAX reads them where they lie, so that the call returns when they have been read."""
+    x, w = normal(0, 384, 384), normal(1, 384, 384)
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda w, x: jnp.tanh(x @ w / 20) @ w), size)
+    y = np.tanh(x.astype(np.float64) @ w / 20) @ w
+    given, params = np.array(x), np.array(w)
+    kernel = kernel_fn(given, None, params)
+    given[:], params[:] = 0, 0
+    np.testing.assert_allclose(np.asarray(kernel), y @ y.T / 384, rtol=1e-3, atol=1e-2)
+    outputs = y.astype(np.float32)
+    kernel = kernel_fn.contract(outputs)
+    outputs[:] = 0
+    np.testing.assert_allclose(np.asarray(kernel), y @ y.T / 384, rtol=1e-3, atol=1e-2)
+
+
 class Sliced:
     """An array on a disk, say: only slices of it can be had."""
 

@@ -1,0 +1,202 @@
+"""From the outputs of all layers to their Grams, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ._dense import DenseGram
+from ._powers import exponent_if_far, largest, power_of_2, times_power_of_4
+from ._products import product
+from ._to_grams import features
+
+if TYPE_CHECKING:
+    pass
+
+
+def stacked_grams(layers: Mapping[Any, Array]) -> DenseGram:
+    """The Grams of all layers as one :class:`DenseGram` of shape ``(L, N, N)``, with centred forms.
+
+    Each layer takes one matrix product, of features that are measured from the first example. Both K and H K H follow
+    from it for all layers at once. A large offset that all examples share costs no digits, and XLA has little to
+    compile.
+
+    Args:
+        layers: outputs ``(N, ...)`` by layer, all of the same N examples.
+
+    Returns:
+        ``matrix`` and ``centered`` of shape ``(L, N, N)``, in the order of the layers.
+
+    Raises:
+        TypeError: a complex output.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> layers = {"hidden": jnp.ones((4, 8)), "output": jnp.eye(4)}
+        >>> nngp.metrics.stacked_grams(layers).matrix.shape
+        (2, 4, 4)
+    """
+    products = [product_from_first(y) for y in layers.values()]
+    return grams_of_products(Product(*(jnp.stack(parts) for parts in zip(*products, strict=True))))
+
+
+class Product(NamedTuple):
+    """The product of the features of a layer, measured from the first example.
+
+    Attributes:
+        matrix: the product, ``(N, N)``, divided by ``4^exponent``.
+        exponent: a whole number; 0 unless the product would leave the range of its dtype.
+    """
+
+    matrix: Array
+    exponent: Array
+
+
+def product_from_first(y: Array) -> Product:
+    """The product of the features of an output, measured from the first example, for :func:`grams_of_products`.
+
+    The product for several outputs side by side is the mean of theirs, if they have the same size; see :class:`OfStep`.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> nngp.metrics.product_from_first(jnp.ones((4, 8))).matrix.shape
+        (4, 4)
+    """
+    phi = features(y)
+    exponent = exponent_if_far(largest(phi))
+    phi = phi * power_of_2(-exponent, phi.dtype)
+    # The first row stays as it is: row and column 0 of the product hold what K needs besides differences.
+    others = jnp.arange(len(phi))[:, None] > 0
+    from_first = phi - jnp.where(others, phi[:1], 0)
+    return Product(product(from_first, from_first.T), exponent)
+
+
+def grams_of_products(stacked: Product) -> DenseGram:
+    """The Grams of layers as one :class:`DenseGram` with centred forms, from what :func:`product_from_first` makes.
+
+    Products in NumPy give Grams in NumPy, so that a thread on the host does not start programs of JAX.
+
+    Args:
+        stacked: the products of all layers, ``(L, N, N)``, and their exponents, ``(L,)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
+        >>> products = jax.vmap(nngp.metrics.product_from_first)(jnp.ones((3, 4, 8)))
+        >>> nngp.metrics.grams_of_products(products).matrix.shape
+        (3, 4, 4)
+    """
+    products = stacked.matrix
+    xp = np if isinstance(products, np.ndarray) else jnp
+    others = (xp.arange(products.shape[1]) > 0)[None]
+    differences = xp.where(others[:, :, None] & others[:, None], products, 0)
+    shift = xp.where(others, products[:, 0], 0)
+    columns = differences - differences.mean(axis=1, keepdims=True)
+    centered = columns - columns.mean(axis=2, keepdims=True)
+    matrix = differences + shift[:, :, None] + shift[:, None, :] + products[:, :1, :1]
+    return DenseGram(matrix, centered, exponent=stacked.exponent)
+
+
+class OfStep:
+    """What to make of each step of a scan over time, so that the mean over the steps is the result.
+
+    Args:
+        make: makes a :class:`Product`, or a :class:`DenseGram` by its entries, of the output ``(N, ...)`` of a step.
+    """
+
+    def __init__(self, make: Callable[[Array], Product | DenseGram]):
+        self._make = make
+
+    def __call__(self, name: str, y: Array) -> Product | DenseGram:
+        """What is made of a step."""
+        return self._make(y)
+
+    @staticmethod
+    def add(mean: Any, step: Any, count: int) -> Any:
+        """The mean of the steps so far, with another one of ``count``.
+
+        Args:
+            mean: the mean so far; zeros at the start.
+            step: what was made of a step, whose exponent may differ.
+            count: the number of steps.
+        """
+        is_empty = ~jnp.any(mean.matrix, axis=(-2, -1))
+        exponent = jnp.where(is_empty, step.exponent, jnp.maximum(mean.exponent, step.exponent))
+
+        before, now = ((part.exponent - exponent)[..., None, None] for part in (mean, step))
+
+        def sum_of(a: Array, b: Array) -> Array:
+            if a is mean.exponent:
+                return exponent
+            return times_power_of_4(a, before) + times_power_of_4(b, now) / count
+
+        return jax.tree.map(sum_of, mean, step)
+
+
+def undivided(matrix: np.ndarray, exponent: Any) -> np.ndarray:
+    """The kernels of Grams in NumPy, ``matrix 4^exponent``; float64 if that leaves the range of ``matrix``.
+
+    Args:
+        matrix: one kernel ``(N, N)`` or several ``(L, N, N)``.
+        exponent: that of each, a scalar or ``(L,)``.
+
+    Example:
+        >>> import numpy as np, nngp_plugins as nngp
+        >>> nngp.metrics.undivided(np.eye(2, dtype=np.float32), -100)[0].tolist()
+        [6.223015277861142e-61, 0.0]
+    """
+    if not np.any(exponent):
+        return matrix
+    return np.ldexp(matrix.astype(np.float64), 2 * np.asarray(exponent)[..., None, None])
+
+
+def eigenvalues(matrix: np.ndarray) -> np.ndarray:
+    """The eigenvalues of one kernel, ascending, computed by NumPy on the host; nan for one with NaN or infinity.
+
+    Several threads may do this side by side, because NumPy lets go of Python's lock. SciPy, which
+    :func:`with_eigenvalues` uses, takes two thirds of the time in a single thread, but holds the lock.
+
+    Args:
+        matrix: the kernel, ``(N, N)``.
+
+    Example:
+        >>> import numpy as np, nngp_plugins as nngp
+        >>> nngp.metrics.eigenvalues(2 * np.eye(3)).tolist()
+        [2.0, 2.0, 2.0]
+    """
+    if not np.isfinite(matrix).all():
+        return np.full(len(matrix), np.nan, matrix.dtype)
+    values: np.ndarray = np.linalg.eigvalsh(matrix)
+    return values
+
+
+def with_eigenvalues(grams: DenseGram) -> DenseGram:
+    """The same stacked Grams with their eigenvalues, computed by SciPy on the host.
+
+    JAX (0.10) computes eigenvectors along with eigenvalues, which takes three times as long.
+
+    Args:
+        grams: Grams ``(L, N, N)``, as :func:`stacked_grams` makes them.
+
+    Returns:
+        The Grams with ``eigenvalues`` of shape ``(L, N)``, ascending; nan for a layer with NaN or infinity.
+
+    Example:
+        >>> import jax.numpy as jnp, nngp_plugins as nngp
+        >>> grams = nngp.metrics.stacked_grams({"output": 2 * jnp.eye(4)})
+        >>> nngp.metrics.with_eigenvalues(grams).eigenvalues.tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+    from scipy.linalg import eigvalsh
+
+    matrices = np.asarray(grams.matrix)
+    values = np.full(matrices.shape[:2], np.nan, matrices.dtype)
+    for i, matrix in enumerate(matrices):
+        if np.isfinite(matrix).all():
+            values[i] = eigvalsh(matrix, check_finite=False, driver="evd")
+    return replace(grams, eigenvalues=jnp.asarray(values))
