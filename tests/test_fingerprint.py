@@ -136,6 +136,9 @@ def test_a_kernel_of_another_lambda_is_refused(tmp_path):
         write(tmp_path / "k", act=LAMBDAS[2])
 
 
+BARE = Bare()
+
+
 def recursive():
     def act(y, depth=2):
         return act(y, depth - 1) if depth else y
@@ -145,7 +148,7 @@ def recursive():
 
 @pytest.mark.parametrize(
     "act",
-    [Bare(), lambda y, bare=Bare(): bare(y), recursive(), Bare().__call__],
+    [BARE, lambda y, bare=BARE: bare(y), recursive(), BARE.__call__],
     ids=["object", "default", "itself", "method"],
 )
 def test_functions_that_cannot_be_told_apart(tmp_path, act):
