@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from numbers import Number
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import jax
@@ -35,7 +37,8 @@ def fingerprint(tree: PyTree, *, with_paths: bool) -> str:
             digest.update(jax.tree_util.keystr(path).encode())
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        # NumPy itself has a shape and a dtype.
+        if isinstance(leaf, ModuleType) or not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             digest.update(_text_of(leaf).encode())
             continue
         digest.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
@@ -63,10 +66,8 @@ def _text_of(leaf: Any) -> str:
     if (parts := _parts_of(leaf)) is not None:
         return f"{type(leaf).__qualname__}{fingerprint(parts, with_paths=True)}"
     text = str(getattr(leaf, "__qualname__", None) or repr(leaf))
-    if isinstance(leaf, str | bytes):
-        return text
-    # All lambdas have one name, and so have all functions that one function makes. An address is new in each process.
-    if "<lambda>" in text or "<locals>" in text or " at 0x" in text:
+    # An address is new in each process.
+    if not isinstance(leaf, str | bytes) and ("<locals>" in text or " at 0x" in text):
         raise TypeError(f"{text} can't be told from others of its kind")
     return text
 
@@ -78,9 +79,55 @@ def _parts_of(leaf: Any) -> PyTree | None:
     owner = getattr(leaf, "__self__", None)
     if hasattr(leaf, "__func__") and not isinstance(owner, type):
         return [leaf.__qualname__, owner]
+    if isinstance(leaf, ModuleType):
+        return [leaf.__name__]
+    if isinstance(leaf, FunctionType) and not _has_name(leaf):
+        return _parts_of_function(leaf)
+    if hasattr(leaf, "__wrapped__") and not _has_name(leaf):
+        # Such as a compiled function.
+        return [leaf.__wrapped__]
     if is_dataclass(leaf) and not isinstance(leaf, type):
         parts = {field.name: getattr(leaf, field.name, None) for field in fields(leaf) if field.repr}
         # Stores of version 0.1.0 hold the ``repr`` of these.
         is_plain = all(isinstance(part, str | Number) for part in jax.tree.leaves(parts))
         return None if is_plain else parts
     return None
+
+
+def _has_name(function: Any) -> bool:
+    """Whether a function is what its module has under its name; all lambdas have one name, which none has there."""
+    found: Any = sys.modules.get(getattr(function, "__module__", None) or "")
+    for name in str(getattr(function, "__qualname__", "")).split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _parts_of_function(function: FunctionType) -> PyTree:
+    """What a lambda or a local function does: its code, and the values that it has from elsewhere."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    # The names of a function that wraps another one are those of a library.
+    names = () if hasattr(function, "__wrapped__") else _names_in(function.__code__)
+    return {
+        "name": function.__qualname__,
+        "code": _text_of_code(function.__code__),
+        "defaults": [function.__defaults__, function.__kwdefaults__],
+        "closure": {name: cell.cell_contents for name, cell in cells},
+        "globals": {name: function.__globals__[name] for name in names if name in function.__globals__},
+    }
+
+
+def _text_of_code(code: CodeType) -> str:
+    constants = [
+        _text_of_code(value)
+        if isinstance(value, CodeType)
+        else sorted(map(repr, value))
+        if isinstance(value, frozenset)
+        else value
+        for value in code.co_consts
+    ]
+    return f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{code.co_freevars}{constants}"
+
+
+def _names_in(code: CodeType) -> list[str]:
+    inner = [value for value in code.co_consts if isinstance(value, CodeType)]
+    return sorted({*code.co_names, *(name for value in inner for name in _names_in(value))})

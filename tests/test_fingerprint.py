@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 from typing import Any
@@ -82,23 +83,78 @@ def test_a_kernel_of_another_argument_is_refused(tmp_path, pair):
         write(tmp_path / "k", **{name: second})
 
 
-def test_functions_that_cannot_be_told_apart(tmp_path):
-    def local(y):
-        return y
+FACTOR = 2
 
-    unknown = {
-        "<lambda>": lambda y: y,
-        "local": local,
-        "partial": functools.partial(lambda y, by: y, by=2),
-        "jit": jax.jit(lambda y: y),
-        "Bare object": Bare(),
-    }
-    for act in unknown.values():
-        with pytest.raises(
-            TypeError, match=r"^argument 'act': .* can't be told from others of its kind, so that a store"
-        ):
-            write(tmp_path / "k", act=act)
-        assert not (tmp_path / "k").exists()
+
+def times(factor):
+    return lambda y: factor * y
+
+
+READS_FACTOR, TIMES_2 = lambda y: FACTOR * y, times(2)
+LAMBDAS = [
+    lambda y: y,
+    lambda y: 2 * y,
+    lambda y: 3 * y,
+    READS_FACTOR,
+    lambda y, by=2: by * y,
+    lambda y, by=3: by * y,
+    lambda y: jnp.sin(y),
+    lambda y: jnp.cos(y),
+    lambda y: (lambda z: z + 1)(y),
+    lambda y: (lambda z: z + 2)(y),
+    lambda y: np.eye(2)[0, 0] * y,
+    TIMES_2,
+    times(3),
+    times(ALMOST[:1]),
+    times(ALMOST[1:2]),
+    jax.jit(lambda y: 4 * y),
+    jax.jit(lambda y: 5 * y),
+    functools.partial(lambda y, by: by * y, by=2),
+]
+
+
+def test_lambdas_count_by_their_code(tmp_path, monkeypatch):
+    """Each is another one, also a lambda that reads another number from outside; each is that of before."""
+    stores = iter(range(100))
+
+    def said_of(act):
+        path = tmp_path / str(next(stores))
+        write(path, act=act)
+        return json.loads((path / "job.json").read_text())["made_of"]["argument 'act'"]
+
+    found = [said_of(act) for act in LAMBDAS]
+    assert len(set(found)) == len(LAMBDAS)
+    assert said_of(times(2)) == found[LAMBDAS.index(TIMES_2)]
+    monkeypatch.setitem(globals(), "FACTOR", 3)
+    assert said_of(READS_FACTOR) != found[LAMBDAS.index(READS_FACTOR)]
+
+
+def test_a_kernel_of_another_lambda_is_refused(tmp_path):
+    assert write(tmp_path / "k", act=LAMBDAS[1]).complete
+    assert write(tmp_path / "k", act=LAMBDAS[1]).complete
+    with pytest.raises(ValueError, match="holds a kernel of other argument 'act'; pass what it was begun with"):
+        write(tmp_path / "k", act=LAMBDAS[2])
+
+
+BARE = Bare()
+
+
+def recursive():
+    def act(y, depth=2):
+        return act(y, depth - 1) if depth else y
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "act",
+    [BARE, lambda y, bare=BARE: bare(y), recursive(), BARE.__call__],
+    ids=["object", "default", "itself", "method"],
+)
+def test_functions_that_cannot_be_told_apart(tmp_path, act):
+    with pytest.raises(TypeError, match=r"^argument 'act': .*, so that a stored kernel could be that of another one"):
+        write(tmp_path / "k", act=act)
+    assert not (tmp_path / "k").exists()
 
 
 def test_another_process_knows_them(tmp_path):
@@ -106,14 +162,17 @@ def test_another_process_knows_them(tmp_path):
     code = f"""
 import functools, numpy as np, nngp_plugins as nngp
 
-def f(params, x, act):
-    return act(x @ params)
+FACTOR = np.float32(2)
+
+def f(params, x, act, more):
+    return more(act(x @ params))
 
 def scale(y, by):
     return by * y
 
 store = nngp.write_kernel(nngp.empirical_nngp_fn(f), np.eye(4, dtype="float32"), None, np.ones((4, 3), "float32"),
-    {str(tmp_path / "k")!r}, batch_size=2, progress=False, act=functools.partial(scale, by=2))
+    {str(tmp_path / "k")!r}, batch_size=2, progress=False, act=functools.partial(scale, by=2),
+    more=lambda y: FACTOR * y)
 """
     for _ in range(2):
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -152,5 +152,6 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
         array, kinds = arrays.get(name), "i" if name in _EXPONENTS else "fc"
         if array is not None and (array.shape != shape or array.dtype.kind not in kinds):
             raise ValueError(f"{name} have the shape {array.shape} and the dtype {array.dtype}")
-    if "centered" not in arrays or len(arrays["targets"]) not in (0, kernels.shape[1]):
+    targets = arrays["targets"]
+    if "centered" not in arrays or targets.ndim not in (1, 2) or len(targets) not in (0, kernels.shape[1]):
         raise ValueError("centered or targets do not fit the kernels")

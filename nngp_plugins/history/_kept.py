@@ -17,9 +17,8 @@ from .._require import require
 from ..metrics import undivided
 from ._files import KERNELS
 
-_STEP, _ZARR = "step", "zarr.json"
 # The names of folders of layers begin with no hyphen.
-_EXPONENT, _NO_LAYER = "-exponent", ""
+_STEP, _EXPONENT, _ZARR = "step", "-exponent", "zarr.json"
 _NO_STEP = -(2**63)
 """What the array of steps says of rows that are not whole; those of version 0.1.0 say 0."""
 
@@ -32,7 +31,8 @@ class KeptKernels:
     written when the kernels are safe, so that a row without its step does not count.
 
     If a kernel leaves the range of its dtype, there is the array ``-exponent``, ``(snapshots, L)``. A kernel is what is
-    held times 4 to this power.
+    held times 4 to this power. The attribute ``layers`` of this array is the order of its layers, and ``first_row`` is
+    the first row that it has.
     """
 
     def __init__(self, run: Path):
@@ -46,18 +46,21 @@ class KeptKernels:
         Raises:
             OSError: the disk did not take it. Reading it is an error, and later rows can be written.
         """
-        arrays = dict(kept)
-        if exponents.any() or (self._root / _EXPONENT).exists():
-            # A run that goes on may have its layers in another order.
-            arrays[_NO_LAYER] = exponents[np.argsort(list(kept))].astype(np.int64)
-        values = [*arrays.values(), np.asarray(step, np.int64)]
+        values = [np.asarray(step, np.int64), *kept.values()]
         try:
-            if len(self._arrays) != len(values):
-                self._arrays = _opened(self._root, arrays, values)
+            if not self._arrays:
+                self._arrays = _opened(self._root, kept, values)
+            if len(self._arrays) == len(values) and (exponents.any() or (self._root / _EXPONENT).exists()):
+                self._arrays.append(_exponents(self._root / _EXPONENT, list(kept), i, exponents))
+            if len(self._arrays) > len(values):
+                order = _about(self._root / _EXPONENT)["attributes"]["layers"]
+                values.append(
+                    exponents[[list(kept).index(layer) for layer in order]].astype(self._arrays[-1].dtype.numpy_dtype)
+                )
             self._arrays = _resized(self._arrays, i + 1)
-            for write in [array[i].write(value) for array, value in zip(self._arrays[:-1], values, strict=False)]:
+            for write in [array[i].write(value) for array, value in zip(self._arrays[1:], values[1:], strict=True)]:
                 write.result()
-            self._arrays[-1][i].write(values[-1]).result()
+            self._arrays[0][i].write(values[0]).result()
         except (ValueError, RuntimeError) as error:
             # TensorStore reports errors of the disk as either of these.
             raise OSError(f"{self._root} can't be written: {error}") from error
@@ -98,45 +101,58 @@ def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, diverged: bo
     folder = None if run is None else _folders(run / KERNELS).get(layer)
     if run is None or folder is None:
         raise FileNotFoundError(f"run={str(run)!r} keeps no kernels; pass keep_kernels=True to KernelTracker.")
-    missing = f"{folder} lacks the kernel of layer {layer!r} at step {step}, which the disk did not take."
+    of = f"the kernel of layer {layer!r} at step {step}"
+    missing = f"{folder} lacks {of}, which the disk did not take."
     steps, array = _open(run / KERNELS / _STEP), _open(folder)
     if i >= min(steps.shape[0], array.shape[0]) or steps[i].read().result() != step:
         raise ValueError(missing)
-    file = folder.joinpath("c", str(i), "0", "0")
-    if not os.path.lexists(file):
+    value = _row(folder, array, i, of)
+    if value is None:
         # Version 0.1.0 did not write a kernel of which all is nan.
         if diverged and steps.fill_value != _NO_STEP:
             return np.full(array.shape[1:], np.nan, array.dtype.numpy_dtype)
         raise ValueError(missing)
-    if any(path.is_symlink() for path in (file, *file.parents[:3])) or not file.is_file():
-        raise ValueError(f"{file} is not a regular file, and a run folder has no others.")
-    if file.stat().st_size != math.prod(array.shape[1:]) * array.dtype.numpy_dtype.itemsize + 4:
-        raise ValueError(f"{file} is damaged: it has another size than the kernel of layer {layer!r} at step {step}.")
-    try:
-        value = array[i].read().result()
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is damaged, so that the kernel of step {step} is lost: {error}") from error
     if value.shape[0] == value.shape[1]:
-        return undivided(value, _exponent(folder.parent / _EXPONENT, layer, i))
+        return undivided(value, _exponent(run / KERNELS / _EXPONENT, layer, i, of))
     return _kernel_of(value)
 
 
-def _exponent(folder: Path, layer: str, i: int) -> int:
+def _row(folder: Path, array: Any, i: int, of: str) -> np.ndarray | None:
+    """A row of an array; None if it has no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = folder.joinpath("c", str(i), *["0"] * (array.rank - 1))
+    if not os.path.lexists(file):
+        return None
+    if any(path.is_symlink() for path in (file, *file.parents[: array.rank])) or not file.is_file():
+        raise ValueError(f"{file} is not a regular file, and a run folder has no others.")
+    if file.stat().st_size != math.prod(array.shape[1:]) * array.dtype.numpy_dtype.itemsize + 4:
+        raise ValueError(f"{file} is damaged, so that {of} is lost: it has another size.")
+    try:
+        return array[i].read().result()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is damaged, so that {of} is lost: {error}") from error
+
+
+def _exponent(folder: Path, layer: str, i: int, of: str) -> int:
     if not folder.exists():
         return 0
-    layers, exponents = _about(folder)["attributes"].get("layers"), _open(folder)
-    if not isinstance(layers, list) or layer not in layers or len(layers) != exponents.shape[1]:
-        raise ValueError(f"{folder / _ZARR} is damaged: it does not name layer {layer!r}.")
+    about, array = _about(folder)["attributes"], _open(folder)
+    exponents = _row(folder, array, i, of) if i < array.shape[0] else None
     # Rows before the first kernel that left the range have none.
-    found = exponents[i, layers.index(layer)].read().result() if i < exponents.shape[0] else _NO_STEP
-    return 0 if found == _NO_STEP else int(found)
+    if exponents is None and i >= about.get("first_row", math.inf):
+        raise ValueError(f"{folder} lacks a row, so that {of} is lost.")
+    if layer not in about.get("layers", ()):
+        raise ValueError(f"{folder / _ZARR} is damaged: it does not name layer {layer!r}.")
+    return 0 if exponents is None else int(exponents[about["layers"].index(layer)])
 
 
 def _kernel_of(features: np.ndarray) -> np.ndarray:
     largest, numbers = np.abs(features).max(initial=0), np.finfo(features.dtype)
     is_far = largest > 0 and abs(np.log2(largest)) > numbers.maxexp // 4
-    wide = np.result_type(features, np.float64) if is_far else features.dtype
-    features = features.astype(wide)
+    features = features.astype(np.result_type(features, np.float64)) if is_far else features
     return features @ features.conj().T
 
 
@@ -164,8 +180,9 @@ def _about(folder: Path) -> dict[str, Any]:
         shape = about["shape"]
         if not (len(shape) in (1, 2, 3) and all(type(size) is int and size >= 0 for size in shape)):
             raise ValueError(f"it has the shape {shape}")
-        if not isinstance(about["attributes"].get("name", ""), str):
-            raise ValueError("it has no name")
+        name, layers = about["attributes"].get("name", ""), about["attributes"].get("layers", [])
+        if not isinstance(name, str) or len(layers) != (shape[1] if len(shape) == 2 else 0):
+            raise ValueError("it does not say what it is of")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / _ZARR} is damaged or missing: {error!r}.") from error
     return about
@@ -186,34 +203,35 @@ def _open(folder: Path) -> Any:
 
 
 def _opened(root: Path, kept: Mapping[str, np.ndarray], values: list[np.ndarray]) -> list[Any]:
-    """The arrays of all layers, and that of the steps; they are made if there are none."""
+    """The arrays of the steps and of all layers; they are made if there are none."""
     root.mkdir(exist_ok=True)
     if not (root / _ZARR).exists():
         group = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'
         replace_file(root / _ZARR, lambda file: file.write(group))
     folders = _folders(root)
-    folders[_NO_LAYER] = root / _EXPONENT
-    taken = {_ZARR, _STEP, _EXPONENT, *(folder.name.lower() for folder in folders.values())}
+    taken = {_ZARR, _STEP, *(folder.name.lower() for folder in folders.values())}
     for layer in kept:
         if layer not in folders:
             folders[layer] = root / free_component(layer, taken)
-    given = zip([*(folders[layer] for layer in kept), root / _STEP], [*kept, _NO_LAYER], values, strict=True)
-    layers = {"layers": sorted(layer for layer in kept if layer != _NO_LAYER)}
-    return [
-        _open(folder)
-        if (folder / _ZARR).exists()
-        else _made(folder, {"name": name, **(layers if folder.name == _EXPONENT else {})}, value)
-        for folder, name, value in given
-    ]
+    given = zip([root / _STEP, *(folders[layer] for layer in kept)], ["", *kept], values, strict=True)
+    return [_made(folder, {"name": name}, value) for folder, name, value in given]
 
 
-def _made(folder: Path, about: Mapping[str, Any], value: np.ndarray) -> Any:
+def _exponents(folder: Path, layers: list[str], i: int, value: np.ndarray) -> Any:
+    return _made(folder, {"name": "", "layers": layers, "first_row": i}, value, ["layer"])
+
+
+def _made(folder: Path, about: Mapping[str, Any], value: np.ndarray, axes: list[str] | None = None) -> Any:
+    """An array, which is made if there is none."""
+    if (folder / _ZARR).exists():
+        return _open(folder)
     square = value.ndim == 2 and value.shape[0] == value.shape[1]
-    axes = ["x1", "x2" if square else f"{folder.name}_feature"][: value.ndim]
+    axes = axes or ["x1", "x2" if square else f"{folder.name}_feature"][: value.ndim]
+    no_number = {"f": "NaN", "c": ["NaN", "NaN"]}.get(value.dtype.kind, 0)
     metadata = {
         "shape": [0, *value.shape],
         "data_type": str(value.dtype),
-        "fill_value": _NO_STEP if value.dtype.kind == "i" else ["NaN", "NaN"] if value.dtype.kind == "c" else "NaN",
+        "fill_value": no_number if value.ndim else _NO_STEP,
         "dimension_names": ["step", *axes],
         "attributes": about,
         **_form(value.shape),

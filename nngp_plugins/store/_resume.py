@@ -124,11 +124,10 @@ def _write_once(path: Path, content: Mapping[str, Any]) -> None:
 def _fingerprint_of(name: str, value: Any) -> str:
     try:
         return fingerprint(value, with_paths=True)
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise TypeError(
             f"{name}: {error}, so that a stored kernel could be that of another one; pass a function that is defined "
-            "by name at the top of a module, functools.partial of such a function, or an object whose repr says all. "
-            "A converted model, such as nngp.from_equinox(model), takes params without its functions."
+            "by name at the top of a module, functools.partial of such a function, or an object whose repr says all."
         ) from error
 
 

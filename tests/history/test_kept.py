@@ -112,7 +112,7 @@ def test_rows_of_a_process_that_was_killed_do_not_count(run, old, tmp_path):
 @pytest.mark.parametrize("size", [0, 50, 103, 105, 10_000])
 def test_a_chunk_of_another_size(run, size):
     (run / "kernels/b/c/1/0/0").write_bytes(b"\0" * size)
-    with pytest.raises(ValueError, match=r"kernels/b/c/1/0/0 is damaged: .* of layer 'b' at step 1"):
+    with pytest.raises(ValueError, match=r"kernels/b/c/1/0/0 is damaged, so that the kernel of layer 'b' at step 1"):
         nngp.History.load(run).kernel("b", 1)
     np.testing.assert_allclose(nngp.History.load(run).kernel("b", 2), expected("ab", "b", 2), rtol=1e-5)
 
@@ -122,7 +122,7 @@ def test_a_chunk_with_another_bit(run):
     whole = file.read_bytes()
     for position in range(0, len(whole), 9):
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
-        with pytest.raises(ValueError, match=r"kernels/b/c/1/0/0 is damaged, so that the kernel of step 1 is lost"):
+        with pytest.raises(ValueError, match=r"kernels/b/c/1/0/0 is damaged, so that the kernel .* at step 1 is lost"):
             nngp.History.load(run).kernel("b", 1)
 
 
@@ -183,3 +183,23 @@ def test_an_array_belongs_to_the_layer_of_its_name(tmp_path):
         kernel = (1.0 + step) ** 2 * X.astype(np.float64) @ X.T / 8
         np.testing.assert_allclose(seen.history.kernel("a.b", step), kernel, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(seen.history.kernel("a/b", step), 4 * kernel, rtol=1e-5, atol=1e-6)
+
+
+def test_exponents_of_layers_by_name(tmp_path):
+    """Kernels that leave the range of float32 are held with an exponent, by layer, from some row on."""
+    options = {"schedule": nngp.every(1), "metrics": METRICS, "keep_kernels": True, "run": tmp_path}
+    w = np.float32(1)
+    with nngp.KernelTracker(lambda w, x: {"far": w * x, "near": x}, X, **options) as seen:
+        seen(0, w)
+        seen(1, w * np.float32(1e-30))
+    history = nngp.History.load(tmp_path)
+    kernel = X.astype(np.float64) @ X.T / 8
+    np.testing.assert_allclose(history.kernel("far", 0), kernel, rtol=1e-6)
+    np.testing.assert_allclose(history.kernel("far", 1), kernel * np.float64(np.float32(1e-30)) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(history.kernel("near", 1), kernel, rtol=1e-6)
+    exponents = tmp_path / "kernels" / "-exponent"
+    assert json.loads((exponents / "zarr.json").read_text())["attributes"]["first_row"] == 1
+    (exponents / "c/1/0").unlink()
+    np.testing.assert_allclose(history.kernel("far", 0), kernel, rtol=1e-6)
+    with pytest.raises(ValueError, match="lacks a row, so that the kernel of layer 'far' at step 1 is lost"):
+        history.kernel("far", 1)
