@@ -159,6 +159,10 @@ class KernelTracker:
     def __call__(self, step: int, params: Any, *, state: Any = None, **scalars: Any) -> bool:
         """Measures if it is time to.
 
+        All that is given counts as it was at the call, and nothing waits for it: training may donate its arrays, write
+        to those of NumPy, or put others into the same dicts. Arrays of NumPy are copied for that at every call. Those
+        of JAX are not; of scalars that are donated, there is a copy from the second call on.
+
         Args:
             step: the training step; steps may be skipped, but not go back.
             params: the parameters after this step; a live NNX model may stand for them.
@@ -169,9 +173,10 @@ class KernelTracker:
             Whether it measured.
 
         Raises:
-            ValueError: ``step`` goes back; a scalar takes a name of the tracker's own; a resumed run is of another
-                model.
-            TypeError: a scalar is not a single number.
+            ValueError: ``step`` goes back; a scalar takes a name of the tracker's own, or was donated before; two
+                outputs have one name; a resumed run is of another model.
+            TypeError: a scalar is not a single real number; the call is inside a compiled function, where
+                :func:`track_kernel` belongs.
             RuntimeError: the tracker is closed.
         """
         check_names(scalars, self.recorder.metrics)

@@ -73,8 +73,8 @@ class BatchedKernelFn:
         """The kernel ``f(x1) f(x2)ᵀ``, as :meth:`KernelFn.__call__` gives it.
 
         Args:
-            x1: inputs with N1 examples along axis 0 of every array: JAX or NumPy arrays, or anything with ``shape``,
-                ``dtype`` and slicing.
+            x1: inputs with N1 examples along axis 0 of every array: arrays of JAX, of NumPy, which have been read when
+                the call returns, or anything with ``shape``, ``dtype`` and slicing.
             x2: inputs with N2 examples; None (or a PyTree of Nones) means ``x2 = x1``, one forward pass for each
                 example and an exactly symmetric kernel.
             params: what ``f`` takes as its parameters.
