@@ -167,23 +167,27 @@ class Measurement:
         if has_layers(self.f) and self._batch_size is None:
             products, summary = self.f.reduce_layers(self._products, params, probe_x, **given)
             self._remember_unseen(summary.unseen)
-            self._found({name: shape.shape for name, shape in summary.shapes.items()})
-            return Measured(*self._products.take_apart(products), errors)
+            taken, narrow = self._products.take_apart(products)
+            order = self._found({name: shape.shape for name, shape in summary.shapes.items()})
+            return Measured(_in_order(taken, order), narrow, errors)
         if has_layers(self.f):
             batch = jax.tree.map(lambda leaf: leaf[: self._batch_size], probe_x)
             self._remember_unseen(self.f.summary(params, batch, **given).unseen)
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
-        self._found({name: y.shape for name, y in layers.items()})
+        order = self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
         products = [product_from_first(y) for y in layers.values()]
         with jax.numpy_dtype_promotion("standard"):
-            return Measured(Product(*map(jnp.stack, zip(*products, strict=True))), narrow, errors)
+            stacked = Product(*map(jnp.stack, zip(*products, strict=True)))
+        return Measured(_in_order(stacked, order), narrow, errors)
 
-    def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Remembers the layers, and refuses those of another model than the run folder has."""
-        self.shapes = {name: shape[1:] for name, shape in shapes.items()}
+    def _found(self, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+        """Remembers the layers; returns the places of those of the run folder, and refuses those of another model."""
+        self.shapes, names = {name: shape[1:] for name, shape in shapes.items()}, list(shapes)
         if self.expected_shapes is not None:
             check_layers(self.expected_shapes, self.shapes)
+            self.shapes = {name: self.shapes[name] for name in self.expected_shapes}
+        return [names.index(name) for name in self.shapes]
 
     def _remember_unseen(self, unseen: Mapping[str, str]) -> None:
         patterns = self.f.patterns if has_layers(self.f) else ()
@@ -226,3 +230,10 @@ class Measurement:
 
 def _as_jax_takes_it(array: Array) -> Array:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if isinstance(array.dtype, np.dtype) else array
+
+
+def _in_order(products: Product, order: list[int]) -> Product:
+    """The products of layers in the order of the run folder; a model that goes on may have another one."""
+    if order == sorted(order):
+        return products
+    return Product(*(array[np.asarray(order)] for array in products))

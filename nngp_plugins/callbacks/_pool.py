@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Semaphore
+from threading import Semaphore, local
 from typing import Any
 
 import jax
@@ -31,10 +31,29 @@ def as_here(work: Callable[..., Any]) -> Callable[..., Any]:
     x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
     def run(*arguments: Any) -> Any:
-        with not_strict(), jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
-            return work(*arguments)
+        _threads.works = True
+        try:
+            with not_strict(), jax.enable_x64(x64), jax.default_device(jax.local_devices(backend="cpu")[0]):
+                return work(*arguments)
+        finally:
+            _threads.works = False
 
     return run
+
+
+_threads = local()
+
+
+def refuse_own_thread(method: str) -> None:
+    """Refuses a call of a tracker from one of the threads that work for trackers, which would wait for itself.
+
+    Raises:
+        RuntimeError: this is such a thread.
+    """
+    if getattr(_threads, "works", False):
+        raise RuntimeError(
+            f"{method} was called by a metric, in the tracker's own thread, which would wait for itself."
+        )
 
 
 class Pool:

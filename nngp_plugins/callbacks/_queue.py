@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
+import numpy as np
 
 from ._pool import as_here
 
@@ -59,6 +62,33 @@ class Snapshot(NamedTuple):
         return self._replace(products=self.products._replace(matrix=matrix.astype(dtype)), features=features)
 
 
+class _OnDisk(NamedTuple):
+    """A snapshot whose arrays wait in a temporary file, which vanishes when it is closed."""
+
+    snapshot: Snapshot
+    structure: Any
+    file: BinaryIO
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Snapshot | _OnDisk:
+        """The snapshot on the disk; in memory, if the disk has no room."""
+        leaves, structure = jax.tree.flatten((snapshot.products, snapshot.features))
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115  # It is closed when it is read.
+            np.savez(file, *leaves)
+        except OSError:
+            return snapshot
+        return cls(snapshot._replace(products=None, features={}), structure, file)
+
+    def loaded(self) -> Snapshot:
+        """The snapshot in memory."""
+        with self.file as file:
+            file.seek(0)
+            arrays = np.load(file)
+            products, features = self.structure.unflatten(arrays[f"arr_{i}"] for i in range(len(arrays.files)))
+        return self.snapshot._replace(products=products, features=features)
+
+
 class Queue:
     """Snapshots that wait to be recorded.
 
@@ -74,28 +104,37 @@ class Queue:
         self._fetcher = ThreadPoolExecutor(1, "kernel-tracker-fetch")
         self._worker = ThreadPoolExecutor(1, "kernel-tracker")
         self._jobs: deque[_Job] = deque()
+        self._lock = Lock()
 
     def start(self, work: Callable[[], object]) -> None:
         """Gives the worker something to do that is no snapshot."""
         self._jobs.append(_Job(self._worker.submit(as_here(work)), 0))
 
     def put(self, record: Callable[[Snapshot], None], snapshot: Snapshot) -> None:
-        """Fetches a snapshot, and gives it to the worker, which records it."""
-        fetched = self._fetcher.submit(as_here(snapshot.fetched))
-        self._jobs.append(_Job(self._worker.submit(as_here(lambda: record(fetched.result()))), snapshot.nbytes))
+        """Fetches a snapshot, and gives it to the worker, which records it. One that has no room waits on the disk."""
+        has_room, nbytes = not self.is_full(), snapshot.nbytes
+        fetched = self._fetcher.submit(
+            as_here(snapshot.fetched if has_room else lambda: _OnDisk.of(snapshot.fetched()))
+        )
+
+        def work() -> None:
+            found = fetched.result()
+            record(found.loaded() if isinstance(found, _OnDisk) else found)
+
+        self._jobs.append(_Job(self._worker.submit(as_here(work)), nbytes if has_room else 0))
 
     @property
     def nbytes(self) -> int:
         """The bytes of all snapshots that are not recorded yet."""
-        return sum(job.nbytes for job in self._jobs if not job.future.done())
+        return sum(job.nbytes for job in self._jobs.copy() if not job.future.done())
 
     def is_full(self) -> bool:
         """Whether another snapshot of the size of the last one has no room."""
-        return 0 < self.nbytes > self.most_bytes - max(job.nbytes for job in self._jobs)
+        return 0 < self.nbytes > self.most_bytes - max((job.nbytes for job in self._jobs.copy()), default=0)
 
     def wait_for_one(self) -> None:
         """Waits until the worker has done one thing more."""
-        if unfinished := [job.future for job in self._jobs if not job.future.done()]:
+        if unfinished := [job.future for job in self._jobs.copy() if not job.future.done()]:
             wait(unfinished[:1])
 
     def settle(self, *, waits: bool) -> None:
@@ -104,9 +143,15 @@ class Queue:
         Args:
             waits: whether to wait for all snapshots, or to look only at those that are recorded.
         """
-        while self._jobs and (waits or self._jobs[0].future.done()):
-            wait([self._jobs[0].future])
-            self._jobs.popleft().future.result()
+        if waits:
+            wait([job.future for job in self._jobs.copy()])
+        while True:
+            # A writer that flushes the tracker does so in a thread of its own.
+            with self._lock:
+                if not self._jobs or not self._jobs[0].future.done():
+                    return
+                job = self._jobs.popleft()
+            job.future.result()
 
     def close(self) -> None:
         """Ends the threads when all is done."""

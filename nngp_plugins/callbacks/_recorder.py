@@ -72,7 +72,7 @@ class Recorder:
         self._numbers, self._pool, self._queue = Numbers(metrics), Pool(), Queue(queue_bytes)
         self._messages: deque[str] = deque()
         self._warned_of: set[tuple[str, str]] = set()
-        self._is_fed_from_jit = self._keeping_failed = self._is_reference_unsaved = self._warned_of_queue = False
+        self._is_fed_from_jit = self._keeping_failed = self._warned_of_queue = False
         self._since = since
         self.reference: Reference | None = None
         self._dtype: Any = None
@@ -100,7 +100,7 @@ class Recorder:
     def submit(self, snapshot: Snapshot) -> None:
         """Takes a snapshot, and does not wait for anything."""
         if self._queue.is_full():
-            self._warn_of_queue(f"step {snapshot.step} is held beyond them, because a compiled loop must not wait")
+            self._warn_of_queue(f"step {snapshot.step} waits on the disk, because a compiled loop must not wait")
         self._queue.put(self._record, snapshot)
 
     def make_room(self, step: int) -> None:
@@ -160,8 +160,10 @@ class Recorder:
         self._show_warnings()
 
     def _show_warnings(self) -> None:
-        while self._messages:
-            warnings.warn(self._messages.popleft(), stacklevel=5)
+        # A writer that flushes the tracker has no use for them.
+        if not any(writer.is_here for writer in self._writers):
+            while self._messages:
+                warnings.warn(self._messages.popleft(), stacklevel=5)
 
     def flush(self) -> None:
         """Waits for all snapshots, and flushes the writers."""
@@ -237,10 +239,8 @@ class Recorder:
         if is_first and self._folder is not None:
             shapes = {name: list(shape) for name, shape in snapshot.shapes.items()}
             self._folder.describe({**self._folder.about, "layers": shapes})
-        # What the disk refuses is saved at a later snapshot.
-        if is_first or taken.any() or self._is_reference_unsaved:
-            arrays = reference.to_save()
-            self._is_reference_unsaved = not self._save(REFERENCE, snapshot, reference.grams, **arrays)
+        if is_first or taken.any():
+            self._save(REFERENCE, snapshot, reference.grams, **reference.to_save())
         # The rule goes without saying: the first snapshot is the reference of all layers, and a later one of none.
         if (taken == is_first).all():
             return reference, {}
@@ -254,14 +254,14 @@ class Recorder:
         diverged = [layer for layer, flaw in zip(snapshot.shapes, flaws, strict=True) if flaw == NOT_FINITE]
         return {**row, DIVERGED: diverged} if diverged else row
 
-    def _save(self, name: str, snapshot: Snapshot, grams: Sequence[DenseGram], **others: Any) -> bool:
-        """Saves Grams of all layers in the run folder; returns whether it is done."""
+    def _save(self, name: str, snapshot: Snapshot, grams: Sequence[DenseGram], **others: Any) -> None:
+        """Saves Grams of all layers in the run folder; what the disk refuses is saved with a later snapshot."""
         if self._folder is None:
-            return True
+            return
         kernels, centered = (np.stack([getattr(gram, form) for gram in grams]) for form in ("matrix", "centered"))
         arrays = {"kernels": kernels, "centered": centered, "targets": self._targets, **others}
         arrays |= to_save("exponents", exponents_of(grams))
-        return self._folder.save(name, layers=list(snapshot.shapes), **arrays)
+        self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
     def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> None:
         if self._kept is None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from ._checks import (
 from ._clock import Clock
 from ._given import Call, Given, own
 from ._measure import Measured, Measurement
-from ._pool import not_strict
+from ._pool import not_strict, refuse_own_thread
 from ._queue import Snapshot
 from ._recorder import Recorder
 from ._schedules import Moment, Schedule, log_spaced
@@ -127,16 +129,18 @@ class KernelTracker:
                 metrics = default_metrics(labels if labels.size else None)
         check_metrics(metrics, self.measurement.n)
         schedule, writers = schedule or log_spaced(), [as_writer(writer) for writer in writers]
-        since = check_reference(reference)
+        options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": check_reference(reference)}
+        options["queue_bytes"] = check_queue_bytes(queue_bytes)
         settings = {"schedule": repr(schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
-        settings |= {"reference": since, "x64": jax.config.jax_enable_x64}  # type: ignore[attr-defined]
+        settings |= {"reference": options["since"], "x64": jax.config.jax_enable_x64}  # type: ignore[attr-defined]
         about = description(self.measurement.probe_x, labels, config, **settings)
         folder = None if run is None else RunFolder(run, about, resume=resume)
-        options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": since}
-        options["queue_bytes"] = check_queue_bytes(queue_bytes)
         # A compiled function may make the tracker, which outlives what JAX traces there.
-        with not_strict(), jax.ensure_compile_time_eval():
+        with not_strict(), jax.ensure_compile_time_eval(), ExitStack() as at_error:
+            # A notebook would keep the lock for as long as it shows the error.
+            at_error.callback(folder.close if folder is not None else bool)
             self._begin(folder, schedule, metrics, writers, **options)
+            at_error.pop_all()
 
     def _begin(
         self,
@@ -154,7 +158,7 @@ class KernelTracker:
         self.recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
         self.clock = Clock(schedule, rows)
         self._given = Given(self.measurement.f)
-        self._closed = False
+        self._closed, self._process = False, os.getpid()
 
     def __call__(self, step: int, params: Any, *, state: Any = None, **scalars: Any) -> bool:
         """Measures if it is time to.
@@ -177,8 +181,9 @@ class KernelTracker:
                 outputs have one name; a resumed run is of another model.
             TypeError: a scalar is not a single real number; the call is inside a compiled function, where
                 :func:`track_kernel` belongs.
-            RuntimeError: the tracker is closed.
+            RuntimeError: the tracker is closed, or another process made it, such as the parent of a forked one.
         """
+        self._refuse_strangers("a call")
         check_names(scalars, self.recorder.metrics)
         now = self._moment(step, scalars)
         due = self._is_due(now)
@@ -208,6 +213,14 @@ class KernelTracker:
             raise RuntimeError("this tracker is closed; make a new one.")
         return self.clock.due(now)
 
+    def _refuse_strangers(self, method: str) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"{method} of a tracker that another process made, such as the parent of this forked worker of a data "
+                "loader; its threads are not here. Call it there, or make a tracker here."
+            )
+        refuse_own_thread(method)
+
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
@@ -215,13 +228,15 @@ class KernelTracker:
 
     def flush(self) -> None:
         """Waits until the numbers of all snapshots so far are computed and written."""
+        self._refuse_strangers("flush()")
         self.recorder.wait_for_jit()
         self.recorder.flush()
 
     def close(self) -> None:
         """Measures the last step seen, waits for all numbers, and closes the run folder and the writers."""
-        if self._closed:
+        if self._closed or os.getpid() != self._process:
             return
+        refuse_own_thread("close()")
         try:
             self.recorder.wait_for_jit()
             if (call := self._given.last) is not None and self.clock.is_unmeasured(call.now):
@@ -243,7 +258,7 @@ class KernelTracker:
         # After an exception nothing new is measured, because an error there would hide the first one.
         if kind is None:
             self.close()
-        else:
+        elif os.getpid() == self._process:
             self._finish()
 
     def _finish(self) -> None:

@@ -150,12 +150,11 @@ class RunFolder:
         self._files[RUN] = lambda file: file.write(text.encode())
         return json.loads(text)
 
-    def save(self, name: str, **arrays: Any) -> bool:
-        """Saves arrays as ``name``, whole or not at all; returns whether the disk took them."""
+    def save(self, name: str, **arrays: Any) -> None:
+        """Saves arrays as ``name``, whole or not at all; what the disk refuses is saved by a later call."""
         self._files[name] = lambda file: np.savez(file, **arrays)
         self._is_next_ready = False
         self._write(name)
-        return name not in self._files
 
     def append(self, row: Row) -> None:
         """Adds a snapshot, safe on the disk when this returns; if the disk refuses it, a later call writes it too."""

@@ -1,6 +1,7 @@
 """Snapshots that queue: no call waits for the numbers of earlier ones, unless they take too much memory."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -135,7 +136,7 @@ def test_a_compiled_loop_does_not_wait_and_is_told(held):
     assert float(w) == 6
     assert len(seen.history) == 0
     held.released.set()
-    with pytest.warns(UserWarning, match="step 2 is held beyond them, because a compiled loop must not wait") as warned:
+    with pytest.warns(UserWarning, match="step 2 waits on the disk, because a compiled loop must not wait") as warned:
         seen.close()
     assert len(warned) == 1
     assert_rows(seen.history, [0, 1, 2, 3, 4])
@@ -228,3 +229,49 @@ def test_a_script_that_ends_without_close_leaves_all_snapshots(tmp_path):
     """The interpreter starts no thread when it ends, and the worker then does without the pool."""
     subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / "run"], check=True, cwd=tmp_path)
     assert nngp.History.load(tmp_path / "run").steps.tolist() == list(range(6))
+
+
+def test_a_tracker_of_another_process_is_an_error_at_once():
+    seen = tracker(lambda gram, reference: gram.trace())
+    seen(0, jnp.float32(1))
+    for call, message in [(lambda: seen(1, jnp.float32(2)), "a call"), (seen.flush, "flush()")]:
+        assert in_fork(call).startswith(f"RuntimeError: {message} of a tracker that another process made")
+    assert in_fork(seen.close) == ""
+    seen(1, jnp.float32(2))
+    seen.close()
+    assert seen.history.steps.tolist() == [0, 1]
+
+
+def in_fork(call):
+    """What a call raises in a forked process, as text."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX and Python warn of forks, which data loaders make all the same
+        child = os.fork()
+    if not child:
+        said = ""
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0
+    return said
+
+
+def test_a_metric_that_flushes_the_tracker_does_not_wait_for_itself():
+    def flushes(gram, reference):
+        if begun:
+            seen.flush()
+        return gram.trace()
+
+    begun = []
+    seen = tracker(flushes)
+    begun.append(True)
+    seen(0, jnp.float32(1))
+    with pytest.raises(RuntimeError, match=r"flush\(\) was called by a metric, in the tracker's own thread, which"):
+        seen.close()

@@ -14,6 +14,7 @@ import pytest
 import rich.console
 from rich.progress import Progress
 
+import nngp_plugins as nngp
 from nngp_plugins.callbacks.writers import Console, Guarded, MLflow, TensorBoard, as_writer
 from nngp_plugins.charts import sparkline
 
@@ -106,9 +107,12 @@ def test_tensorboard_recovers_from_a_disk_that_fails(tmp_path):
     writer, messages = TensorBoard(tmp_path / "logs"), []
     guarded = Guarded(writer, messages.append)
     guarded.write_scalars(0, {"loss": 1.0})
+    guarded.flush()
     guarded.write_scalars(1, {"loss": 2.0})
+    guarded.flush()
     (tmp_path / "logs").unlink()
     guarded.write_scalars(2, {"loss": 3.0})
+    guarded.flush()
     assert len(messages) == 1
     assert f"TensorBoard('{tmp_path}/logs') failed in write_scalars at step 0" in messages[0]
     assert read_events(tmp_path / "logs") == {"loss": [(2, 3.0)]}
@@ -118,15 +122,19 @@ def test_tensorboard_leaves_a_torn_record_behind(tmp_path):
     writer, messages = TensorBoard(tmp_path), []
     guarded = Guarded(writer, messages.append)
     guarded.write_scalars(0, {"loss": 1.0})
+    guarded.flush()
     (file,) = tmp_path.iterdir()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, limits[1]))  # writes fail as on a full disk
     try:
         guarded.write_scalars(1, {"loss": 2.0})
+        guarded.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     guarded.write_scalars(2, {"loss": 3.0})
+    guarded.flush()
     guarded.write_scalars(3, {"loss": 4.0})
+    guarded.flush()
     assert "File too large" in messages[0]
     assert read_events(tmp_path) == {"loss": [(0, 1.0), (2, 3.0), (3, 4.0)]}
 
@@ -207,7 +215,9 @@ def test_wandb_keeps_numbers_that_come_late(tmp_path, wandb):
 
 def test_wandb_before_init(wandb):
     messages = []
-    Guarded(as_writer(wandb), messages.append).write_scalars(0, {"loss": 1.0})
+    guarded = Guarded(as_writer(wandb), messages.append)
+    guarded.write_scalars(0, {"loss": 1.0})
+    guarded.flush()
     assert "the writer wandb.log failed in write_scalars at step 0" in messages[0]
     assert re.search(r"call .?wandb.init", messages[0])
 
@@ -468,11 +478,13 @@ def test_a_full_disk_is_told_once_and_tried_again(tmp_path):
     guarded = Guarded(writer, messages.append)
     for step in range(5):
         guarded.write_scalars(step, {"loss": 1.0})
+    guarded.flush()
     assert len(messages) == 1
     assert re.search(r"the writer <.*Lines.*> failed in write_scalars at step 0 \(OSError: .*No space", messages[0])
     assert "the tracker's history has all numbers" in messages[0]
     writer.path = tmp_path / "lines"
     guarded.write_scalars(5, {"loss": 1.0})
+    guarded.flush()
     assert writer.path.read_text() == "5 {'loss': 1.0}\n"
     assert len(messages) == 1
 
@@ -499,13 +511,80 @@ def test_flush_and_close_are_guarded(method):
     assert "failed in flush (OSError" in messages[0]  # its user may write on, so it is not closed
 
 
-def test_an_interrupt_is_no_failure():
-    class Interrupted(Logger):
-        def log(self, data, *, step):
-            raise KeyboardInterrupt
+class Hangs(Logger):
+    def __init__(self, method):
+        super().__init__()
+        self._method, self.released = method, threading.Event()
 
-    with pytest.raises(KeyboardInterrupt):
-        Guarded(as_writer(Interrupted()), print).write_scalars(0, {})
+    def write_scalars(self, step, scalars):
+        self.log(scalars, step=step)
+        if self._method == "write_scalars":
+            self.released.wait(60)
+
+    def flush(self):
+        if self._method == "flush":
+            self.released.wait(60)
+
+
+@pytest.mark.parametrize("method", ["write_scalars", "flush"])
+def test_a_writer_that_hangs_is_dropped(method, monkeypatch):
+    monkeypatch.setattr(Guarded, "patience", 0.2)
+    messages, writer = [], Hangs(method)
+    guarded = Guarded(writer, messages.append)
+    for step in range(3):
+        guarded.write_scalars(step, {"loss": 1.0})
+    guarded.flush()
+    guarded.flush()
+    guarded.close()
+    (message,) = messages
+    assert re.search(r"the writer <.*Hangs.*> has not returned for 0 seconds, and gets nothing more", message)
+    writer.released.set()
+
+
+def test_a_writer_that_is_too_slow_is_dropped(monkeypatch):
+    monkeypatch.setattr(Guarded, "most", 5)
+    messages, writer = [], Hangs("write_scalars")
+    guarded = Guarded(writer, messages.append)
+    for step in range(20):
+        guarded.write_scalars(step, {"loss": 1.0})
+    assert [re.sub("<.*>", "", message) for message in messages] == [
+        "the writer  has 5 snapshots to write, and gets nothing more; the tracker's history has all numbers."
+    ]
+    writer.released.set()
+
+
+class Exits(Logger):
+    def write_scalars(self, step, scalars):
+        sys.exit("no network")
+
+    def __repr__(self):
+        raise AttributeError("not made yet")
+
+
+def test_a_writer_that_exits_and_has_no_name_ends_nothing():
+    messages = []
+    guarded = Guarded(Exits(), messages.append)
+    guarded.write_scalars(3, {"loss": 1.0})
+    guarded.close()
+    assert messages[0].startswith("the writer of type Exits failed in write_scalars at step 3 (SystemExit: no network)")
+
+
+def test_a_writer_may_flush_the_tracker():
+    class Flushes:
+        def write_scalars(self, step, scalars):
+            tracker.flush()
+            seen.append((step, len(tracker.history)))
+
+    seen = []
+    probe = np.arange(12, dtype=np.float32).reshape(4, 3)
+    metrics = {"scale": lambda gram, reference: nngp.metrics.scale(gram)}
+    tracker = nngp.KernelTracker(
+        lambda w, x: w * x, probe, schedule=nngp.every(1), metrics=metrics, writers=[Flushes()]
+    )
+    for step in range(3):
+        tracker(step, np.float32(1 + step))
+    tracker.close()
+    assert [step for step, _ in seen] == [0, 1, 2]
 
 
 def test_a_writer_gets_numbers_of_its_own():
@@ -514,5 +593,7 @@ def test_a_writer_gets_numbers_of_its_own():
             scalars.clear()
 
     row = {"loss": 1.0}
-    Guarded(Greedy("x"), print).write_scalars(0, row)
+    guarded = Guarded(Greedy("x"), print)
+    guarded.write_scalars(0, row)
+    guarded.flush()
     assert row == {"loss": 1.0}
