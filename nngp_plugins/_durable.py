@@ -1,25 +1,23 @@
-"""Files that survive a kill: append, replace, fingerprint, lock. No other file promises anything about the disk."""
+"""Files that survive a kill: append, replace, lock. No other file promises anything about the disk."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 import re
-from collections.abc import Callable, Iterator
+import stat
+import warnings
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from ._typing import PyTree
+from typing import BinaryIO
 
 LOCK, NEW = ".lock", ".new"
-_NUMBERS_AT_ONCE = 2**22
+# Bytes of a file name that common disks take.
+_LONGEST_NAME = 255
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class FolderInUseError(FileExistsError, BlockingIOError):
@@ -30,31 +28,75 @@ class FolderInUseError(FileExistsError, BlockingIOError):
 
 
 class FolderLock:
-    """A folder that this process alone writes to, until :meth:`release`.
+    """A file that this process alone has open, until :meth:`release`, or until the lock is dropped.
 
     Args:
-        folder: the folder, which exists.
+        folder: the folder that is locked, which exists.
         argument: how the user passed it, such as ``run='runs/mlp'``, for messages.
+        name: the file in it whose lock this is.
+        create: whether to make the file if there is none.
+
+    Attributes:
+        file: the descriptor of the open file; -1 in a forked child, which does not have the lock.
+        release: lets others write.
 
     Raises:
         FolderInUseError: another process, or another writer of this one, has the lock.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or the file is a link or no regular file.
     """
 
-    def __init__(self, folder: Path, argument: str):
-        from filelock import FileLock, Timeout
+    def __init__(self, folder: Path, argument: str, name: str = LOCK, *, create: bool = True):
+        import fcntl
 
-        self._lock = FileLock(folder / LOCK)
+        self.file = open_plain(folder / name, os.O_RDWR | (os.O_CREAT if create else 0))
+        self.release = weakref.finalize(self, _let_go, self.file, os.getpid())
+        _LOCKS.add(self)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                if name == LOCK:
+                    warnings.warn(
+                        f"{argument} is on a disk without locks; let no other process write there.", stacklevel=2
+                    )
+                return
+            self.release()
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise named(error, folder / name) from error
             raise FolderInUseError(
                 f"{argument} is in use: another process, or a tracker that is not closed, writes there."
             ) from None
 
-    def release(self) -> None:
-        """Lets others write."""
-        self._lock.release()
+    def is_of(self, path: Path) -> bool:
+        """Whether the open file still has this name."""
+        try:
+            return os.path.samestat(os.fstat(self.file), os.stat(path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+
+_LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _let_go(file: int, owner: int) -> None:
+    import fcntl
+
+    with suppress(OSError):
+        # A forked child shares the lock of its parent. Unlocking would unlock it for both, and closing does not.
+        if os.getpid() == owner:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        os.close(file)
+
+
+def _forget_locks() -> None:
+    """Closes the parent's files in a forked child, which would otherwise hold their locks longer than the parent."""
+    for lock in list(_LOCKS):
+        lock.release()
+        lock.file = -1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 class AppendedLines:
@@ -64,56 +106,133 @@ class AppendedLines:
 
     Args:
         path: the file, which need not exist.
+        argument: how the user passed its folder, for messages.
 
     Attributes:
         path: the file.
         torn: whether it ended within a line.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        data = path.read_bytes() if path.exists() else b""
+    def __init__(self, path: Path, argument: str = ""):
+        self.path, self._argument = path, argument or f"{str(path)!r}"
+        self._is_made = os.path.lexists(path)
+        data = read_plain(path) if self._is_made else b""
         whole, end, rest = data.rpartition(b"\n")
         self._lines: list[bytes] = whole.split(b"\n") if end else []
         self.torn = bool(rest)
         self._size = len(whole + end)
-        self._file: int | None = None
+        # The bytes that are in the file now; None after a write that failed.
+        self._there: int | None = len(data)
+        self._lock: FolderLock | None = None
 
     def take_lines(self) -> list[bytes]:
         """The whole lines that the file held at first, without their ends; they are kept no longer than this."""
         lines, self._lines = self._lines, []
         return lines
 
-    def open(self) -> None:
-        """Makes the file if there is none, and cuts off a torn line."""
-        if self._file is None:
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-            os.ftruncate(self._file, self._size)
+    def open(self) -> int:
+        """Makes the file if there is none, cuts off a torn line, and returns the descriptor.
+
+        The file has a lock of its own, which holds even if somebody deletes that of the folder.
+
+        Raises:
+            OSError: the disk fails, or another program has deleted, changed or locked the file.
+        """
+        if self._lock is None or not self._lock.is_of(self.path):
+            self._lock = None
+            lock = FolderLock(self.path.parent, self._argument, self.path.name, create=not self._is_made)
+            size = os.fstat(lock.file).st_size
+            if size < self._size or self._there not in (None, size):
+                lock.release()
+                raise OSError(errno.EBUSY, "another program has changed it", str(self.path))
+            self._lock, self._is_made = lock, True
+        if self._there != self._size:
+            os.ftruncate(self._lock.file, self._size)
+            self._there = self._size
+        return self._lock.file
 
     def append(self, lines: str) -> None:
         """Adds whole lines, which are safe on the disk when this returns.
 
         Raises:
-            OSError: the disk fails, and the file is as it was.
+            OSError: the disk fails, and the lines of the file are those of before.
         """
-        self.open()
-        file, data = self._file, lines.encode()
-        assert file is not None
+        data = lines.encode()
         try:
+            file = self.open()
+            self._there = None
             if (written := os.pwrite(file, data, self._size)) != len(data):
-                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes fit into {self.path}")
+                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes fit into it")
             os.fsync(file)
-        except OSError:
+        except OSError as error:
+            # A disk that fails may also refuse to cut off what it has written; the next call does so then.
             with suppress(OSError):
-                os.ftruncate(file, self._size)
-            raise
+                self.open()
+            raise named(error, self.path) from error
         self._size += len(data)
+        self._there = self._size
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Opens a regular file; a link is not followed, and a file such as a pipe is not waited for.
+
+    Raises:
+        OSError: the file is none of the kind, or cannot be opened.
+    """
+    # A system that lacks a flag lacks what the flag is against.
+    flags |= sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
+    file = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: the file is a link, a pipe or a device, or cannot be read.
+    """
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def check_plain(path: str | os.PathLike[str], whose: str, names: frozenset[str] | None = None) -> None:
+    """Refuses links, pipes and devices, which nothing of this package makes.
+
+    Args:
+        path: the folder.
+        whose: what the folder is, such as "a store", for messages.
+        names: what to look at in the folder itself; None for all that is in it and in its folders.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if names is not None and entry.name not in names:
+                continue
+            if entry.is_symlink():
+                raise ValueError(f"{entry.path} is a symbolic link, which {whose} has none of.")
+            if entry.is_dir(follow_symlinks=False):
+                if names is None:
+                    check_plain(entry.path, whose)
+            elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                raise ValueError(f"{entry.path} is not a regular file, and {whose} has no others.")
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The same error of the disk, which names the file."""
+    if isinstance(error, FolderInUseError) or error.filename:
+        return error
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -127,11 +246,19 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: the disk fails, and the file is as it was.
     """
     new = path.with_name(f"{path.name}{NEW}")
-    with new.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    rename(new, path)
+    try:
+        # What stands in its place may lead elsewhere.
+        new.unlink(missing_ok=True)
+        with open(open_plain(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        rename(new, path)
+    except OSError as error:
+        # A full disk has no room for half a file.
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise named(error, path) from error
 
 
 def rename(old: Path, new: Path) -> None:
@@ -144,43 +271,13 @@ def rename(old: Path, new: Path) -> None:
         os.close(folder)
 
 
-def fingerprint(tree: PyTree, *, with_paths: bool) -> str:
-    """SHA-256 of all numbers of a PyTree, with their shapes and dtypes.
-
-    Args:
-        tree: arrays of any size, keys, and other objects, which count by their names or their ``repr``.
-        with_paths: whether the path of each leaf counts too. Run folders of version 0.1.0 hold fingerprints without.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if with_paths:
-            digest.update(jax.tree_util.keystr(path).encode())
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            digest.update(str(getattr(leaf, "__qualname__", None) or repr(leaf)).encode())
-            continue
-        digest.update(f"{tuple(leaf.shape)}{leaf.dtype}".encode())
-        for part in in_parts(leaf):
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
-
-
-def in_parts(array: Any) -> Iterator[np.ndarray]:
-    """An array of any size, a limited number of rows at a time."""
-    if not array.shape or not array.shape[0]:
-        yield np.asarray(array)
-        return
-    rows = max(1, _NUMBERS_AT_ONCE // max(1, math.prod(array.shape[1:])))
-    for start in range(0, array.shape[0], rows):
-        yield np.asarray(array[start : start + rows])
-
-
 def free_component(name: str, taken: set[str]) -> str:
     """A folder name made of ``[A-Za-z0-9._-]`` for a kernel or a layer; it is added to the names that are taken."""
     component = re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".-") or "kernel"
     # TensorStore keeps the ending ".__lock" for itself.
     component = component.replace(".__lock", ".lock")
+    if len(component) > _LONGEST_NAME - len(f"-{len(taken)}"):
+        component = f"{component[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
     while component.lower() in taken:
         # Two names may differ in other characters alone, or in upper and lower case, which some disks ignore.
         component = f"{component}-{len(taken)}"

@@ -1,9 +1,13 @@
 """Files that survive a kill: what `_durable.py` promises, on real files."""
 
+import fcntl
+import gc
 import hashlib
 import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -32,8 +36,8 @@ def test_a_folder_in_use_is_one_error_for_runs_and_stores(tmp_path):
         seen(0, np.eye(3, dtype=np.float32))
         with pytest.raises(nngp.FolderInUseError, match=rf"^run='{tmp_path}/run' is in use: another process, or a"):
             tracker(tmp_path / "run")
-    lock = f"lock = filelock.FileLock({str(tmp_path / 'store/.lock')!r}); lock.acquire()"
-    code = f"import filelock, time; {lock}; print(1, flush=True); time.sleep(99)"
+    lock = f"file = open({str(tmp_path / 'store/.lock')!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
+    code = f"import fcntl, time; {lock}; print(1, flush=True); time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout.readline() == b"1\n"
@@ -45,6 +49,103 @@ def test_a_folder_in_use_is_one_error_for_runs_and_stores(tmp_path):
     # Programs that caught the errors of version 0.1.0 still catch this one.
     assert issubclass(nngp.FolderInUseError, FileExistsError)
     assert issubclass(nngp.FolderInUseError, BlockingIOError)
+
+
+class TestLocks:
+    FORKS = """
+import gc, os, signal, sys, time
+import numpy as np, nngp_plugins as nngp
+
+tracker = nngp.KernelTracker(lambda w, x: x @ w, np.eye(8, 3, dtype="float32"), run=sys.argv[1])
+if not (child := os.fork()):
+    how = sys.argv[2]
+    if how == "drops":
+        del tracker
+        gc.collect()
+        os._exit(0)
+    if how == "exits":
+        sys.exit(0)
+    time.sleep(30)
+print(child, flush=True)
+if sys.argv[2] != "lives on":
+    os.waitpid(child, 0)
+print("ready", flush=True)
+time.sleep(30)
+"""
+
+    @pytest.mark.parametrize("how", ["drops", "exits", "lives on"])
+    def test_of_a_process_that_forks(self, tmp_path, how):
+        """A child neither lets go of its parent's lock nor holds it longer than the parent lives."""
+        run = tmp_path / "run"
+        script = [sys.executable, "-W", "ignore", "-c", self.FORKS, run, how]
+        with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as parent:
+            try:
+                child = int(parent.stdout.readline())
+                assert parent.stdout.readline() == "ready\n"
+                with pytest.raises(nngp.FolderInUseError, match="is in use"):
+                    tracker(run)
+            finally:
+                parent.kill()
+            parent.wait()
+            tracker(run).close()
+            if how == "lives on":
+                os.kill(child, signal.SIGKILL)
+
+    def test_a_deleted_lock_of_a_run(self, tmp_path):
+        with tracker(tmp_path) as first:
+            first(0, np.eye(3, dtype=np.float32))
+            first.flush()
+            (tmp_path / ".lock").unlink()
+            before = (tmp_path / "run.json").read_bytes()
+            with pytest.raises(nngp.FolderInUseError, match="is in use: another process, or a tracker"):
+                tracker(tmp_path)
+            assert (tmp_path / "run.json").read_bytes() == before
+            first(1, 2 * np.eye(3, dtype=np.float32))
+        assert nngp.History.load(tmp_path).steps.tolist() == [0, 1]
+        tracker(tmp_path).close()
+
+    def test_a_deleted_lock_of_a_store(self, tmp_path):
+        write_store(tmp_path / "store")
+        with (tmp_path / "store" / "ledger.jsonl").open("rb") as holder:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            with pytest.raises(nngp.FolderInUseError, match=rf"^path='{tmp_path}/store' is in use"):
+                write_store(tmp_path / "store")
+        assert write_store(tmp_path / "store").complete
+
+    def test_a_folder_that_is_replaced_is_left_alone(self, tmp_path):
+        """A tracker that is not closed does not write into the run that took its place."""
+        run = tmp_path / "run"
+        first = tracker(run)
+        first(0, np.eye(3, dtype=np.float32))
+        first.flush()
+        shutil.rmtree(run)
+        with tracker(run) as second:
+            second(5, np.eye(3, dtype=np.float32))
+            second.flush()
+            files = {path.name: path.read_bytes() for path in run.iterdir()}
+            first(1, 2 * np.eye(3, dtype=np.float32))
+            with pytest.warns(UserWarning, match="can't be written|lacks 1 snapshots, which the tracker's") as said:
+                first.close()
+            assert len(said) == 2
+            assert {path.name: path.read_bytes() for path in run.iterdir()} == files
+        assert first.history.steps.tolist() == [0, 1]
+
+    def test_a_tracker_that_is_dropped_or_refused_lets_go(self, tmp_path):
+        with tracker(tmp_path) as seen:
+            seen(0, np.eye(3, dtype=np.float32))
+        whole = (tmp_path / "reference.npz").read_bytes()
+        (tmp_path / "reference.npz").write_bytes(whole[:100])
+        kept = []
+        try:
+            tracker(tmp_path)
+        except ValueError as error:
+            kept.append(error)  # as a notebook keeps the last exception
+        (tmp_path / "reference.npz").write_bytes(whole)
+        dropped = tracker(tmp_path)
+        del dropped
+        gc.collect()
+        tracker(tmp_path).close()
+        assert "reference.npz is damaged or missing" in str(kept[0])
 
 
 @pytest.mark.parametrize("file", ["run/metrics.jsonl", "store/ledger.jsonl"])
@@ -125,3 +226,84 @@ def test_the_fingerprint_of_a_probe_is_the_hash_of_its_numbers(tmp_path):
     for leaf in jax.tree.leaves(probe):
         expected.update(f"{leaf.shape}{leaf.dtype}".encode() + leaf.tobytes())
     assert json.loads((tmp_path / "run.json").read_text())["probe"] == {"n": 4, "sha256": expected.hexdigest()}
+
+
+def test_another_folder_of_the_process_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with tracker("run") as seen:
+        seen(0, np.eye(3, dtype=np.float32))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        seen(1, 2 * np.eye(3, dtype=np.float32))
+    assert nngp.History.load(tmp_path / "run").steps.tolist() == [0, 1]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
+    pytest.importorskip("plotly")
+    with tracker(tmp_path) as seen:
+        seen(0, np.eye(3, dtype=np.float32))
+    before = nngp.write_report(tmp_path).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*report\.html"):
+            nngp.write_report(tmp_path, title="another")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert not (tmp_path / "report.html.new").exists()
+
+
+@pytest.mark.parametrize("limit", [0, 1500], ids=["nothing fits", "lines would fit"])
+def test_a_disk_that_is_full_at_the_first_snapshot(tmp_path, limit):
+    """Lines are not written before the files without which they can't be used, and all is there in the end."""
+    big = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    metrics = {"scale": nngp.metrics.DEFAULT["scale"]}
+    seen = nngp.KernelTracker(lambda w, x: w * x, big, run=tmp_path, schedule=nngp.every(1), metrics=metrics)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        for step in range(3):
+            seen(step, 1.0 + step)
+        with pytest.warns(UserWarning, match="can't be written: .*; training goes on"):
+            seen.flush()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    seen.close()
+    assert nngp.History.load(tmp_path).steps.tolist() == [0, 1, 2]
+    with np.load(tmp_path / "reference.npz") as reference, np.load(tmp_path / "last.npz") as last:
+        np.testing.assert_allclose(reference["kernels"][0], big @ big.T / 16, atol=1e-6)
+        np.testing.assert_allclose(last["kernels"][0], 9 * big @ big.T / 16, atol=1e-5)
+    again = nngp.KernelTracker(lambda w, x: w * x, big, run=tmp_path, schedule=nngp.every(1), metrics=metrics)
+    again(3, 4.0)
+    again.close()
+    assert nngp.History.load(tmp_path).steps.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_a_disk_that_also_refuses_to_cut_off_a_line(tmp_path):
+    """Half of the first line of three is on the disk when it and all later truncations fail for a while."""
+    code = f"""
+import os, warnings
+import numpy as np, nngp_plugins as nngp
+warnings.simplefilter("ignore")
+seen = nngp.KernelTracker(lambda w, x: w * x, np.eye(4, dtype="float32"), run={str(tmp_path / "run")!r},
+                          schedule=nngp.every(1))
+for step in range(4):
+    seen(step, 1.0 + step)
+    seen.flush()
+seen.close()
+print(seen.history.steps.tolist())
+"""
+    file = tmp_path / "run" / "metrics.jsonl"
+    options = ["-f", "-qq", "-o", tmp_path / "calls.txt", "-P", file, "-e", "trace=fsync,ftruncate"]
+    faults = ["-e", "inject=fsync:error=EIO:when=1..2", "-e", "inject=ftruncate:error=EIO:when=1..2"]
+    command = ["strace", *options, *faults, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "not permitted" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
+    assert (tmp_path / "calls.txt").read_text().count("INJECTED") == 4
+    assert nngp.History.load(tmp_path / "run").steps.tolist() == [0, 1, 2, 3]

@@ -18,6 +18,7 @@ GROUND_FLOOR = {
     "_typing",
     "_version",
     "_durable",
+    "_fingerprint",
 }  # every room may use these
 ARROWS = {  # what each room may use besides the ground floor
     "adapters": set(),

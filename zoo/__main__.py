@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 def main() -> None:
     """Checks that the packages of the zoo are installed, and runs the command."""
-    needed = ("typer", "rich", "sklearn", "flax", "haiku", "optax", "plotly", "jinja2", "tensorstore", "filelock")
+    needed = ("typer", "rich", "sklearn", "flax", "haiku", "optax", "plotly", "jinja2", "tensorstore")
     if missing := [package for package in needed if find_spec(package) is None]:
         raise SystemExit(f"nngp-zoo needs {', '.join(missing)}; run: pip install 'nngp-plugins[zoo]'")
     from .cli import app

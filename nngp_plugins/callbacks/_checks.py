@@ -238,6 +238,8 @@ def check_targets(targets: Any, n: int) -> np.ndarray:
     if targets is None:
         return np.zeros((0,))
     given = np.asarray(targets)
+    if given.dtype.kind == "V":  # NumPy cannot save the small dtypes of JAX, such as bfloat16.
+        given = given.astype(np.float32 if jnp.issubdtype(given.dtype, jnp.floating) else np.int32)
     if given.dtype == object:
         raise TypeError("targets hold Python objects; pass an array of numbers or strings.")
     if given.ndim not in (1, 2) or len(given) != n:

@@ -17,3 +17,4 @@ from ._tables import (
     sparkline as sparkline,
     stacked_table as stacked_table,
 )
+from ._text import for_plotly as for_plotly, printable as printable

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._require import require
 from ._chart import ALARM, GRID, INIT, INK, Chart
+from ._text import for_plotly, for_template
 
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
@@ -21,20 +22,20 @@ def plotly_figure(chart: Chart) -> Any:
         figure.add_scatter(
             x=x,
             y=y,
-            name=drawn.name,
+            name=for_plotly(drawn.name),
             mode="lines+markers",
             line={"color": drawn.color, "width": 2},
             marker={"size": 4},
             customdata=drawn.x,
-            hovertemplate=f"{chart.x} {number}: %{{y:.4g}}<extra>{drawn.name}</extra>",
+            hovertemplate=f"{for_template(chart.x)} {number}: %{{y:.4g}}<extra>{for_template(drawn.name)}</extra>",
         )
     x_ticks, y_ticks = chart.ticks()
     x_type, y_type = ("log" if log else "linear" for log in (chart.log_x, chart.log_y))
-    figure.update_xaxes(type=x_type, title=chart.x, gridcolor=GRID, zeroline=False, **x_ticks)
+    figure.update_xaxes(type=x_type, title=for_plotly(chart.x), gridcolor=GRID, zeroline=False, **x_ticks)
     figure.update_yaxes(type=y_type, gridcolor=GRID, zeroline=False, **y_ticks)
     if chart.diverged is not None:
         _mark_divergence(figure, chart.diverged, log_x=chart.log_x)
-    heading = {"text": chart.title, "x": 0, "xref": "paper", "font": {"size": 15}}
+    heading = {"text": for_plotly(chart.title), "x": 0, "xref": "paper", "font": {"size": 15}}
     many = len(chart.lines) > 1
     return styled(figure, height=420, title=heading, showlegend=many).update_layout(margin_t=48)
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ._text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -35,6 +37,8 @@ def stacked_table(
     from rich.table import Table
     from rich.text import Text
 
+    title, heads = printable(title), [printable(head) for head in heads]
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [2 + max(map(len, [*head.split(), *(row[i] for row in rows)])) for i, head in enumerate(heads)]
     parts: list[list[int]] = [[]]
     for i in range(1, len(heads)):

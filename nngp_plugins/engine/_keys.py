@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType
 
-from .._durable import in_parts
+from .._fingerprint import in_parts
 from .._typing import PyTree
 from ._devices import transfers_allowed
 

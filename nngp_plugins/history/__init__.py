@@ -2,6 +2,7 @@
 
 from ._compare import Comparison as Comparison, compare as compare
 from ._curves import first_and_last as first_and_last, history_chart as history_chart, title_of as title_of
+from ._files import LAST as LAST, NEXT as NEXT, REFERENCE as REFERENCE, in_order as in_order
 from ._history import History as History
 from ._kept import KeptKernels as KeptKernels
 from ._rows import (
@@ -12,11 +13,5 @@ from ._rows import (
     is_own_name as is_own_name,
     key_of as key_of,
 )
-from ._run_folder import (
-    LAST as LAST,
-    NEXT as NEXT,
-    REFERENCE as REFERENCE,
-    RunFolder as RunFolder,
-    description as description,
-)
+from ._run_folder import RunFolder as RunFolder, description as description
 from ._stored_run import StoredRun as StoredRun

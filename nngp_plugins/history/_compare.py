@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._require import require
-from ..charts import Chart, distinct_colors, draw, plotly_figure, stacked_table
+from ..charts import Chart, distinct_colors, draw, plotly_figure, printable, stacked_table
 from ._curves import check_known, is_log, last, line, title_of
 from ._history import History
 from ._rows import DIVERGED, key_of
@@ -55,7 +55,7 @@ def compare(runs: Mapping[Any, RunLike] | Iterable[RunLike]) -> Comparison:
     if not histories:
         raise ValueError("runs is empty; pass at least one run folder or history.")
     if len(set(names)) < len(names):
-        raise ValueError(f"runs has two of one name; there is {', '.join(names)}.")
+        raise ValueError(f"runs has two of one name; there is {printable(', '.join(names))}.")
     return Comparison(dict(zip(names, histories, strict=True)))
 
 
@@ -157,7 +157,7 @@ class Comparison:
     def _layer_of_each(self, layer: str | None) -> dict[str, str]:
         """The layer to show of each run; empty for a run without snapshots."""
         if layer is not None and layer not in self.layers:
-            raise ValueError(f"layer={layer!r} is in no run; there is {', '.join(self.layers)}.")
+            raise ValueError(f"layer={layer!r} is in no run; there is {printable(', '.join(self.layers))}.")
         if layer is not None:
             return dict.fromkeys(self.runs, layer)
         return {name: history.layers[-1] if history.layers else "" for name, history in self.runs.items()}

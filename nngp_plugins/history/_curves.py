@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from ..charts import INK, Chart, Line, depth_colors, number
+from ..charts import INK, Chart, Line, depth_colors, number, printable
 from ..metrics import entry_of
 from ._rows import Row, diverged_layers_of, key_of, layers_of, metrics_of, reference_steps_of, scalars_of
 
@@ -106,7 +106,7 @@ def _matching(layers: Sequence[str], patterns: str | Sequence[str] | None) -> li
     patterns = [patterns] if isinstance(patterns, str) else patterns
     for pattern in patterns:
         if not any(_matches(layer, pattern) for layer in layers):
-            raise ValueError(f"layers={pattern!r} matches no layer; there is {', '.join(layers)}.")
+            raise ValueError(f"layers={pattern!r} matches no layer; there is {printable(', '.join(layers))}.")
     return [layer for layer in layers if any(_matches(layer, pattern) for pattern in patterns)]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._durable import AppendedLines
 from .._require import require
-from ..charts import draw, plotly_figure, stacked_table
+from ..charts import draw, plotly_figure, printable, stacked_table
 from ._curves import first_and_last, history_chart, last, title_of
+from ._files import METRICS, RUN, check_links, read_about
 from ._kept import kept_kernel
+from ._lines import read_rows
 from ._rows import DIVERGED, Row, diverged_layers_of, key_of, layers_of, metrics_of, reference_steps_of, scalars_of
 
 if TYPE_CHECKING:
@@ -52,19 +54,23 @@ class History:
 
     @classmethod
     def load(cls, run: str | Path) -> History:
-        """Reads the history of a run folder.
+        """Reads the history of a run folder, also while a tracker writes there.
 
         Raises:
             FileNotFoundError: the folder holds no ``metrics.jsonl``.
+            ValueError: a file is damaged; the message names it and says why.
         """
-        path = Path(run) / "metrics.jsonl"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"run={str(run)!r} holds no metrics.jsonl; pass the folder that a KernelTracker wrote."
-            )
-        # A tracker may be writing the last line at this moment.
-        complete, _, _ = path.read_text().rpartition("\n")
-        return cls((json.loads(line) for line in complete.splitlines()), run=Path(run))
+        folder = Path(run).absolute()
+        if not (folder / METRICS).exists():
+            raise FileNotFoundError(f"run={str(run)!r} holds no {METRICS}; pass the folder that a KernelTracker wrote.")
+        check_links(folder)
+        about = read_about(folder) if (folder / RUN).exists() else {}
+        # A tracker may be writing the last line at this moment, which does not count yet.
+        return cls(read_rows(folder, AppendedLines(folder / METRICS).take_lines(), about), run=folder)
+
+    def _now(self) -> History:
+        """The snapshots so far; a tracker may add others at any moment."""
+        return History(self.rows, run=self.run)
 
     @property
     def steps(self) -> np.ndarray:
@@ -107,10 +113,11 @@ class History:
         Raises:
             KeyError: the metric was not measured.
         """
-        if name not in self.metrics:
-            raise KeyError(f"{name!r} was not measured; there is {', '.join(self.metrics)}")
-        keys = [key_of(layer, name) for layer in self.layers]
-        return np.array([[row.get(key, np.nan) for key in keys] for row in self.rows], dtype=float)
+        rows = list(self.rows)
+        if name not in (known := metrics_of(rows)):
+            raise KeyError(f"{name!r} was not measured; there is {', '.join(known)}")
+        keys = [key_of(layer, name) for layer in layers_of(rows)]
+        return np.array([[row.get(key, np.nan) for key in keys] for row in rows], dtype=float)
 
     def scalar(self, name: str) -> np.ndarray:
         """A scalar that was given to the tracker, or ``seconds``, ``(S,)``; nan at snapshots without it.
@@ -125,19 +132,21 @@ class History:
     def to_pandas(self) -> Any:
         """A ``pandas.DataFrame`` indexed by step and layer, one column for each metric and scalar, and ``seconds``."""
         pd = require("pandas", extra="report")
-        layers = self.layers
-        columns = {name: np.repeat(self.scalar(name), len(layers)) for name in ("seconds", *self.scalars)}
-        columns |= {name: self.metric(name).ravel() for name in self.metrics}
-        return pd.DataFrame(columns, pd.MultiIndex.from_product([self.steps, layers], names=["step", "layer"]))
+        now = self._now()
+        layers = now.layers
+        columns = {name: np.repeat(now.scalar(name), len(layers)) for name in ("seconds", *now.scalars)}
+        columns |= {name: now.metric(name).ravel() for name in now.metrics}
+        return pd.DataFrame(columns, pd.MultiIndex.from_product([now.steps, layers], names=["step", "layer"]))
 
     def to_xarray(self) -> Any:
         """An ``xarray.Dataset``: metrics over ``(step, layer)``, scalars and ``seconds`` over ``(step,)``."""
         xr = require("xarray", extra="report")
-        variables: dict[str, Any] = {name: ("step", self.scalar(name)) for name in ("seconds", *self.scalars)}
-        for name in self.metrics:
+        now = self._now()
+        variables: dict[str, Any] = {name: ("step", now.scalar(name)) for name in ("seconds", *now.scalars)}
+        for name in now.metrics:
             # The plots of xarray show the long name.
-            variables[name] = (("step", "layer"), self.metric(name), {"long_name": title_of(name, self.rows)})
-        return xr.Dataset(variables, {"step": self.steps, "layer": np.array(self.layers, dtype=str)})
+            variables[name] = (("step", "layer"), now.metric(name), {"long_name": title_of(name, now.rows)})
+        return xr.Dataset(variables, {"step": now.steps, "layer": np.array(now.layers, dtype=str)})
 
     def plot(
         self, metric: str = "cka", *, layers: str | Sequence[str] | None = None, x: str = "step", ax: Any = None
@@ -159,7 +168,7 @@ class History:
             KeyError: ``metric`` or ``x`` was not measured.
             ValueError: a pattern of ``layers`` matches none, or is given for a scalar.
         """
-        chart = history_chart(self.rows, metric, layers, x)
+        chart = history_chart(list(self.rows), metric, layers, x)
         return plotly_figure(chart) if ax is None else draw(chart, ax)
 
     def table(self) -> Table:
@@ -167,18 +176,19 @@ class History:
 
         A metric that compares with an earlier snapshot shows its last value alone. Layers that diverged are red.
         """
-        metrics, diverged = self.metrics, self.diverged_layers
-        heads, rows = ["layer"], [[layer] for layer in self.layers]
+        now = self._now()
+        metrics, diverged = now.metrics, now.diverged_layers
+        heads, rows = ["layer"], [[layer] for layer in now.layers]
         if diverged:
             heads.append(DIVERGED)
             for row in rows:
                 row.append(f"step {diverged[row[0]]:,}" if row[0] in diverged else "")
         for row in rows:
-            row += [first_and_last(self.rows, row[0], metric) for metric in metrics]
+            row += [first_and_last(now.rows, row[0], metric) for metric in metrics]
         said = ["no snapshots"]
-        if self.rows:
-            said = [f"step {self.steps[-1]:,}", "1 snapshot" if len(self) == 1 else f"{len(self)} snapshots"]
-        said += [f"{name} {last(self.rows, name)}" for name in self.scalars]
+        if now.rows:
+            said = [f"step {now.steps[-1]:,}", "1 snapshot" if len(now) == 1 else f"{len(now)} snapshots"]
+        said += [f"{name} {last(now.rows, name)}" for name in now.scalars]
         heads += [metric.replace("_", " ") for metric in metrics]
         return stacked_table(" · ".join(said), heads, rows, alarm=DIVERGED)
 
@@ -188,17 +198,21 @@ class History:
         Raises:
             KeyError: there is no such layer or snapshot.
             FileNotFoundError: the run keeps no kernels.
+            ValueError: the disk did not take this kernel, or its file is damaged; the message names the step.
         """
-        if layer not in self.layers:
-            raise KeyError(f"{layer!r} is no layer of this history; there are {', '.join(self.layers)}")
-        snapshots = self.steps.tolist()
+        now = self._now()
+        if layer not in now.layers:
+            raise KeyError(f"{layer!r} is no layer of this history; there are {', '.join(now.layers)}")
+        snapshots = now.steps.tolist()
         if step not in snapshots:
             raise KeyError(f"step {step} has no snapshot; there are {', '.join(map(str, snapshots))}")
-        return kept_kernel(self.run, layer, snapshots.index(step))
+        i = snapshots.index(step)
+        return kept_kernel(self.run, layer, i, step, diverged=layer in now.rows[i].get(DIVERGED, ()))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        end = "" if self.diverged is None else f"; diverged at step {self.diverged}"
-        return f"History({len(self)} snapshots of {len(self.layers)} layers: {', '.join(self.metrics)}{end})"
+        now = self._now()
+        end = "" if now.diverged is None else f"; diverged at step {now.diverged}"
+        return f"History({len(now)} snapshots of {len(now.layers)} layers: {printable(', '.join(now.metrics))}{end})"

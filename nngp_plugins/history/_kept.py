@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .._durable import free_component
+from .._durable import check_plain, free_component, read_plain, replace_file
 from .._require import require
 from ..metrics import undivided
+from ._files import KERNELS
 
-KERNELS = "kernels"
+_STEP, _ZARR = "step", "zarr.json"
 # The names of folders of layers begin with no hyphen.
-EXPONENT = "-exponent"
+_EXPONENT, _NO_LAYER = "-exponent", ""
+_NO_STEP = -(2**63)
+"""What the array of steps says of rows that are not whole; those of version 0.1.0 say 0."""
 
 
 class KeptKernels:
     """A Zarr v3 group ``kernels`` with an array for each layer, ``(snapshots, N, N)``.
 
     A layer with D < N features keeps its features, ``(snapshots, N, D)``, in place of the kernel, which is their
-    product with themselves. Row i belongs to line i of ``metrics.jsonl``; the array ``step`` holds its step.
+    product with themselves. Row i belongs to line i of ``metrics.jsonl``. The array ``step`` holds its step, which is
+    written when the kernels are safe, so that a row without its step does not count.
 
     If a kernel leaves the range of its dtype, there is the array ``-exponent``, ``(snapshots, L)``. A kernel is what is
-    held times 4 to this power. No layer has this name.
+    held times 4 to this power.
     """
 
     def __init__(self, run: Path):
@@ -34,81 +41,199 @@ class KeptKernels:
         self._arrays: list[Any] = []
 
     def append(self, i: int, step: int, kept: Mapping[str, np.ndarray], exponents: np.ndarray) -> None:
-        """Writes row ``i``: the kernel, divided by a power of 4, or the features of each layer."""
-        values = [np.asarray(step), *kept.values()]
-        if not self._arrays:
-            self._root.mkdir(exist_ok=True)
-            (self._root / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}\n')
-            taken = {"zarr.json", "step"}
-            folders = ["step", *(free_component(name, taken) for name in kept)]
-            given = zip(folders, ["", *kept], values, strict=True)
-            self._arrays = [_open(self._root / folder, {"name": name}, value) for folder, name, value in given]
-        if len(self._arrays) == len(values) and (exponents.any() or (self._root / EXPONENT).exists()):
-            about = {"name": "", "layers": list(kept)}
-            self._arrays.append(_open(self._root / EXPONENT, about, exponents, ["layer"]))
-        values += [exponents] * (len(self._arrays) - len(values))
-        # Rows of a process that was killed before their line was whole are cut off.
-        sizes = ([i + 1, *value.shape] for value in values)
-        self._arrays = [
-            array.resize(exclusive_max=size).result() for array, size in zip(self._arrays, sizes, strict=True)
-        ]
-        for write in [array[i].write(value) for array, value in zip(self._arrays, values, strict=True)]:
-            write.result()
+        """Writes row ``i``: the kernel, divided by a power of 4, or the features of each layer.
+
+        Raises:
+            OSError: the disk did not take it. Reading it is an error, and later rows can be written.
+        """
+        arrays = dict(kept)
+        if exponents.any() or (self._root / _EXPONENT).exists():
+            # A run that goes on may have its layers in another order.
+            arrays[_NO_LAYER] = exponents[np.argsort(list(kept))].astype(np.int64)
+        values = [*arrays.values(), np.asarray(step, np.int64)]
+        try:
+            if len(self._arrays) != len(values):
+                self._arrays = _opened(self._root, arrays, values)
+            self._arrays = _resized(self._arrays, i + 1)
+            for write in [array[i].write(value) for array, value in zip(self._arrays[:-1], values, strict=False)]:
+                write.result()
+            self._arrays[-1][i].write(values[-1]).result()
+        except (ValueError, RuntimeError) as error:
+            # TensorStore reports errors of the disk as either of these.
+            raise OSError(f"{self._root} can't be written: {error}") from error
 
 
-def _open(path: Path, about: dict[str, Any], value: np.ndarray, axes: list[str] | None = None) -> Any:
-    square = value.ndim == 2 and value.shape[0] == value.shape[1]
-    axes = axes or ["x1", "x2" if square else f"{path.name}_feature"][: value.ndim]
-    metadata = {
-        "shape": [0, *value.shape],
-        "data_type": str(value.dtype),
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *value.shape]}},
-        "fill_value": "NaN" if value.dtype.kind == "f" else 0,
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "dimension_names": ["step", *axes],
-        "attributes": about,
-    }
-    if (path / "zarr.json").exists():
-        return _opened(path)
-    return require("tensorstore", extra="store").open({**_spec(path), "metadata": metadata}, create=True).result()
+def cut_off(run: Path, rows: int) -> None:
+    """Makes the rows not count that a process wrote which was killed before their line was whole.
+
+    Raises:
+        ValueError: the array of steps is damaged.
+        OSError: the disk fails.
+    """
+    if (run / KERNELS / _STEP).exists():
+        steps = _open(run / KERNELS / _STEP)
+        if steps.shape[0] > rows:
+            try:
+                _resized([steps], rows)
+            except (ValueError, RuntimeError) as error:
+                raise OSError(errno.EIO, f"its kernels can't be cut: {error}", str(run / KERNELS)) from error
 
 
-def _opened(path: Path) -> Any:
-    return require("tensorstore", extra="store").open(_spec(path), open=True).result()
-
-
-def _spec(path: Path) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path.resolve()}/"}}
-
-
-def kept_kernel(run: Path | None, layer: str, i: int) -> np.ndarray:
+def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, diverged: bool) -> np.ndarray:
     """The kernel ``(N, N)`` of a layer in row ``i``, made from its features if these are kept.
 
     It is in float64 if it leaves the range of float32.
 
+    Args:
+        run: the run folder.
+        layer: the name of the layer.
+        i: the row.
+        step: the step of the row.
+        diverged: whether the kernel is not finite.
+
     Raises:
         FileNotFoundError: the run keeps no kernel of this layer.
+        ValueError: the disk did not take this kernel, or its file is damaged.
     """
-    for file in (run / KERNELS).glob("*/zarr.json") if run is not None else ():
-        if json.loads(file.read_text())["attributes"]["name"] == layer and file.parent.name not in ("step", EXPONENT):
-            value = _opened(file.parent)[i].read().result()
-            if value.shape[0] == value.shape[1]:
-                return undivided(value, _exponent(file.parents[1] / EXPONENT, layer, i))
-            return _kernel_of(value)
-    raise FileNotFoundError(f"run={str(run)!r} keeps no kernels; pass keep_kernels=True to KernelTracker.")
+    folder = None if run is None else _folders(run / KERNELS).get(layer)
+    if run is None or folder is None:
+        raise FileNotFoundError(f"run={str(run)!r} keeps no kernels; pass keep_kernels=True to KernelTracker.")
+    missing = f"{folder} lacks the kernel of layer {layer!r} at step {step}, which the disk did not take."
+    steps, array = _open(run / KERNELS / _STEP), _open(folder)
+    if i >= min(steps.shape[0], array.shape[0]) or steps[i].read().result() != step:
+        raise ValueError(missing)
+    file = folder.joinpath("c", str(i), "0", "0")
+    if not os.path.lexists(file):
+        # Version 0.1.0 did not write a kernel of which all is nan.
+        if diverged and steps.fill_value != _NO_STEP:
+            return np.full(array.shape[1:], np.nan, array.dtype.numpy_dtype)
+        raise ValueError(missing)
+    if any(path.is_symlink() for path in (file, *file.parents[:3])) or not file.is_file():
+        raise ValueError(f"{file} is not a regular file, and a run folder has no others.")
+    if file.stat().st_size != math.prod(array.shape[1:]) * array.dtype.numpy_dtype.itemsize + 4:
+        raise ValueError(f"{file} is damaged: it has another size than the kernel of layer {layer!r} at step {step}.")
+    try:
+        value = array[i].read().result()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is damaged, so that the kernel of step {step} is lost: {error}") from error
+    if value.shape[0] == value.shape[1]:
+        return undivided(value, _exponent(folder.parent / _EXPONENT, layer, i))
+    return _kernel_of(value)
 
 
-def _exponent(path: Path, layer: str, i: int) -> int:
-    if not path.exists():
+def _exponent(folder: Path, layer: str, i: int) -> int:
+    if not folder.exists():
         return 0
-    layers = json.loads((path / "zarr.json").read_text())["attributes"]["layers"]
-    exponents = _opened(path)
-    # Rows before the first kernel that left the range may have none.
-    return int(exponents[i, layers.index(layer)].read().result()) if i < exponents.shape[0] else 0
+    layers, exponents = _about(folder)["attributes"].get("layers"), _open(folder)
+    if not isinstance(layers, list) or layer not in layers or len(layers) != exponents.shape[1]:
+        raise ValueError(f"{folder / _ZARR} is damaged: it does not name layer {layer!r}.")
+    # Rows before the first kernel that left the range have none.
+    found = exponents[i, layers.index(layer)].read().result() if i < exponents.shape[0] else _NO_STEP
+    return 0 if found == _NO_STEP else int(found)
 
 
 def _kernel_of(features: np.ndarray) -> np.ndarray:
     largest, numbers = np.abs(features).max(initial=0), np.finfo(features.dtype)
     is_far = largest > 0 and abs(np.log2(largest)) > numbers.maxexp // 4
-    features = features.astype(np.float64) if is_far else features
-    return features @ features.T
+    wide = np.result_type(features, np.float64) if is_far else features.dtype
+    features = features.astype(wide)
+    return features @ features.conj().T
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """The folder of each layer by the layer's name."""
+    if not root.is_dir():
+        return {}
+    check_plain(root.parent, "a run folder", frozenset({KERNELS}))
+    check_plain(root, "a run folder", frozenset(os.listdir(root)))
+    found = sorted(
+        folder for folder in root.iterdir() if folder.name not in (_STEP, _EXPONENT) and (folder / _ZARR).exists()
+    )
+    return {str(_about(folder)["attributes"]["name"]): folder for folder in found}
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What ``zarr.json`` says of an array.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    check_plain(folder, "a run folder", frozenset({_ZARR, "c"}))
+    try:
+        about = json.loads(read_plain(folder / _ZARR).decode())
+        shape = about["shape"]
+        if not (len(shape) in (1, 2, 3) and all(type(size) is int and size >= 0 for size in shape)):
+            raise ValueError(f"it has the shape {shape}")
+        if not isinstance(about["attributes"].get("name", ""), str):
+            raise ValueError("it has no name")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / _ZARR} is damaged or missing: {error!r}.") from error
+    return about
+
+
+def _open(folder: Path) -> Any:
+    """An array that is there, if it is one that this file has made.
+
+    Raises:
+        ValueError: it is not, or it is damaged.
+    """
+    about = _about(folder)
+    metadata = {"shape": about["shape"], "data_type": about.get("data_type"), **_form(about["shape"][1:])}
+    try:
+        return require("tensorstore", extra="store").open(_spec(folder, metadata), open=True).result()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{folder / _ZARR} is damaged: {error}") from error
+
+
+def _opened(root: Path, kept: Mapping[str, np.ndarray], values: list[np.ndarray]) -> list[Any]:
+    """The arrays of all layers, and that of the steps; they are made if there are none."""
+    root.mkdir(exist_ok=True)
+    if not (root / _ZARR).exists():
+        group = b'{"zarr_format": 3, "node_type": "group", "attributes": {}}\n'
+        replace_file(root / _ZARR, lambda file: file.write(group))
+    folders = _folders(root)
+    folders[_NO_LAYER] = root / _EXPONENT
+    taken = {_ZARR, _STEP, _EXPONENT, *(folder.name.lower() for folder in folders.values())}
+    for layer in kept:
+        if layer not in folders:
+            folders[layer] = root / free_component(layer, taken)
+    given = zip([*(folders[layer] for layer in kept), root / _STEP], [*kept, _NO_LAYER], values, strict=True)
+    layers = {"layers": sorted(layer for layer in kept if layer != _NO_LAYER)}
+    return [
+        _open(folder)
+        if (folder / _ZARR).exists()
+        else _made(folder, {"name": name, **(layers if folder.name == _EXPONENT else {})}, value)
+        for folder, name, value in given
+    ]
+
+
+def _made(folder: Path, about: Mapping[str, Any], value: np.ndarray) -> Any:
+    square = value.ndim == 2 and value.shape[0] == value.shape[1]
+    axes = ["x1", "x2" if square else f"{folder.name}_feature"][: value.ndim]
+    metadata = {
+        "shape": [0, *value.shape],
+        "data_type": str(value.dtype),
+        "fill_value": _NO_STEP if value.dtype.kind == "i" else ["NaN", "NaN"] if value.dtype.kind == "c" else "NaN",
+        "dimension_names": ["step", *axes],
+        "attributes": about,
+        **_form(value.shape),
+    }
+    return require("tensorstore", extra="store").open(_spec(folder, metadata), create=True).result()
+
+
+def _form(row: tuple[int, ...] | list[int]) -> dict[str, Any]:
+    """How all arrays lie on the disk: a row is a chunk, as its numbers are, with a checksum."""
+    return {
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, *row]}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    }
+
+
+def _spec(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder.resolve()}/"}, "metadata": metadata}
+    # A kernel of which all is nan is written, so that what is missing is missing.
+    return {**spec, "store_data_equal_to_fill_value": True}
+
+
+def _resized(arrays: list[Any], rows: int) -> list[Any]:
+    return [array.resize(exclusive_max=[rows, *array.shape[1:]]).result() for array in arrays]

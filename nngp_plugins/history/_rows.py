@@ -17,7 +17,8 @@ one that of none.
 PREFIX = "kernel/"
 DIVERGED = "diverged"
 REFERENCE_OF = "reference_of"
-_OWN_NAMES = ("step", "seconds", DIVERGED, REFERENCE_OF)
+CHECKSUM = "crc32"
+_OWN_NAMES = ("step", "seconds", DIVERGED, REFERENCE_OF, CHECKSUM)
 
 
 def key_of(layer: str, metric: str) -> str:

@@ -5,31 +5,45 @@ from __future__ import annotations
 import json
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
-from .._durable import AppendedLines, FolderInUseError, FolderLock, fingerprint, rename, replace_file
+from .._durable import AppendedLines, FolderLock, check_plain, rename, replace_file
+from .._fingerprint import fingerprint
 from .._typing import PyTree
 from .._version import __version__
+from ._files import (
+    FIRST_CHECKED,
+    KERNELS,
+    LAST,
+    METRICS,
+    NEXT,
+    REFERENCE,
+    RUN,
+    read_about,
+    read_arrays,
+    refuse_others,
+)
+from ._kept import cut_off
+from ._lines import line_of, read_rows
 from ._rows import Row
 
-RUN, METRICS, REFERENCE, LAST, NEXT = "run.json", "metrics.jsonl", "reference.npz", "last.npz", "next.npz"
 # Settings that cannot change; a message can show their values.
 _SHOWN = ("metrics", "keep_kernels", "reference")
+_LINES_AT_ONCE = 100
 
 
 class RunFolder:
     """Writes ``run.json``, ``metrics.jsonl`` (a line for each snapshot), ``reference.npz`` and ``last.npz``.
 
     A snapshot exists once its line is whole. Files grow by whole lines or are replaced, so a kill at any moment leaves
-    the folder of some earlier moment.
+    the folder of some earlier moment. What the disk refuses is held in memory, and written as soon as that is possible:
+    the lines that are missing, and the newest contents of each other file.
 
     Args:
         path: the folder, which is made if there is none.
@@ -37,60 +51,73 @@ class RunFolder:
         resume: whether a run that is there may go on.
 
     Attributes:
-        path: the folder.
+        path: the folder, which stays the same if the process goes to another one.
         about: the contents of ``run.json``.
         rows: the snapshots of an earlier process.
         warn: takes the warnings of this folder.
 
     Raises:
         FolderInUseError: another process, or another tracker of this one, writes there.
-        FileExistsError: the folder holds a run, and ``resume`` is false.
+        FileExistsError: the folder holds a run, and ``resume`` is false, or it holds files that no tracker wrote.
         ValueError: the folder holds a run of something else, or is damaged.
         OSError: the folder cannot be written.
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], *, resume: bool):
-        self.path = Path(path)
         self.warn: Callable[[str], None] = warnings.warn
         self._argument = f"run={str(path)!r}"
-        self._unwritten: list[str] = []
-        self._warned = False
+        self._rows: list[Row] = []
+        self._files: dict[str, Callable[[BinaryIO], object]] = {}
+        self._loaded: dict[str, dict[str, np.ndarray]] = {}
+        self._warned = self._is_next_ready = False
+        self._lock: FolderLock | None = None
         try:
+            self.path = Path(path).absolute()
+            refuse_others(self.path, self._argument)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path, self._argument)
-        except FolderInUseError:
-            raise
-        except OSError as error:
-            raise type(error)(error.errno, f"{self._argument} can't be written: {error.strerror}") from error
-        try:
-            if (self.path / METRICS).exists() and not (self.path / RUN).exists():
-                raise ValueError(f"{self._argument} holds {METRICS} without {RUN}; name another folder.")
-            self._lines = AppendedLines(self.path / METRICS)
-            self._lines.open()
-            self.rows = self._read()
-            if self.rows:
-                about = self._resumed(about, resume)
-            self.describe(about)
-        except BaseException:
-            self._lock.release()
-            raise
+            self._lines = AppendedLines(self.path / METRICS, self._argument)
+            self._begin(about, resume)
+        except BaseException as error:
+            # The exception may be kept, and this object with it.
+            if self._lock is not None:
+                self._lock.release()
+            if not isinstance(error, OSError) or error.errno is None:
+                raise
+            file = f" ({error.filename})" if error.filename else ""
+            raise OSError(error.errno, f"{self._argument} can't be written: {error.strerror}{file}") from error
 
-    def _read(self) -> list[Row]:
+    def _begin(self, about: Mapping[str, Any], resume: bool) -> None:
+        """Reads what is there, and changes nothing before it is known that this run may go on."""
+        if about["keep_kernels"] and (self.path / KERNELS).exists():
+            check_plain(self.path / KERNELS, "a run folder")
+        is_there = (self.path / RUN).exists()
+        old = read_about(self.path) if is_there else {}
+        self.rows = read_rows(self.path, self._lines.take_lines(), old)
+        if self.rows:
+            about = self._resumed(old, about, resume)
+            # What is damaged is found before anything is changed.
+            files = [REFERENCE, *(name for name in (NEXT, LAST) if (self.path / name).exists())]
+            self._loaded = {name: read_arrays(self.path / name) for name in files}
         if self._lines.torn:
             warnings.warn(
                 f"{self._argument} ended within a line of {METRICS}, which is repaired: its snapshot was not finished.",
-                stacklevel=5,
+                stacklevel=4,
             )
-        rows: list[Row] = []
-        for number, line in enumerate(self._lines.take_lines(), 1):
-            try:
-                rows.append({**json.loads(line)})
-                rows[-1]["step"] = int(rows[-1]["step"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{self._argument} is damaged in line {number} of {METRICS}: {error!r}.") from error
-        return rows
+        try:
+            if is_there:
+                # This may find that another tracker writes here, so it comes before all changes.
+                self._lines.open()
+            self.about = self._described(about)
+            replace_file(self.path / RUN, self._files.pop(RUN))
+            self._lines.open()
+            if about["keep_kernels"]:
+                cut_off(self.path, len(self.rows))
+        except BaseException:
+            self._lines.close()
+            raise
 
-    def _resumed(self, about: Mapping[str, Any], resume: bool) -> dict[str, Any]:
+    def _resumed(self, old: dict[str, Any], about: Mapping[str, Any], resume: bool) -> dict[str, Any]:
         """What ``run.json`` says of a run that goes on.
 
         Raises:
@@ -100,10 +127,6 @@ class RunFolder:
         """
         if not resume:
             raise FileExistsError(f"{self._argument} already holds a run; name another folder, or delete this one.")
-        try:
-            old = json.loads((self.path / RUN).read_text())
-        except ValueError as error:
-            raise ValueError(f"{self._argument} holds a damaged {RUN}: {error}.") from error
         for name in ("probe", "targets", *_SHOWN):
             there, now = old.get(name), json.loads(json.dumps(about[name]))
             if there != now:
@@ -113,66 +136,92 @@ class RunFolder:
                 )
         again = {name: about[name] for name in ("created", "versions", "schedule", "config")}
         again["step"] = self.rows[-1]["step"]
-        return {**old, "resumed": [*old.get("resumed", []), again]}
+        # Version 0.1.0 wrote lines without checksums.
+        checked = {FIRST_CHECKED: old.get(FIRST_CHECKED, len(self.rows) + 1)}
+        return {**old, **checked, "resumed": [*old.get("resumed", []), again]}
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Writes ``run.json``."""
-        self.about = json.loads(json.dumps(about, default=str))
-        text = json.dumps(self.about, indent=2) + "\n"
-        replace_file(self.path / RUN, lambda file: file.write(text.encode()))
+        self.about = self._described(about)
+        self._write(RUN)
 
-    def append(self, row: Row) -> None:
-        """Adds a snapshot, safe on the disk when this returns; if the disk refuses it, a later call writes it too."""
-        self._unwritten.append(json.dumps(row) + "\n")
-        with self.warn_once():
-            self._lines.append("".join(self._unwritten))
-            self._unwritten.clear()
-
-    @contextmanager
-    def warn_once(self) -> Iterator[None]:
-        """Turns errors of the disk into one warning, so that training goes on."""
-        try:
-            yield
-        except OSError as error:
-            if not self._warned:
-                self.warn(
-                    f"{self._argument} can't be written: {error}; training goes on, and snapshots that are missing are "
-                    "written as soon as that is possible."
-                )
-            self._warned = True
+    def _described(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        text = json.dumps(about, default=str, indent=2) + "\n"
+        self._files[RUN] = lambda file: file.write(text.encode())
+        return json.loads(text)
 
     def save(self, name: str, **arrays: Any) -> bool:
         """Saves arrays as ``name``, whole or not at all; returns whether the disk took them."""
-        with self.warn_once():
-            replace_file(self.path / name, lambda file: np.savez(file, **arrays))
-            return True
-        return False
+        self._files[name] = lambda file: np.savez(file, **arrays)
+        self._is_next_ready = False
+        self._write(name)
+        return name not in self._files
+
+    def append(self, row: Row) -> None:
+        """Adds a snapshot, safe on the disk when this returns; if the disk refuses it, a later call writes it too."""
+        self._rows.append(row)
+        self._write(*self._files, with_lines=True)
 
     def next_becomes_last(self) -> None:
         """Makes the arrays that were saved as ``next.npz`` those of the last snapshot, once its line is written."""
-        with self.warn_once():
-            rename(self.path / NEXT, self.path / LAST)
+        self._is_next_ready = True
+        self._write()
 
-    def load(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays that were saved as ``name``.
+    def _write(self, *names: str, with_lines: bool = False) -> None:
+        """Writes what is not written yet; errors of the disk become one warning, so that training goes on.
 
-        Raises:
-            ValueError: the file is damaged or missing.
+        Args:
+            *names: the files to write.
+            with_lines: whether to write lines. They wait for the files without which nobody can read them.
         """
         try:
-            with (self.path / name).open("rb") as file, np.load(file, allow_pickle=False) as saved:
-                return dict(saved)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise ValueError(
-                f"{self._argument}: {name} is damaged or missing: {error}; name another folder."
-            ) from error
+            # By now another tracker may write here, if somebody has deleted the folder.
+            self._lines.open()
+            for name in sorted(names, key=(RUN, REFERENCE, NEXT).index):
+                self._replace(name)
+            while with_lines and not self._files.keys() - {NEXT} and (rows := self._rows[:_LINES_AT_ONCE]):
+                self._lines.append("".join(map(line_of, rows)))
+                del self._rows[: len(rows)]
+            if self._is_next_ready and not self._rows and NEXT not in self._files:
+                self._is_next_ready = False
+                rename(self.path / NEXT, self.path / LAST)
+        except OSError as error:
+            self._warn_once(error)
+
+    def _replace(self, name: str) -> None:
+        try:
+            replace_file(self.path / name, self._files[name])
+            del self._files[name]
+        except (OSError, ValueError) as error:
+            # NumPy may report as ValueError that it could not finish a file.
+            self._warn_once(error)
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._warned:
+            self.warn(
+                f"{self._argument} can't be written: {error}; training goes on, and snapshots that are missing are "
+                "written as soon as that is possible."
+            )
+        self._warned = True
+
+    def load(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays that were saved as ``name``; :func:`in_order` gives those of the layers by their names.
+
+        Raises:
+            ValueError: the file is damaged or missing; the message says why.
+        """
+        arrays = self._loaded.pop(name, None)
+        return read_arrays(self.path / name) if arrays is None else arrays
 
     def close(self) -> None:
-        """Closes the files, and lets others write."""
-        if self._unwritten:
-            self.warn(f"{self._argument} lacks {len(self._unwritten)} snapshots, which the tracker's history has.")
+        """Writes what is missing, closes the files, and lets others write."""
+        if self._rows or self._files:
+            self._write(*self._files, with_lines=True)
+        if self._rows:
+            self.warn(f"{self._argument} lacks {len(self._rows)} snapshots, which the tracker's history has.")
         self._lines.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _width(there: bool | None, now: bool) -> str:
@@ -189,6 +238,7 @@ def description(probe: PyTree, targets: np.ndarray, config: Mapping[str, Any] | 
         "versions": {"python": platform.python_version()} | versions,
         "probe": {"n": n, "sha256": fingerprint(probe, with_paths=False)},
         "targets": fingerprint(targets, with_paths=False) if targets.size else None,
+        FIRST_CHECKED: 1,
         **about,
         "config": dict(config or {}),
     }

@@ -12,7 +12,7 @@ from jax import Array
 from ._catalogue import CHOLESKY, ROTATION, SCALE, entry
 from ._features import FeatureGram
 from ._gram import Gram
-from ._powers import times_power_of_4
+from ._powers import exponent_of, largest, power_of_2, times_power_of_4
 from ._products import add_to_diagonal, diagonal, of_columns, product
 from ._targets import Classes, as_targets
 from ._to_grams import as_gram, on_device, one_program
@@ -125,6 +125,8 @@ def _log_marginal_likelihood(gram: Gram, targets: Array, nugget: Array) -> Float
 
     root, ridge, phi, exponent = _cholesky(gram, nugget)
     targets, columns = targets.astype(root.dtype), targets.shape[1]
+    size = exponent_of(largest(targets))
+    targets = targets * power_of_2(-size, targets.dtype)
     logs = 2 * jnp.sum(jnp.log(diagonal(root)))
     if phi is None:
         fit = jnp.sum(solve_triangular(root, targets, lower=True) ** 2)
@@ -134,7 +136,7 @@ def _log_marginal_likelihood(gram: Gram, targets: Array, nugget: Array) -> Float
         fit = jnp.sum(targets * (targets - product(phi, weights))) / ridge
     # The kernel was divided by 4^exponent, which adds to the logarithm of each of its N eigenvalues.
     logs += gram.n * math.log(4) * exponent.astype(root.dtype)
-    fit = times_power_of_4(fit, -exponent)
+    fit = times_power_of_4(fit, size - exponent)
     return -0.5 * (fit + columns * logs + gram.n * columns * math.log(2 * math.pi))
 
 

@@ -181,4 +181,4 @@ def _factor(a: Gram) -> Float[Array, "N R"]:
     if isinstance(a, FeatureGram):
         return a.features if a.narrow else jnp.linalg.qr(a.features.T, mode="r").T
     values, vectors = a.top_eigh(a.n)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))[None]

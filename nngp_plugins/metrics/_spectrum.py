@@ -54,14 +54,14 @@ def spectrum(
     rank = rank_bound(gram)
     if k is not None:
         _refuse_rank(k, rank)
-    return _top_eigh(gram, k or rank) if vectors else _eigenvalues(gram)[: k or rank]
+    return _top_eigh(gram, k or rank) if vectors else _eigenvalues(gram, k or rank)
 
 
-@one_program
-def _eigenvalues(a: Gram) -> Array:
+@partial(one_program, static_argnames="k")
+def _eigenvalues(a: Gram, k: int) -> Array:
     # In the units of all metrics, so that XLA computes eigenvalues once for all.
     unit, exponent = a.normalised()
-    return times_power_of_4(unit.eigvalsh()[::-1], exponent)
+    return times_power_of_4(unit.eigvalsh()[::-1][:k], exponent)
 
 
 @partial(one_program, static_argnames="k")

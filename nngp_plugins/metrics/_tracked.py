@@ -9,13 +9,15 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from ._catalogue import Entry, Metric, catalogue
 from ._dense import DenseGram
 from ._gram import Gram
 from ._targets import labels_of
-from ._velocity import Velocity
+from ._to_grams import on_device
+from ._velocity import Velocity, per_step
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def evaluate_layer(
     """
 
     def value(metric: Metric) -> Array:
-        return metric(gram, previous) / steps if isinstance(metric, Velocity) else metric(gram, reference)
+        if isinstance(metric, Velocity):
+            return per_step(jnp.asarray(metric(gram, previous)), on_device(steps))
+        return metric(gram, reference)
 
     return {name: value(metric) for name, metric in metrics.items()}
 

@@ -10,6 +10,7 @@ from jax import Array
 from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, Metric, entry
 from ._change import kernel_distance
 from ._gram import Gram
+from ._to_grams import on_device, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -47,7 +48,13 @@ def centered_kernel_velocity(a: Gram | Array, b: Gram | Array, steps: float | Ar
         >>> float(nngp.metrics.centered_kernel_velocity(kernel, 2 * kernel, steps=10))
         0.0
     """
-    return kernel_distance(a, b, center=True) / steps
+    return per_step(kernel_distance(a, b, center=True), on_device(steps))
+
+
+@one_program
+def per_step(distance: Array, steps: Array) -> Array:
+    """A distance, divided by the steps between two snapshots."""
+    return distance / steps.astype(distance.dtype)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._require import require
-from ..charts import plotly_figure, styled
+from ..charts import for_plotly, plotly_figure, styled
 from ..history import StoredRun, history_chart
 
 # The colours of the table name more layers than a legend can.
@@ -41,7 +41,8 @@ def heat_maps(run: StoredRun, at_most: int = 8) -> list[tuple[str, Any]]:
         step = run.before_steps[i]
         stacks = {_NO_REFERENCE if np.isnan(step) else f"step {step:.0f}": run.before}
         if run.after is not None:
-            stacks[f"step {run.history.steps[-1]}"] = run.after
+            # A disk that is full may have no room for the kernels of the last snapshot.
+            stacks[f"step {run.after_step}"] = run.after
         kernels = {}
         for title, stack in stacks.items():
             said = title == _NO_REFERENCE or np.isfinite(stack[i]).all()
@@ -62,7 +63,7 @@ def _heat_figure(kernels: dict[str, np.ndarray], labels: np.ndarray | None) -> A
     ticks: dict[str, Any] = {"showticklabels": False}
     if labels is not None:
         classes, starts, counts = np.unique(labels, return_index=True, return_counts=True)
-        ticks = {"tickvals": starts + (counts - 1) / 2, "ticktext": [str(c) for c in classes], "ticks": ""}
+        ticks = {"tickvals": starts + (counts - 1) / 2, "ticktext": [for_plotly(str(c)) for c in classes], "ticks": ""}
     figure.update_xaxes(constrain="domain", showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(autorange="reversed", constrain="domain", showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(scaleanchor="x", col=1)

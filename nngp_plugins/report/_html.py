@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .._durable import replace_file
 from .._require import require
 from ..charts import depth_colors
 from ..history import History, StoredRun, first_and_last, title_of
@@ -29,6 +30,8 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: ``run`` is not a run folder, or holds no snapshot.
+        ValueError: a file of the run folder is damaged; the message names it and says why.
+        OSError: the disk fails; a report of before stays as it was.
         ModuleNotFoundError: Plotly or Jinja2 is missing; the message names the extra to install.
 
     Example:
@@ -63,7 +66,8 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         plotly_version=plotly.__version__,
     )
     report = path / "report.html"
-    report.write_text(page, encoding="utf-8")
+    # Names from elsewhere may hold halves of characters, which have no bytes.
+    replace_file(report, lambda file: file.write(page.encode(errors="backslashreplace")))
     return report
 
 

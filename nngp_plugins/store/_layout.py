@@ -6,13 +6,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._durable import check_plain, read_plain
 from .._require import require
 
 JOB, LEDGER, GROUP = "job.json", "ledger.jsonl", "zarr.json"
@@ -107,10 +109,10 @@ def load_job(path: Path) -> dict[str, Any]:
     if not (path / JOB).is_file():
         raise FileNotFoundError(f"{path} holds no kernel (no {JOB}); write one with nngp.write_kernel.")
     try:
-        job = json.loads((path / JOB).read_text())
+        job = json.loads(read_plain(path / JOB))
         if not (job["made_of"].keys() and all(array.keys() for array in job["arrays"]) and job["arrays"]):
             raise ValueError("it says too little")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path / JOB} is damaged: {error!r}.") from error
     return job
 
@@ -147,28 +149,89 @@ def part(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
     )
 
 
+def parts(layout: Layout, keys: Sequence[Any]) -> Iterable[tuple[int, ...]]:
+    """The chunks that an index reads.
+
+    Args:
+        layout: the array.
+        keys: for each axis an int, a slice with a start and a stop, or an array of ints; arrays go together.
+    """
+    axes = list(zip(keys, layout.chunk, strict=True))
+    alone = product(*(_places(key, size) for key, size in axes if not isinstance(key, np.ndarray)))
+    if not (arrays := [key // size for key, size in axes if isinstance(key, np.ndarray)]):
+        return alone
+    together = set(zip(*(array.ravel().tolist() for array in np.broadcast_arrays(*arrays)), strict=True))
+    chunks = []
+    for one, other in product(alone, together):
+        ones, others = iter(one), iter(other)
+        chunks.append(tuple(next(others if isinstance(key, np.ndarray) else ones) for key in keys))
+    return chunks
+
+
+def _places(key: Any, size: int) -> Iterable[int]:
+    if not isinstance(key, slice):
+        return (key // size,)
+    rows = range(key.start, key.stop, key.step)
+    if not rows or abs(rows.step) <= size:
+        ends = sorted((rows[0] // size, rows[-1] // size)) if rows else (0, -1)
+        return range(ends[0], ends[1] + 1)
+    return dict.fromkeys(row // size for row in rows)
+
+
 def reason(error: Exception) -> str:
     """What TensorStore says of an error, without the description of the array that it adds."""
     return re.sub(r" \[tensorstore_spec='.*?'\](?= \[|$)", "", str(error))
 
 
-def checksum_of(file: Path, size: int) -> str:
+def checksum_of(file: str | Path, size: int) -> str:
     """The CRC-32C at the end of a tile's file; a file of another size gives a different text."""
-    with file.open("rb") as opened:
-        opened.seek(size - 4)
-        return opened.read().hex()
+    opened = os.open(file, os.O_RDONLY)
+    try:
+        # One byte more, because a longer file is another one.
+        return os.pread(opened, 5, size - 4).hex()
+    finally:
+        os.close(opened)
 
 
 def checked(path: Path) -> Path:
-    """The folder of a store, after a check that no symbolic link leads out of it."""
+    """The folder of a store, after a check that it holds no link out of it, and no file that one would wait for.
+
+    Raises:
+        ValueError: it does.
+    """
     if path.is_symlink():
         raise ValueError(f"{path} is a symbolic link; pass the folder that it leads to, {path.resolve()}.")
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            if os.path.islink(os.path.join(folder, name)):
-                raise ValueError(f"{os.path.join(folder, name)} is a symbolic link, which a store has none of.")
+    if path.is_dir():
+        check_plain(path, "a store")
     # TensorStore does not take a path with "..".
     return path.resolve()
+
+
+def group_of(layouts: Sequence[Layout]) -> dict[str, Any]:
+    """The metadata of the group; zarr and xarray first look for those of all arrays there."""
+    arrays = {layout.component: layout.zarr() for layout in layouts}
+    inline = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    return json.loads(
+        json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": inline})
+    )
+
+
+def check_group(path: Path, layouts: Sequence[Layout]) -> None:
+    """Compares the metadata of the group with the arrays; a job that was killed early has none yet.
+
+    Raises:
+        ValueError: they are damaged, or of other arrays.
+    """
+    file = path / GROUP
+    if not file.exists():
+        return
+    try:
+        group = json.loads(read_plain(file))
+        is_right = {**group, "attributes": {}} == group_of(layouts)
+    except (ValueError, TypeError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise ValueError(f"{file} is damaged or of other arrays; delete it and run write_kernel again.")
 
 
 def _tuple(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .._durable import AppendedLines
@@ -19,12 +19,17 @@ class Ledger:
     A line is ``[sum, [array, *chunk], checksum]``; ``sum`` is the CRC-32 of the rest. A last line without its end was
     torn when the process died, and its tile counts as not written.
 
+    Args:
+        path: the file.
+        grids: the number of tiles along each axis, of each array.
+        argument: how the user passed the store, for messages.
+
     Attributes:
         tiles: the checksum of each tile.
     """
 
-    def __init__(self, path: Path):
-        self._lines = AppendedLines(path)
+    def __init__(self, path: Path, grids: Sequence[tuple[int, ...]], argument: str = ""):
+        self._lines, self._grids = AppendedLines(path, argument), grids
         self.tiles: dict[Chunk, str] = {}
         for number, line in enumerate(self._lines.take_lines(), 1):
             self.tiles.update([self._parse(line, number)])
@@ -33,14 +38,27 @@ class Ledger:
         try:
             said, chunk, checksum = json.loads(line)
             tile = tuple(int(place) for place in chunk), str(checksum)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             said = tile = None
-        if tile is None or said != _sum(*tile):
+        if tile is None or said != _sum(*tile) or not self._is_there(tile[0]):
             raise ValueError(
                 f"{self._lines.path} is damaged in line {number}, so what it lists can't be trusted; delete it, and "
                 "run write_kernel again to compute all tiles anew."
             )
         return tile
+
+    def _is_there(self, chunk: Chunk) -> bool:
+        """Whether the store has a tile in this place."""
+        grid = self._grids[chunk[0]] if chunk and 0 <= chunk[0] < len(self._grids) else ()
+        return len(chunk) == 1 + len(grid) and all(0 <= i < n for i, n in zip(chunk[1:], grid, strict=True))
+
+    def open(self) -> None:
+        """Refuses other writers, also those that come after somebody has deleted the lock of the folder.
+
+        Raises:
+            OSError: one of them is there, or the disk fails.
+        """
+        self._lines.open()
 
     def append(self, tiles: Iterable[tuple[Chunk, str]]) -> None:
         """Adds tiles that are safe on the disk; the ledger itself is safe there when this returns."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ._layout import LEDGER, Layout, checked, checksum_of, load_layouts, part, reason
-from ._ledger import Ledger
+from ._layout import LEDGER, Layout, check_group, checked, checksum_of, load_layouts, part, parts, reason
+from ._ledger import Chunk, Ledger
 
 
 class KernelStore:
@@ -28,8 +28,11 @@ class KernelStore:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = checked(Path(path))
         self._layouts = load_layouts(self.path)
-        self._tiles = Ledger(self.path / LEDGER).tiles
-        self.arrays = {layout.name: StoredKernel(self, layout) for layout in self._layouts}
+        check_group(self.path, self._layouts)
+        self._tiles = Ledger(self.path / LEDGER, [layout.grid for layout in self._layouts]).tiles
+        self.arrays = {
+            layout.name: StoredKernel(self, i, layout, self._tiles) for i, layout in enumerate(self._layouts)
+        }
 
     @property
     def fraction(self) -> float:
@@ -89,13 +92,17 @@ class KernelStore:
             )
 
     def _damaged(self) -> Iterator[Path]:
-        reads: deque[tuple[Path, str, int, Any]] = deque()
+        reads: deque[tuple[Path, Any]] = deque()
         for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
             for chunk in product(*map(range, layout.grid)):
                 checksum = self._tiles.get((self._layouts.index(layout), *chunk))
-                if checksum is not None:
-                    read = array[part(layout, chunk)].read()
-                    reads.append((layout.file(self.path, chunk), checksum, layout.chunk_bytes, read))
+                if checksum is None:
+                    continue
+                file = layout.file(self.path, chunk)
+                if _is_other(file, layout.chunk_bytes, checksum):
+                    yield file
+                    continue
+                reads.append((file, array[part(layout, chunk)].read()))
                 if len(reads) > 4:
                     yield from _bad(*reads.popleft())
         for read in reads:
@@ -110,8 +117,10 @@ class StoredKernel:
         dtype: the dtype of the kernel.
     """
 
-    def __init__(self, store: KernelStore, layout: Layout):
-        self._store, self._layout = store, layout
+    def __init__(self, store: KernelStore, index: int, layout: Layout, tiles: Mapping[Chunk, str]):
+        self._store, self._index, self._layout, self._tiles = store, index, layout, tiles
+        # The tiles that somebody has read.
+        self._read: set[tuple[int, ...]] = set()
         self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
 
     def __getitem__(self, key: Any) -> np.ndarray:
@@ -127,12 +136,33 @@ class StoredKernel:
                 "write_kernel again with the same arguments to finish it."
             )
         try:
-            return np.asarray(self._layout.open(self._store.path)[_positive(key, self.shape)].read().result())
-        except ValueError as error:
+            keys = _positive(key, self.shape)
+            array = self._layout.open(self._store.path)[keys]
+            # This comes first, because TensorStore takes the memory that the description asks for.
+            if len(self._read) < self._layout.tiles:
+                self._compare(parts(self._layout, keys))
+            return np.asarray(array.read().result())
+        except (ValueError, FileNotFoundError) as error:
             raise ValueError(
                 f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
                 "what to delete and compute again."
             ) from error
+
+    def _compare(self, chunks: Iterable[tuple[int, ...]]) -> None:
+        """Compares the checksum of each tile that is read for the first time with that of the ledger.
+
+        TensorStore compares the numbers with the checksum in the same file, which may be that of another tile.
+
+        Raises:
+            ValueError: a tile is whole, but is not the one that was written there.
+        """
+        folder = os.path.join(self._store.path, self._layout.component, "c")
+        for chunk in chunks:
+            if chunk not in self._read:
+                file = os.path.join(folder, *map(str, chunk))
+                if checksum_of(file, self._layout.chunk_bytes) != self._tiles[self._index, *chunk]:
+                    raise ValueError(f"{file} is not the tile that was written there")
+                self._read.add(chunk)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[...].astype(dtype or self.dtype, copy=False)
@@ -160,15 +190,20 @@ def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
     return KernelStore(path)
 
 
-def _bad(file: Path, checksum: str, size: int, read: Any) -> Iterator[Path]:
+def _is_other(file: Path, size: int, checksum: str) -> bool:
+    """Whether a tile is missing, has another size, or is not the one that was written there."""
+    try:
+        return checksum_of(file, size) != checksum
+    except OSError:
+        return True
+
+
+def _bad(file: Path, read: Any) -> Iterator[Path]:
     try:
         # TensorStore checks the numbers against the checksum at the end of the file.
         read.result()
-        if checksum_of(file, size) == checksum:
-            return
     except (ValueError, OSError):
-        pass
-    yield file
+        yield file
 
 
 def _positive(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
-from .._durable import LOCK, NEW, FolderLock, fingerprint, replace_file
+from .._durable import LOCK, NEW, FolderLock, replace_file
+from .._fingerprint import fingerprint
 from .._tables import human
 from ..engine import KernelPlan
-from ._layout import GROUP, JOB, LEDGER, Layout, checked, describe_layouts, load_job
+from ._layout import GROUP, JOB, LEDGER, Layout, check_group, checked, describe_layouts, group_of, load_job
 from ._ledger import Ledger
 
 
@@ -60,20 +61,25 @@ def prepare(root: Path, made_of: Mapping[str, Any], layouts: Sequence[Layout]) -
     job = json.loads(json.dumps({"made_of": dict(made_of), "arrays": describe_layouts(layouts)}))
     if (root / JOB).exists():
         _compare(root, load_job(root), job)
+        check_group(root, layouts)
+    ledger = Ledger(root / LEDGER, [layout.grid for layout in layouts], f"path={str(root)!r}")
+    try:
+        if (root / LEDGER).exists():
+            ledger.open()
         # TensorStore leaves lock files behind when it is killed as it writes.
         for left_over in root.rglob("*.__lock"):
             left_over.unlink()
-    ledger = Ledger(root / LEDGER)
-    for array, *chunk in list(ledger.tiles):
-        # A user deletes the file of a damaged tile, so that it is computed again.
-        if not layouts[array].file(root, chunk).exists():
-            del ledger.tiles[array, *chunk]
-    _check_disk(root, ledger, layouts)
-    _write_once(root / JOB, job)
-    # zarr and xarray first look for the metadata of all arrays in one place.
-    arrays = {"kind": "inline", "must_understand": False, "metadata": {a.component: a.zarr() for a in layouts}}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {}, "consolidated_metadata": arrays}
-    _write_once(root / GROUP, group)
+        for array, *chunk in list(ledger.tiles):
+            # A user deletes the file of a damaged tile, so that it is computed again.
+            if not layouts[array].file(root, chunk).exists():
+                del ledger.tiles[array, *chunk]
+        _check_disk(root, ledger, layouts)
+        _write_once(root / JOB, job)
+        _write_once(root / GROUP, group_of(layouts))
+        ledger.open()
+    except BaseException:
+        ledger.close()
+        raise
     return ledger
 
 
@@ -115,11 +121,22 @@ def _write_once(path: Path, content: Mapping[str, Any]) -> None:
         replace_file(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
 
 
+def _fingerprint_of(name: str, value: Any) -> str:
+    try:
+        return fingerprint(value, with_paths=True)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: {error}, so that a stored kernel could be that of another one; pass a function that is defined "
+            "by name at the top of a module, functools.partial of such a function, or an object whose repr says all. "
+            "A converted model, such as nngp.from_equinox(model), takes params without its functions."
+        ) from error
+
+
 def ingredients(plan: KernelPlan, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the bytes of a kernel: fingerprints of the inputs, and the settings as they are."""
     device = jax.devices()[0]
     return {
-        **{name: f"sha256:{fingerprint(value, with_paths=True)}" for name, value in inputs.items()},
+        **{name: f"sha256:{_fingerprint_of(name, value)}" for name, value in inputs.items()},
         **{name: str(value) for name, value in settings.items()},
         "tile_size": plan.tile_rows,
         "batch_size": plan.batch_rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,8 +109,7 @@ def write_kernel(
     made_from = {"x1": x1, "x2": x2, "params": params}
     made_from.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
     made_of = ingredients(plan, made_from, _settings(kernel_fn.kernel_fn, plan, source1.outputs))
-    with locked(Path(path), resume=resume) as root:
-        ledger = prepare(root, made_of, layouts)
+    with locked(Path(path), resume=resume) as root, closing(prepare(root, made_of, layouts)) as ledger:
         if len(ledger.tiles) < sum(layout.tiles for layout in layouts):
             with StoreWriter(root, plan, layouts, ledger) as writer, show_progress(plan, progress) as on_progress:
                 first = RefuseNonFinite("x1", source1)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers.arrays import gram
+from helpers.arrays import gram, normal
 from helpers.jaxprs import equations
 
 import nngp_plugins as nngp
@@ -126,3 +126,31 @@ def test_what_leaves_the_scan_is_kernels(twins):
     # nnx.scan also returns the parameters, of which none has an axis of this size.
     stacked = [v.aval.shape for v in scan.outvars if v.aval.shape[:1] == (DEPTH,) and N in v.aval.shape]
     assert stacked == [(DEPTH, N, N)]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_steps_of_very_different_sizes(size):
+    """Signals that grow over time: each step has a product of its own size, and the mean over the steps is right."""
+    x, powers = normal(0, 6, 8), size * 10.0 ** np.arange(-6, 7, 3)
+
+    def f(w, x):
+        def step(carry, power):
+            return carry, nngp.tag("h", jax.nn.relu(x @ w) * power)
+
+        return jax.lax.scan(step, None, powers.astype(np.float32))[1].mean()
+
+    layers, w = nngp.from_callable(f).layers("h"), normal(1, 8, 8)
+    y = np.maximum(x.astype(float) @ w, 0)
+    expected = sum(power**2 * y @ y.T for power in powers) / 8 / len(powers)
+
+    def assert_expected(gram):
+        kernel = np.asarray(nngp.metrics.undivided(np.asarray(gram.matrix), gram.exponent))
+        np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+    assert_expected(nngp.gram(layers, x, w)["h"])
+    with nngp.KernelTracker(layers, x) as tracker:
+        tracker(0, w)
+    assert tracker.history.layers == ["h"]
+    ratio = np.trace(expected) ** 2 / np.sum(expected**2)
+    assert tracker.history.metric("participation_ratio")[0, 0] == pytest.approx(ratio, rel=1e-4)
+    assert tracker.history.metric("scale")[0, 0] == pytest.approx(np.trace(expected) / 6, rel=1e-4)

@@ -24,7 +24,7 @@ class LinenNet(nn.Module):
         cond, case, loop = nn.Dense(3, name="cond"), nn.Dense(3, name="case"), nn.Dense(3, name="loop")
         if self.is_initializing():
             return nn.Dense(2, name="head")(cond(case(loop(x))))
-        x = nn.cond(x.sum() > 0, lambda net, x: cond(x), lambda net, x: x, self, x)
+        x = nn.cond(x.sum() > -1e6, lambda net, x: cond(x), lambda net, x: x, self, x)
         x = nn.switch(x.shape[0] % 2, [lambda net, x: case(x), lambda net, x: x], self, x)
 
         def body(net, carry):
@@ -39,8 +39,8 @@ class NNXNet(nnx.Module):
         self.cond, self.case, self.loop, self.head = (nnx.Linear(3, 3, rngs=rngs) for _ in range(4))
 
     def __call__(self, x):
-        x = nnx.cond(x.sum() > 0, lambda layer, x: layer(x), lambda layer, x: x, self.cond, x)
-        x = nnx.switch(jnp.int32(x.sum() > 1), [lambda layer, x: layer(x), lambda layer, x: x], self.case, x)
+        x = nnx.cond(x.sum() > -1e6, lambda layer, x: layer(x), lambda layer, x: x, self.cond, x)
+        x = nnx.switch(jnp.int32(x.sum() > -1e6), [lambda layer, x: layer(x), lambda layer, x: x], self.case, x)
         return self.head(jax.lax.while_loop(lambda c: c[1] < 2, lambda c: (self.loop(c[0]), c[1] + 1), (x, 0))[0])
 
 
@@ -48,8 +48,8 @@ def haiku_net(x):
     cond, case, loop = hk.Linear(3, name="cond"), hk.Linear(3, name="case"), hk.Linear(3, name="loop")
     if hk.running_init():
         return hk.Linear(2, name="head")(cond(case(loop(x))))
-    x = hk.cond(x.sum() > 0, cond, lambda x: x, x)
-    x = hk.switch(jnp.int32(x.sum() > 1), [case, lambda x: x], x)
+    x = hk.cond(x.sum() > -1e6, cond, lambda x: x, x)
+    x = hk.switch(jnp.int32(x.sum() > -1e6), [case, lambda x: x], x)
     x, _ = hk.while_loop(lambda c: c[1] < 2, lambda c: (loop(c[0]), c[1] + 1), (x, 0))
     return hk.Linear(2, name="head")(x)
 

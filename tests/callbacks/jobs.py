@@ -4,7 +4,6 @@ import os
 import time
 from pathlib import Path
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,7 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
-LOADED = filelock, tensorstore  # which a tracker would import
+LOADED = tensorstore  # which a tracker would import
 STEPS, CHECKPOINT = 80, 6
 OPENS = 25  # the step up to which a layer is zero
 SCHEDULE = nngp.log_spaced(6) | nngp.every(3)

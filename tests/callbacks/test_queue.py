@@ -16,7 +16,7 @@ import pytest
 import nngp_plugins as nngp
 
 PROBE = jax.random.normal(jax.random.key(1), (8, 3))
-SNAPSHOT = 2 * 8 * 8 * 4  # bytes of the products of both layers
+SNAPSHOT = 2 * (8 * 8 + 1) * 4  # bytes of the products of both layers, and of their exponents
 PATIENCE = 60  # seconds until a test fails that would wait for ever
 
 
@@ -174,13 +174,13 @@ def test_an_error_of_a_metric_is_raised_later_and_the_other_rows_are_there(later
     assert [row["step"] for row in seen.history.rows] == [0]
 
 
-def test_a_measurement_is_one_array_of_all_layers():
+def test_a_measurement_is_one_array_of_all_layers_and_one_of_exponents():
     measurement = tracker(Held()).measurement
     measured = measurement(jnp.float32(2), None, on_shape=lambda products: None)
-    assert [leaf.shape for leaf in jax.tree.leaves(measured)] == [(2, 8, 8)]
+    assert [leaf.shape for leaf in jax.tree.leaves(measured)] == [(2, 8, 8), (2,)]
     from_first = np.asarray(PROBE).copy()
     from_first[1:] -= from_first[0]
-    np.testing.assert_allclose(measured.products[0], 4 * from_first @ from_first.T / 3, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(measured.products.matrix[0], 4 * from_first @ from_first.T / 3, rtol=1e-5, atol=1e-6)
 
 
 def test_the_device_holds_no_snapshot_that_waits(held):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.lines import write_lines
 from rich.console import Console
 
 import nngp_plugins as nngp
@@ -217,7 +218,7 @@ def test_diverged(tmp_path, folders):
     bad = train(tmp_path / "bad", ["b", "y"], 2)
     rows = [json.loads(line) for line in (bad / "metrics.jsonl").read_text().splitlines()]
     rows[2] |= {"diverged": ["y"], "kernel/y/cka": NAN}
-    (bad / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(bad, rows)
     both = compare([folders[0], bad])
     assert list(lines(both.plot())) == ["small", "bad (diverged at step 4)"]
     assert np.isnan(lines(both.plot())["bad (diverged at step 4)"][1]).tolist() == [False, False, True, False]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.lines import write_lines
 from rich.console import Console
 
 import nngp_plugins as nngp
@@ -130,6 +131,39 @@ def test_rows_that_lack_a_number():
     assert "–" in text
     late = nngp.History({"step": i, "seconds": 0.0, "kernel/a/rank": rank} for i, rank in enumerate((NAN, 2.0, 3.0)))
     assert shown(late.table()).split()[-2:] == ["a", "3.00"]
+
+
+class Growing(list):
+    """Rows to which a tracker adds one each time that they are read."""
+
+    def __iter__(self):
+        step = len(self)
+        self.append({"step": step, "seconds": 0.0, "loss": 1.0, "kernel/a/cka": 1.0, f"kernel/b{step}/rank": 2.0})
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda history: history.to_pandas(),
+        lambda history: history.to_xarray(),
+        lambda history: history.plot("cka"),
+        lambda history: history.table(),
+        lambda history: repr(history),
+        lambda history: history.metric("rank"),
+    ],
+    ids=["to_pandas", "to_xarray", "plot", "table", "repr", "metric"],
+)
+def test_reading_while_a_tracker_adds_snapshots(read):
+    """Everything is of the snapshots at one moment."""
+    pytest.importorskip("xarray")
+    history = nngp.History()
+    history.rows = Growing()
+    for step in range(3):
+        history.rows.append({"step": step, "seconds": 0.0, "kernel/a/cka": 1.0, "kernel/c/rank": 2.0})
+    before = len(history.rows)
+    read(history)
+    assert len(history.rows) == before + 1
 
 
 def test_an_empty_history():
@@ -411,17 +445,17 @@ def test_report_tells_divergence(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for row in lines:
         row.pop("diverged", None)
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    write_lines(tmp_path, lines)
     assert 'role="alert"' not in nngp.write_report(tmp_path).read_text()
     lines[-2]["diverged"], lines[-1]["diverged"] = ["<head>", "tail"], ["stem", "<head>", "tail"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    write_lines(tmp_path, lines)
     page = nngp.write_report(tmp_path).read_text().split("</head>")[1]
     assert '<p class="alarm" role="alert">' in page
     assert page.count('"text":"step 2: not finite"') == 2  # the heat maps of <head> and tail
     assert "<strong>Diverged at step 1:</strong> the kernels of &lt;head&gt; and tail are not finite." in page
     assert "A dotted line says where the run diverged." in page
     lines[-2]["diverged"] = [f"layer_{i}" for i in range(9)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    write_lines(tmp_path, lines)
     page = nngp.write_report(tmp_path).read_text()
     assert "the kernels of layer_0, layer_1, layer_2, layer_3, layer_4, layer_5 and 3 more are not finite." in page
 
@@ -433,7 +467,7 @@ def test_report_shows_the_last_velocity_alone(tmp_path):
         tracker(0, jnp.eye(4))
     values = [{"kernel/a/kernel_velocity": value} for value in (NAN, 0.25, 0.125)]
     told = [{"step": i, "seconds": 0.0} | value for i, value in enumerate(values)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    write_lines(tmp_path, told)
     page = nngp.write_report(tmp_path).read_text().split("</head>")[1]
     assert "<td>0.125</td>" in page
     assert "<h3>Kernel velocity, per step</h3>" in page

@@ -1,13 +1,12 @@
 """What tests/forks.py runs for the tests of the store: writers of kernels."""
 
-import filelock
 import jax.numpy as jnp
 import tensorstore
 from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
-LOADED = filelock, tensorstore  # which a writer would import
+LOADED = tensorstore  # which a writer would import
 
 
 def one(params, x):

@@ -1,7 +1,9 @@
 """Files that are damaged after they were written are noticed and named, and can be computed again."""
 
+import json
 import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -79,6 +81,50 @@ def test_a_valid_tile_in_the_place_of_another(written, finished):
     repair(written, finished, written.tile(1, 1))
 
 
+def test_it_is_not_read_as_numbers(written, small):
+    """The place of each tile is compared when it is read for the first time, whatever reads it."""
+    good = written.open()[...]
+    shutil.copy(written.tile(0, 0), written.tile(1, 1))
+    told = rf"kernel 'kernel' of .* is damaged: {written.tile(1, 1)} is not the tile that was written there; store\.ver"
+    for key in (..., 5, (5, 5), (slice(None), -6), ([1, 6], [2, 7]), (slice(7, 3, -2), 4), [4], np.arange(10) == 5):
+        with pytest.raises(ValueError, match=told):
+            written.open()[key]
+    with pytest.raises(ValueError, match=told):
+        written.write()[...]
+    store = written.open()
+    for key in (slice(4), (slice(4, 8), [0, 9]), ([1, 6], [2, 1]), (slice(8, None), slice(4, 8)), (slice(5, 5), 5)):
+        np.testing.assert_array_equal(store[key], good[key])
+    with pytest.raises(ValueError, match=told):
+        store[4:8]
+
+
+def test_a_description_that_is_larger_than_its_tiles(written):
+    """Nothing takes the memory that a prepared store says it needs."""
+    large = [10**6, 10**6]
+    job = json.loads(written.job.read_text())
+    job["arrays"][0].update(shape=large, chunk=large)
+    written.job.write_text(json.dumps(job))
+    meta = json.loads((written.path / "kernel/zarr.json").read_text())
+    meta["shape"] = meta["chunk_grid"]["configuration"]["chunk_shape"] = large
+    (written.path / "kernel/zarr.json").write_text(json.dumps(meta))
+    (written.path / "zarr.json").unlink()
+    written.ledger.write_bytes(written.ledger.read_bytes().splitlines(keepends=True)[0])
+    store = nngp.open_kernel(written.path)
+    assert store.complete
+    with pytest.raises(ValueError, match=r"kernel/c/0/0 is not the tile that was written there"):
+        store[...]
+    with pytest.raises(ValueError, match="1 of 1 tiles are damaged"):
+        store.verify()
+
+
+def test_a_tile_of_an_older_kernel(written, small):
+    other = written.path.with_name("other")
+    small.write(path=other, params=2 * small.params)
+    shutil.copy(other / "kernel/c/2/0", written.tile(2, 0))
+    with pytest.raises(ValueError, match=r"kernel/c/2/0 is not the tile that was written there"):
+        written.open()[9, 1]
+
+
 def test_all_damaged_tiles_are_counted(small):
     small.write(tile_size=2)
     files = sorted(small.tile().rglob("*/*"))
@@ -127,6 +173,37 @@ def test_the_shape_of_an_array(written):
         written.open()[0, 0]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"\xff", b"[" * 100_000], ids=lambda content: repr(content[:4])
+)
+def test_the_description_of_the_group(written, finished, content):
+    file = written.path / "zarr.json"
+    file.write_bytes(content)
+    for use in (written.open, written.write):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(file))} is damaged or of other arrays; delete it and run"
+        ):
+            use()
+    file.unlink()
+    assert written.open().complete
+    repair(written, finished)
+
+
+def test_the_group_of_another_kernel(written, small):
+    other = written.path.with_name("other")
+    small.write(x1=small.x1[:9], path=other)
+    shutil.copy(other / "zarr.json", written.path / "zarr.json")
+    with pytest.raises(ValueError, match=r"zarr\.json is damaged or of other arrays"):
+        written.open()
+
+
+def test_attributes_of_the_user_in_the_group(written):
+    file = written.path / "zarr.json"
+    group = json.loads(file.read_text())
+    file.write_text(json.dumps({**group, "attributes": {"mine": 1}}))
+    assert written.open().complete
+
+
 def test_every_cut_of_the_job(written, finished):
     whole = written.job.read_bytes()
     for size in range(0, len(whole) - 1, 7):
@@ -156,6 +233,19 @@ def test_every_byte_of_a_line_of_the_ledger(written, line):
                     nngp.open_kernel(written.path)
     with pytest.raises(ValueError, match=message):
         written.write()
+
+
+@pytest.mark.parametrize(
+    "chunk", [(0, 0, 3), (0, -1, 0), (1, 0, 0), (-1, 0, 0), (0, 0), (0, 0, 0, 0), (), (10**30, 0, 0)]
+)
+def test_a_line_of_a_tile_that_is_not_there(written, chunk):
+    rest = [list(chunk), "00000000"]
+    line = json.dumps([zlib.crc32(json.dumps(rest).encode()), *rest]).encode() + b"\n"
+    with written.ledger.open("ab") as file:
+        file.write(line)
+    for use in (written.open, written.write):
+        with pytest.raises(ValueError, match=r"ledger\.jsonl is damaged in line 10, so what it lists can't be trusted"):
+            use()
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b"1", b'[1, 2, "3"]', b'[1, [0, 0, 0], "00000000"]'], ids=repr)

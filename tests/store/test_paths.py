@@ -1,6 +1,7 @@
 """Links, and names that lead or might lead outside of a store."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -27,6 +28,17 @@ def test_links_beside_a_kernel(written, tmp_path, name):
     move_and_link(written.path / name, tmp_path / "outside")
     for use in (written.open, written.write):
         with pytest.raises(ValueError, match=rf"^{written.path / name} is a symbolic link, which a store has none of"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "job.json", "zarr.json", ".lock", "kernel/zarr.json", "kernel/c/1/2"])
+def test_pipes_are_not_waited_for(written, name):
+    (written.path / name).unlink(missing_ok=True)
+    os.mkfifo(written.path / name)
+    for use in (written.open, written.write):
+        with pytest.raises(
+            ValueError, match=rf"^{written.path / name} is not a regular file, and a store has no others"
+        ):
             use()
 
 
@@ -97,3 +109,21 @@ def test_a_folder_that_is_taken_by_the_name_of_another_output(small):
     store.verify()
     np.testing.assert_allclose(store["a/b"][...], small.x1[:, :1] * small.x1[:, 0], rtol=1e-6)
     assert len([path for path in small.path.iterdir() if path.is_dir()]) == 3
+
+
+def test_names_longer_than_a_file_name(small):
+    """Cross terms have names twice as long."""
+    names = ["layer/" * 50 + "a", "layer/" * 50 + "b", "LAYER/" * 50 + "a", "x" * 255, "x" * 256]
+    factors = dict(zip(names, (1, 2, 3, 4, 5), strict=True))
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: {name: x * factors[name] for name in names}, cross_terms=True)
+    store = small.write(kernel_fn=kernel_fn)
+    kernel = small.x1.astype(np.float64) @ small.x1.T / 5
+    for one in names:
+        for other in names:
+            expected = factors[one] * factors[other] * kernel
+            np.testing.assert_allclose(store[f"{one}--{other}"][...], expected, rtol=0, atol=1e-4)
+    folders = [path.name for path in small.path.iterdir() if path.is_dir()]
+    assert len({folder.lower() for folder in folders}) == len(folders) == 25
+    assert max(map(len, folders)) <= 255
+    small.tile(0, 0, name=folders[3]).unlink()
+    small.write(kernel_fn=kernel_fn).verify()

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ...charts import short, spaced, sparkline
+from ...charts import printable, short, spaced, sparkline
 
 METRICS = ("cka", "relative_change", "effective_rank", "scale")
 ROWS = 20
@@ -80,6 +80,8 @@ class Console:
         self._step, self._scalars, kernels = step, {}, []
         self._first = step if self._first is None else self._first
         for name, value in scalars.items():
+            # A terminal would obey the control characters of a name.
+            name = printable(name)
             if (match := _NAME.fullmatch(name)) is None:
                 self._scalars[name] = value
                 continue

@@ -1,0 +1,118 @@
+"""Finite outputs whose products leave the range of the kernel's dtype: an error that names the output and examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.arrays import assert_close, gram, normal
+
+import nngp_plugins as nngp
+
+X, W = normal(0, 11, 4), normal(1, 4, 3)
+FIRST = 6  # the only example whose outputs are large
+# Its kernel with itself is then 1.6e38, before it is divided by the width; that of float32 is 3.4e38 at most.
+FITS = np.sqrt(1.6e38 / np.sum((X[FIRST].astype(float) @ W) ** 2))
+WAYS = {
+    "in one piece": {},
+    "in host memory": {"store_on_device": False},
+    "in tiles": {"store_on_device": False, "tile_size": 3},
+    "in blocks": {"memory_budget": 600, "tile_size": 3},
+    "in blocks, in host memory": {"memory_budget": 600, "tile_size": 3, "store_on_device": False},
+}
+
+
+def f(size):
+    def f(params, x):
+        y = x @ params
+        is_large = jnp.isclose(x[:, :1], X[FIRST, 0])
+        return {"small": y, "large": jnp.where(is_large, size, 1.0) * y}
+
+    return f
+
+
+def batched(size, batch_size=4, trace_axes=(-1,), cross_terms=False, **options):
+    kernel_fn = nngp.empirical_nngp_fn(f(size), trace_axes, cross_terms=cross_terms)
+    return nngp.batch(kernel_fn, batch_size, **options)
+
+
+@pytest.mark.parametrize("way", WAYS)
+class TestBatch:
+    def test_of_an_example_with_itself(self, way):
+        told = (
+            f"the kernel of output 'large' overflows float32 at x1 example {FIRST}, x2 example {FIRST}, although its "
+            "outputs are finite: their products are too large. Divide the outputs by a number"
+        )
+        with pytest.raises(ValueError, match=told):
+            batched(1e22, **WAYS[way])(X, None, W)
+
+    def test_of_an_example_of_one_side(self, way):
+        kernel_fn = batched(1e22, **WAYS[way])
+        with pytest.raises(ValueError, match=f"overflows float32 at x1 example {FIRST}, x2 example 1, although"):
+            kernel_fn(X, X[FIRST - 1 : FIRST + 3], W)
+        # Products with small outputs of the other side fit.
+        y = np.asarray(f(1e22)(W, X)["large"])
+        assert_close(np.asarray(kernel_fn(X, X[:FIRST], W)["large"]), gram(y, y[:FIRST]))
+
+    def test_large_outputs_whose_products_fit(self, way):
+        """The bound of the products is passed, and no product is."""
+        y = np.asarray(f(FITS)(W, X)["large"], float)
+        assert 2 * 3 * np.abs(y).max() ** 2 > 3.4e38 > 2 * np.max(np.sum(y**2, axis=1))
+        assert_close(jax.device_get(batched(FITS, **WAYS[way])(X, None, W))["large"], gram(y))
+
+    def test_outputs_that_are_not_finite_are_no_overflow(self, way):
+        for bad in (np.nan, np.inf):
+            kernel = np.asarray(batched(bad, **WAYS[way])(X, None, W)["large"])
+            assert not np.isfinite(kernel[FIRST]).any()
+            assert np.isfinite(np.delete(np.delete(kernel, FIRST, 0), FIRST, 1)).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_cross_terms(way):
+    with pytest.raises(
+        ValueError, match=rf"the kernel of .*'large'.* overflows float32 at x1 example {FIRST}, x2 example"
+    ):
+        batched(1e22, cross_terms=True, **WAYS[way])(X, None, W)
+
+
+def test_untraced_axes():
+    with pytest.raises(ValueError, match=f"overflows float32 at x1 example {FIRST}, x2 example {FIRST}, although"):
+        batched(1e22, trace_axes=())(X, None, W)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float16, "bfloat16"], ids=str)
+def test_narrow_dtypes_do_not_overflow(dtype):
+    """Their kernels are in float32, which holds their products."""
+    largest = {np.int32: 2**30, np.float16: 60_000, "bfloat16": 2.0**60}[dtype]
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: (x * largest).astype(dtype)), 2)
+    x = np.array([[1, -1], [1, 1], [-1, 1]])
+    assert_close(np.asarray(kernel_fn(x, None, 0)), gram(x) * float(largest) ** 2, 1e-3)
+
+
+class TestStore:
+    @pytest.mark.parametrize("tile_size", [None, 3])
+    def test_the_job_stops(self, tmp_path, tile_size):
+        pytest.importorskip("tensorstore")
+        kernel_fn, path = nngp.empirical_nngp_fn(f(1e22)), tmp_path / "k.zarr"
+        told = f"the kernel of output 'large' overflows float32 at x1 example {FIRST}, x2 example {FIRST}, although"
+        for _ in range(2):  # The second time, the job goes on where the first one stopped.
+            with pytest.raises(ValueError, match=told):
+                nngp.write_kernel(kernel_fn, X, None, W, path, batch_size=4, tile_size=tile_size, progress=False)
+            store = nngp.open_kernel(path)
+            assert not store.complete
+            with pytest.raises(ValueError, match=r"%"):
+                store["large"][:]
+
+    def test_large_products_that_fit_are_stored(self, tmp_path):
+        pytest.importorskip("tensorstore")
+        kernel_fn, y = nngp.empirical_nngp_fn(f(FITS)), np.asarray(f(FITS)(W, X)["large"])
+        store = nngp.write_kernel(kernel_fn, X, None, W, tmp_path / "k.zarr", batch_size=4, tile_size=3, progress=False)
+        assert_close(store["large"][:], gram(y))
+        store.verify()
+
+
+def test_grams_of_such_outputs_are_right():
+    grams = nngp.gram(f(1e22), X, W)
+    phi = np.asarray(f(1e22)(W, X)["large"], float)
+    kernel = phi @ phi.T
+    expected = np.trace(kernel) ** 2 / np.sum(kernel**2)
+    assert float(nngp.metrics.participation_ratio(grams["large"])) == pytest.approx(expected, rel=1e-4)

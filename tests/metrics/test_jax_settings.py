@@ -1,0 +1,126 @@
+"""Every metric under every setting of JAX that users make to find mistakes in their own programs."""
+
+from contextlib import ExitStack, contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.arrays import normal
+
+from nngp_plugins import metrics
+from nngp_plugins.metrics import DenseGram, FeatureGram
+
+N = 12
+Y = np.arange(N) % 3
+ONE_HOT = np.eye(3)[Y]
+CLASSIFIER, LOGITS = normal(5, 4, 3), normal(6, N, 3)
+REFUSING = {
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "nan": lambda: jax.debug_nans(True),
+    "infinity": lambda: jax.debug_infs(True),
+    "leaks": lambda: jax.checking_leaks(),
+    "transfers": lambda: jax.transfer_guard("disallow"),
+}
+OTHERS = {
+    "no jit": jax.disable_jit,
+    **{
+        f"products at {p}": lambda p=p: jax.default_matmul_precision(p)
+        for p in ("bfloat16", "tensorfloat32", "highest")
+    },
+}
+
+
+def all_of(settings, *more):
+    @contextmanager
+    def during():
+        with ExitStack() as stack:
+            for setting in (*settings, *more):
+                stack.enter_context(setting())
+            yield
+
+    return during
+
+
+# What refuses something refuses it beside the others, too; each by itself is for the sweep.
+SETTINGS = REFUSING | OTHERS | {"64 bits": all_of(REFUSING.values(), lambda: jax.enable_x64(True))}
+SWEEP = [pytest.param(setting, id=name, marks=pytest.mark.exhaustive) for name, setting in SETTINGS.items()]
+
+
+OF_ONE = {
+    "scale": metrics.scale,
+    "effective_rank": metrics.effective_rank,
+    "RankMe": lambda a: metrics.effective_rank(a, of="singular_values"),
+    "entropy": metrics.von_neumann_entropy,
+    "participation_ratio": metrics.participation_ratio,
+    "stable_rank": metrics.stable_rank,
+    "spectrum": lambda a: metrics.spectrum(a, 3),
+    "power_law_exponent": lambda a: metrics.power_law_exponent(a, (1, 3)),
+    "condition_number": metrics.condition_number,
+    "target_alignment": lambda a: metrics.target_alignment(a, Y),
+    "target_alignment of one-hot": lambda a: metrics.target_alignment(a, ONE_HOT),
+    "class_block_means": lambda a: metrics.class_block_means(a, Y),
+    "class_separation": lambda a: metrics.class_separation(a, Y),
+    "neural_collapse": lambda a: metrics.neural_collapse(a, Y, logits=LOGITS),
+    "regression_accuracy": lambda a: metrics.regression_accuracy(a, Y),
+    "log_marginal_likelihood": lambda a: metrics.log_marginal_likelihood(a, Y),
+    "minibatch_cka_matrix": lambda a: metrics.minibatch_cka_matrix([([a], None), ([a], None)]),
+}
+OF_TWO = {
+    "cka": metrics.cka,
+    "alignment": lambda a, b: metrics.alignment(a, b, center=False),
+    "kernel_distance": metrics.kernel_distance,
+    "centered_kernel_velocity": lambda a, b: metrics.centered_kernel_velocity(a, b, 2.0),
+    "relative_change": metrics.relative_change,
+    "bures_distance": metrics.bures_distance,
+    "eigenvector_overlap": lambda a, b: metrics.eigenvector_overlap(a, b, 2),
+    "cka_matrix": lambda a, b: metrics.cka_matrix({"a": a, "b": b}),
+}
+
+
+def values(key):
+    """The values of every metric, and what else the room does, of features and of kernels in host memory."""
+    phi, psi = normal(0, N, 4) + 0.5, normal(1, N, 4) + 0.5
+    grams = {"features": (FeatureGram(phi), FeatureGram(psi))}
+    grams["dense"] = tuple(DenseGram(f @ f.T) for f in (normal(3, N, 20), normal(4, N, 20)))
+    found = {}
+    for form, (a, b) in grams.items():
+        found |= {f"{form}, {name}": metric(a) for name, metric in OF_ONE.items()}
+        found |= {f"{form}, {name}": metric(a, b) for name, metric in OF_TWO.items()}
+    a, b = FeatureGram(phi), FeatureGram(psi)
+    found["array"] = metrics.cka(phi @ phi.T, psi @ psi.T)
+    found["NC3"] = metrics.neural_collapse(a, Y, classifier=CLASSIFIER)
+    found["bootstrap"], error = metrics.bootstrap(metrics.cka, (a, b), 5, key)
+    assert 0 < jax.device_get(error) < 1
+    every = {**metrics.DEFAULT, **metrics.of_targets(Y)}
+    del every["kernel_velocity"]  # It divides by the steps, which are nan at the first snapshot.
+    found["evaluate_layer"] = metrics.evaluate_layer(every, a, b, b, 1.0)
+    wide = jax.device_put(normal(2, N, 5, 4))
+    found["evaluate"] = jax.jit(lambda y: metrics.evaluate(every, *[metrics.stacked_grams({"wide": y})] * 3, 1.0))(wide)
+    return jax.device_get(found)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return values(jax.random.key(0))
+
+
+@pytest.mark.parametrize("setting", [pytest.param(all_of(REFUSING.values()), id="all that refuse something"), *SWEEP])
+def test_every_metric(setting, expected):
+    key = jax.random.key(0)
+    with setting():
+        found = values(key)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, value), want in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(value, want, rtol=2e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+def test_gradients_of_metrics_with_64_bits_and_strict_dtypes():
+    """Features in float32 stay in float32 where JAX's floats have 64 bits."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        phi, psi = (jnp.asarray(normal(seed, N, 4)) for seed in (0, 1))
+        for metric in (metrics.cka, metrics.relative_change, metrics.kernel_distance):
+            gradient = jax.grad(lambda f, metric=metric: metric(FeatureGram(f), FeatureGram(psi)))(phi)
+            assert gradient.dtype == np.float32
+            assert np.isfinite(gradient).all()
