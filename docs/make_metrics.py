@@ -33,6 +33,15 @@ All metrics take Grams: a `DenseGram(K)`, a `FeatureGram(phi)`, which does not f
 `jax.lax.map`: on a CPU, JAX 0.10 never finishes a `vmap` of eigenvalues beside a `vmap` of a Cholesky decomposition.
 NaN or infinity in features gives nan. `bootstrap` gives a standard error over examples.
 
+Metrics that are invariant to scale have their value for features of any size that float32 holds, although the products
+of features of 1e-20 or 1e20 leave its range: kernels are divided by powers of 4, which round nothing. A tracker's
+`scale` is right beyond the range of float32.
+
+Targets are **labels** if they are strings, integers or booleans `(N,)` or `(N, 1)`, whole floats `(N,)`, or one-hot
+columns `(N, C)` of any dtype. They are **numbers** to regress on if they are other floats `(N,)`, any floats `(N, 1)`,
+multi-hot columns, or other floats `(N, C)`. Other integers `(N, C)`, such as the ids of tokens, are refused.
+`nngp.metrics.labels_of(y)` says which; trackers and reports keep to the same rule.
+
 `nngp.metrics.entry` registers a metric of your own: one function and one entry. With `tracked=True`, trackers log it.
 
 Other libraries take Grams as `np.asarray(gram)`, `gram.as_scipy()` (a `LinearOperator`) and `gram.as_lineax()`.

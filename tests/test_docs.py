@@ -49,9 +49,17 @@ def test_the_catalogue_has_every_metric():
     entries = nngp.metrics.catalogue()
     functions = {name for name, value in vars(nngp.metrics).items() if callable(value) and name[0].islower()}
     of_the_catalogue = {"catalogue", "entry", "entry_of", "unregister"}
-    of_trackers = {"default_metrics", "evaluate", "evaluate_layer", "needs_spectrum", "of_targets"}
+    of_trackers = {
+        "default_metrics",
+        "evaluate",
+        "evaluate_layer",
+        "is_in_units_of_kernel",
+        "labels_of",
+        "needs_spectrum",
+        "of_targets",
+    }
     of_outputs = {"features", "gram_of", "grams_of_products", "product_from_first", "stacked_grams"}
-    of_outputs |= {"eigenvalues", "with_eigenvalues"}
+    of_outputs |= {"eigenvalues", "undivided", "with_eigenvalues"}
     others = {"bootstrap", *of_the_catalogue, *of_trackers, *of_outputs}
     assert {entry.name for entry in entries} == functions - others | {"kernel_velocity"}
     assert all(entry.source and entry.formula and entry.range and entry.cost for entry in entries)
