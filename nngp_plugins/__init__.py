@@ -1,6 +1,6 @@
 """Empirical NNGP kernels of real networks, and how they move while optax trains."""
 
-from . import metrics
+from . import closed_form, metrics
 from ._durable import FolderInUseError
 from ._model_gram import gram
 from ._version import __version__ as __version__
@@ -62,6 +62,7 @@ __all__ = [
     "as_model_fn",
     "at",
     "batch",
+    "closed_form",
     "compare",
     "empirical_nngp_fn",
     "every",
