@@ -2,7 +2,7 @@
 
 from . import closed_form, metrics
 from ._durable import FolderInUseError
-from ._model_gram import gram
+from ._model_gram import gram, over_inits
 from ._version import __version__ as __version__
 from .adapters import (
     ModelFn,
@@ -29,12 +29,15 @@ from .callbacks import (
 )
 from .engine import (
     BatchedKernelFn,
+    Estimate,
     KernelFn,
     KernelPlan,
+    MonteCarloKernelFn,
     Shared,
     all_but_batch,
     batch,
     empirical_nngp_fn,
+    monte_carlo_kernel_fn,
     plan,
 )
 from .history import Comparison, History, compare
@@ -47,6 +50,7 @@ Job = KernelPlan
 __all__ = [
     "BatchedKernelFn",
     "Comparison",
+    "Estimate",
     "FolderInUseError",
     "History",
     "Job",
@@ -55,6 +59,7 @@ __all__ = [
     "KernelStore",
     "KernelTracker",
     "ModelFn",
+    "MonteCarloKernelFn",
     "Schedule",
     "Shared",
     "TrackKernelState",
@@ -76,7 +81,9 @@ __all__ = [
     "gram",
     "log_spaced",
     "metrics",
+    "monte_carlo_kernel_fn",
     "open_kernel",
+    "over_inits",
     "plan",
     "tag",
     "track_kernel",

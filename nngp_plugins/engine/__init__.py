@@ -4,12 +4,14 @@ from ._arrays import ArrayBackend as ArrayBackend
 from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
 from ._devices import compiler_options as compiler_options, on_one_device as on_one_device
+from ._draws import Count as Count, Draws as Draws
+from ._estimate import Estimate as Estimate
 from ._independence import (
     BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )
-from ._inputs import Range as Range, batch_first as batch_first, unpacked as unpacked
+from ._inputs import Range as Range, batch_first as batch_first, refuse_empty as refuse_empty, unpacked as unpacked
 from ._kwargs import Shared as Shared
 from ._loop import Job as Job, TileSink as TileSink, in_tiles as in_tiles, progress as progress
 from ._nngp import (
@@ -25,6 +27,11 @@ from ._outputs import (
     NamedOutputs as NamedOutputs,
     OutputSource as OutputSource,
     traced_outputs as traced_outputs,
+)
+from ._over_inits import (
+    MonteCarloKernelFn as MonteCarloKernelFn,
+    NewNetwork as NewNetwork,
+    monte_carlo_kernel_fn as monte_carlo_kernel_fn,
 )
 from ._plan import KernelPlan as KernelPlan
 from ._tile import TileProgram as TileProgram
