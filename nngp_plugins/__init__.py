@@ -1,6 +1,6 @@
 """Empirical NNGP kernels of real networks, and how they move while optax trains."""
 
-from . import closed_form, metrics
+from . import closed_form, gp, metrics
 from ._durable import FolderInUseError
 from ._model_gram import gram, over_inits
 from ._version import __version__ as __version__
@@ -78,6 +78,7 @@ __all__ = [
     "from_keras",
     "from_linen",
     "from_nnx",
+    "gp",
     "gram",
     "log_spaced",
     "metrics",
