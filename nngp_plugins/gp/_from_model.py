@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._typing import PyTree
@@ -56,16 +56,27 @@ def from_model(
         >>> posterior.predict(jnp.array([[0.0, 0.0], [3.0, 3.0]])).tolist()
         [0, 1]
     """
+
+    def of_inputs(x: PyTree) -> np.ndarray:
+        return features_of(f, x, params, batch_size, apply_fn_kwargs)
+
+    gram: Any = FeatureGram(of_inputs(x))  # type: ignore[arg-type]
+    posterior: Any = fit(gram, y, nugget=nugget, select=select)
+    return replace(posterior, features_of=of_inputs)
+
+
+def features_of(
+    f: Callable[..., PyTree], x: PyTree, params: PyTree, batch_size: int, kwargs: Mapping[str, Any]
+) -> np.ndarray:
+    """The features of the one output of ``f``, ``(N, D)``, in host memory.
+
+    Raises:
+        ValueError: ``f`` has several outputs.
+    """
     kernel_fn = batch(empirical_nngp_fn(f), batch_size, store_on_device=False)
-
-    def features_of(x: PyTree) -> np.ndarray:
-        named = NamedOutputs.unchecked(kernel_fn.outputs(x, params, **apply_fn_kwargs))
-        if len(named.leaves) != 1:
-            raise ValueError(
-                f"f has {len(named.leaves)} outputs, {', '.join(named.paths)}; choose one, such as f.layers('Dense_1')."
-            )
-        return np.asarray(features(jax.numpy.asarray(named.leaves[0])))
-
-    posterior = fit(FeatureGram(features_of(x)), y, nugget=nugget, select=select)  # type: ignore[arg-type]
-    assert isinstance(posterior, FeaturePosterior)
-    return replace(posterior, features_of=features_of)
+    named = NamedOutputs.unchecked(kernel_fn.outputs(x, params, **kwargs))
+    if len(named.leaves) != 1:
+        raise ValueError(
+            f"f has {len(named.leaves)} outputs, {', '.join(named.paths)}; choose one, such as f.layers('Dense_1')."
+        )
+    return np.asarray(features(jnp.asarray(named.leaves[0])))
