@@ -69,5 +69,10 @@ class NNGPFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         check_is_fitted(self)
         return self._features(validate_data(self, X, allow_nd=True, reset=False))
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # JAX computes in float32 unless it is told otherwise.
+        return tags
+
     def _features(self, X: Any) -> np.ndarray:
         return features_of(self.f, X, self.params, self.batch_size, self.kwargs or {})

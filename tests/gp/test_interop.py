@@ -1,5 +1,8 @@
 """Kernels of networks in other people's Gaussian processes and kernel methods."""
 
+import contextlib
+import unittest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +112,8 @@ def test_likelihood_of_gpjax(gpx, network):
 def test_features_pass_the_checks_of_scikit_learn():
     estimator = NNGPFeatures(of_any_width, 2.0)
     for _, check in estimator_checks_generator(estimator):
-        check(clone(estimator))
+        with contextlib.suppress(unittest.SkipTest):  # of what is not installed, as for array API
+            check(clone(estimator))
 
 
 def test_features_in_a_pipeline():
