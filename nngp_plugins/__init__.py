@@ -1,8 +1,8 @@
 """Empirical NNGP kernels of real networks, and how they move while optax trains."""
 
-from . import metrics
+from . import closed_form, gp, metrics
 from ._durable import FolderInUseError
-from ._model_gram import gram
+from ._model_gram import gram, over_inits
 from ._version import __version__ as __version__
 from .adapters import (
     ModelFn,
@@ -29,12 +29,15 @@ from .callbacks import (
 )
 from .engine import (
     BatchedKernelFn,
+    Estimate,
     KernelFn,
     KernelPlan,
+    MonteCarloKernelFn,
     Shared,
     all_but_batch,
     batch,
     empirical_nngp_fn,
+    monte_carlo_kernel_fn,
     plan,
 )
 from .history import Comparison, History, compare
@@ -47,6 +50,7 @@ Job = KernelPlan
 __all__ = [
     "BatchedKernelFn",
     "Comparison",
+    "Estimate",
     "FolderInUseError",
     "History",
     "Job",
@@ -55,6 +59,7 @@ __all__ = [
     "KernelStore",
     "KernelTracker",
     "ModelFn",
+    "MonteCarloKernelFn",
     "Schedule",
     "Shared",
     "TrackKernelState",
@@ -62,6 +67,7 @@ __all__ = [
     "as_model_fn",
     "at",
     "batch",
+    "closed_form",
     "compare",
     "empirical_nngp_fn",
     "every",
@@ -72,10 +78,13 @@ __all__ = [
     "from_keras",
     "from_linen",
     "from_nnx",
+    "gp",
     "gram",
     "log_spaced",
     "metrics",
+    "monte_carlo_kernel_fn",
     "open_kernel",
+    "over_inits",
     "plan",
     "tag",
     "track_kernel",

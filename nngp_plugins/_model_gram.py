@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._static import Static
 from ._typing import PyTree, wide
 from .engine import (
+    Count,
+    Draws,
+    Estimate,
     LayerFn,
     NamedOutputs,
+    NewNetwork,
     batch,
     batch_first,
     empirical_nngp_fn,
     has_layers,
+    refuse_empty,
     refuse_same_names,
     transfers_allowed,
 )
@@ -100,6 +106,65 @@ def _grams_of(
     refuse_same_names(named.paths)
     found = [_non_finite(path or "the output", y) for path, y in zip(named.paths, named.leaves, strict=True)]
     return grams, "; ".join(filter(None, found))
+
+
+def over_inits(
+    metric: Callable[[PyTree], PyTree],
+    f: Callable[..., PyTree],
+    x: PyTree,
+    key: Array,
+    n_samples: Count,
+    *,
+    init: Callable[..., PyTree] | None = None,
+    tolerance: float | None = None,
+    inits_at_once: int | None = None,
+    resume: Estimate | None = None,
+    **apply_fn_kwargs: Any,
+) -> Estimate | Iterator[Estimate]:
+    """A metric of randomly initialised networks: its mean, with the standard error over initialisations.
+
+    Args:
+        metric: a function of what :func:`gram` returns, such as a metric of :mod:`nngp_plugins.metrics` for one output,
+            or ``lambda grams: cka(grams["hidden"], grams["output"])`` for layers. It returns numbers, in any PyTree.
+        f: apply function, as for :func:`gram`.
+        x: inputs with N examples along axis 0 of every array.
+        key: a key of ``jax.random``. Network i is drawn from ``fold_in(key, i)``.
+        n_samples: the number of networks, as for :func:`monte_carlo_kernel_fn`.
+        init: ``init(key, x) -> params``, as for :func:`monte_carlo_kernel_fn`.
+        tolerance: the relative error to stop at, as for :func:`monte_carlo_kernel_fn`.
+        inits_at_once: as for :func:`monte_carlo_kernel_fn`.
+        resume: an :class:`Estimate` of the same key and inputs, to go on from.
+        **apply_fn_kwargs: passed to ``f``; ``rng`` is folded for each network.
+
+    Returns:
+        An :class:`Estimate` of what the metric returns; for several ``n_samples``, an iterator of them.
+
+    Raises:
+        TypeError: ``f`` has no ``init``, and none is given; the call is inside ``jit``.
+        ValueError: a number is not positive; ``resume`` belongs to another key or other inputs.
+
+    Example:
+        >>> import jax, flax.linen as nn, nngp_plugins as nngp
+        >>> f, x = nngp.from_linen(nn.Dense(8)), jax.random.normal(jax.random.key(0), (20, 5))
+        >>> rank = nngp.over_inits(nngp.metrics.effective_rank, f, x, jax.random.key(1), n_samples=10)
+        >>> bool(3 < rank.mean < 5), bool(0 < rank.standard_error < 0.2)
+        (True, True)
+    """
+    refuse_empty("x", x)
+    of_init = _MetricOfInit(Static(metric), NewNetwork(f, None if init is None else Static(init)))
+    return Draws(key, n_samples, tolerance, inits_at_once).means(of_init, (x, apply_fn_kwargs), resume)
+
+
+@dataclass(frozen=True)
+class _MetricOfInit:
+    """The metric of a new network."""
+
+    metric: Static
+    network: NewNetwork
+
+    def __call__(self, key: Array, number: Any, x: PyTree, kwargs: dict[str, Any]) -> PyTree:
+        params, kwargs = self.network(key, number, x, kwargs)
+        return self.metric.value(jax.tree.map(gram_of, self.network.f(params, x, **kwargs)))
 
 
 @dataclass(frozen=True)

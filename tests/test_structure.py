@@ -25,7 +25,7 @@ ARROWS = {  # what each room may use besides the ground floor
     "engine": set(),
     "metrics": set(),
     "store": {"engine"},
-    "gp": {"metrics"},
+    "gp": {"engine", "metrics"},
     "charts": {"metrics"},
     "history": {"charts", "metrics"},
     "_model_gram": {"engine", "metrics"},

@@ -8,12 +8,20 @@ from ._devices import (
     on_one_device as on_one_device,
     transfers_allowed as transfers_allowed,
 )
+from ._draws import Count as Count, Draws as Draws
+from ._estimate import Estimate as Estimate
 from ._independence import (
     BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,
     traced_errors as traced_errors,
 )
-from ._inputs import Range as Range, batch_first as batch_first, inputs as inputs, unpacked as unpacked
+from ._inputs import (
+    Range as Range,
+    batch_first as batch_first,
+    inputs as inputs,
+    refuse_empty as refuse_empty,
+    unpacked as unpacked,
+)
 from ._kwargs import Shared as Shared
 from ._loop import Job as Job, TileSink as TileSink, in_tiles as in_tiles, progress as progress
 from ._nngp import (
@@ -30,6 +38,11 @@ from ._outputs import (
     OutputSource as OutputSource,
     refuse_same_names as refuse_same_names,
     traced_outputs as traced_outputs,
+)
+from ._over_inits import (
+    MonteCarloKernelFn as MonteCarloKernelFn,
+    NewNetwork as NewNetwork,
+    monte_carlo_kernel_fn as monte_carlo_kernel_fn,
 )
 from ._plan import KernelPlan as KernelPlan
 from ._tile import TileProgram as TileProgram

@@ -1,0 +1,153 @@
+"""From a kernel or features and targets to a posterior."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ..metrics import FeatureGram, Gram
+from ._factor import factor, spectral
+from ._posterior import DensePosterior, Factor, FeaturePosterior
+from ._select import by_left_out, by_likelihood
+from ._sides import DenseSide, FeatureSide
+from ._targets import Targets
+
+Select = Literal["lml", "loo"]
+
+
+def fit(
+    kernel: Gram | Any, y: Any, *, nugget: float | None = None, select: Select | None = None
+) -> FeaturePosterior | DensePosterior:
+    """The posterior of a Gaussian process whose prior has this kernel and mean zero.
+
+    Features with ``D < N`` are solved on their own side: two passes over the examples, ``(D, D)`` matrices, never an
+    ``(N, N)`` one. Wider features and kernels are solved by ``(N, N)``. The work is done on the host, in float64
+    whatever the dtype of the kernel: the noise is often smaller than what float32 resolves beside the largest
+    eigenvalue.
+
+    With ``nugget=0`` and a singular kernel, such as that of duplicates, the answer is that of the pseudo-inverse: the
+    limit of a small nugget.
+
+    Args:
+        kernel: a Gram, such as :func:`nngp_plugins.gram` returns, or a kernel ``(N, N)``. Wrap features ``(N, D)`` as
+            ``FeatureGram(phi)``; ``phi`` may be a memory map, which is read in blocks.
+        y: targets. Integers, strings and booleans ``(N,)`` are labels: regression on one-hot rows minus 1/C. Floats
+            ``(N,)`` or ``(N, C)`` are regressed on as they are; remove their mean first.
+        nugget: variance of the noise, relative to ``tr K / N``; None for 1e-3.
+        select: ``"lml"`` chooses the nugget and the scale of the kernel that maximise the log marginal likelihood,
+            ``"loo"`` those with the least squared error of left-out examples, and the scale that their errors have.
+            None for the given nugget, and the kernel as it is.
+
+    Returns:
+        A :class:`FeaturePosterior` for features, a :class:`DensePosterior` for entries.
+
+    Raises:
+        ValueError: a kernel that is not square, symmetric and positive semi-definite, is zero, or holds NaN; y of
+            another length, or that may be labels or not; a negative nugget; a nugget beside ``select=``.
+        TypeError: the call is inside ``jit``, where :func:`nngp_plugins.metrics.log_marginal_likelihood` works.
+
+    Warns:
+        RuntimeWarning: the nugget is smaller than the rounding error of the kernel's entries, so that the directions of
+            this size count as never observed.
+
+    Source: Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, §2.2, §2.3 and §5.4.
+
+    Example:
+        >>> import numpy as np, nngp_plugins as nngp
+        >>> phi, y = np.array([[1.0], [2.0], [3.0]]), np.array([2.1, 3.9, 6.1])
+        >>> posterior = nngp.gp.fit(nngp.metrics.FeatureGram(phi), y, nugget=0.01)
+        >>> posterior.mean(np.array([[4.0]])).round(1).tolist()
+        [8.0]
+    """
+    refuse_options(nugget, select)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((kernel, y))):
+        raise TypeError("gp.fit decides by values, so it cannot run inside jit; metrics.log_marginal_likelihood can.")
+    phi: Any = kernel.features if isinstance(kernel, FeatureGram) else None
+    rows = entries_of(kernel) if phi is None else phi
+    targets = Targets.of(y, rows.shape[0])
+    side = by_entries(rows, targets) if phi is None else by_features(phi, targets)
+    if not np.isfinite(side.trace):
+        raise ValueError("the kernel holds NaN or infinity; nngp.gram names the examples.")
+    if side.trace <= 0:
+        raise ValueError("the kernel is zero, as that of a network with a head of zeros; there is nothing to fit with.")
+    part, scale = solved(side, 1e-3 if nugget is None else nugget, select)
+    weights, chosen = side.weights(part), part.ridge * side.n / side.trace
+    common = (side, part, targets, chosen, scale)
+    if phi is None:
+        return DensePosterior(*common, weights)
+    if isinstance(side, FeatureSide):
+        return FeaturePosterior(*common, weights, part.free())
+    phi = np.asarray(phi, np.float64)
+    return FeaturePosterior(*common, phi.T @ weights, part.half(phi).T)
+
+
+def refuse_options(nugget: float | None, select: str | None) -> None:
+    """Refuses numbers and names that mean nothing.
+
+    Raises:
+        ValueError: there are such ones.
+    """
+    if select not in (None, "lml", "loo"):
+        raise ValueError(f"select={select!r} must be 'lml', 'loo' or None.")
+    if nugget is not None and select is not None:
+        raise ValueError(f"nugget={nugget} and select={select!r} were both given; select= chooses the nugget.")
+    if nugget is not None and not 0 <= nugget < np.inf:
+        raise ValueError(f"nugget={nugget} must be 0 or more; it is relative to tr K / N.")
+
+
+def entries_of(kernel: Any) -> np.ndarray:
+    """The entries of a kernel, in the dtype that they have.
+
+    Raises:
+        ValueError: they are not those of a kernel.
+    """
+    matrix = np.asarray(kernel.dense() if isinstance(kernel, Gram) else kernel)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"kernel has shape {matrix.shape}; pass (N, N), or wrap features (N, D) as nngp.metrics.FeatureGram(phi)."
+        )
+    if matrix.dtype.kind != "f":
+        raise ValueError(f"kernel holds {matrix.dtype}; pass real floats.")
+    apart = np.max(np.abs(matrix - matrix.T), initial=0)
+    if apart > 1e-3 * np.max(np.abs(matrix), initial=0):
+        raise ValueError(
+            f"kernel is not symmetric: K and its transpose differ by {apart:.3g}. If these are features, wrap them as "
+            "nngp.metrics.FeatureGram(phi)."
+        )
+    return matrix
+
+
+def by_entries(matrix: np.ndarray, targets: Targets) -> DenseSide:
+    """The side of a kernel."""
+    return DenseSide(matrix.astype(np.float64), targets.columns, float(np.finfo(matrix.dtype).eps))
+
+
+def by_features(phi: Any, targets: Targets) -> FeatureSide | DenseSide:
+    """The cheaper side of features: their own if D < N."""
+    if phi.shape[1] < phi.shape[0]:
+        return FeatureSide(phi, targets.columns)
+    wide = np.asarray(phi, np.float64)
+    return by_entries(wide @ wide.T, targets)
+
+
+def solved(side: FeatureSide | DenseSide, nugget: float, select: Select | None) -> tuple[Factor, float]:
+    """The factor with its ridge, and the scale of the kernel."""
+    if select is None:
+        ridge = nugget * side.trace / side.n
+        if 0 < ridge <= side.noise:
+            warnings.warn(
+                f"nugget={nugget} is below the rounding error of the kernel, {side.noise * side.n / side.trace:.1g} "
+                "in the same unit; directions of this size count as never observed. Pass features, a kernel in "
+                "float64, or a larger nugget.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return factor(side.matrix, ridge, side.noise), 1.0
+    if not np.any(side.y):
+        raise ValueError(f"select={select!r} finds no scale, because y is zero.")
+    spectrum = spectral(side.matrix, side.noise)
+    ridge, scale = (by_likelihood if select == "lml" else by_left_out)(side, spectrum)
+    return spectrum.with_ridge(ridge), scale
