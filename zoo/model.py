@@ -84,7 +84,7 @@ class Model:
         """Returns an optimizer in which each parameter learns at the rate of the parametrisation.
 
         Args:
-            name: one of :data:`zoo.optimizers.OPTIMIZERS`.
+            name: ``"adam"``, ``"adamw"``, ``"lion"``, ``"sgd"`` or ``"momentum"``.
             learning_rate: the rate, or a schedule of it.
         """
         return optimizer(name, learning_rate, self.scales)

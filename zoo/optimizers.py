@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 
+from .choices import CHOICES
 from .parametrisation import Scale
 from .spec import check_name
 
@@ -20,8 +21,6 @@ DIRECTIONS: dict[str, tuple[_Direction, bool]] = {
     "sgd": (optax.identity, True),
     "momentum": (lambda: optax.trace(0.9), True),
 }
-OPTIMIZERS = tuple(DIRECTIONS)
-SCHEDULES = ("constant", "cosine", "linear", "warmup-cosine")
 WEIGHT_DECAY = 1e-4
 
 
@@ -33,14 +32,14 @@ def optimizer(
     The decay of AdamW is not scaled, so that it does not depend on the width (Yang et al. 2022, section 4 and B.3).
 
     Args:
-        name: one of :data:`OPTIMIZERS`.
+        name: a choice of :data:`zoo.choices.CHOICES`.
         learning_rate: the rate, or a schedule of it.
         scales: the scale of each parameter, in the order of the leaves.
 
     Raises:
         ValueError: there is no such optimizer.
     """
-    check_name("optimizer", name, OPTIMIZERS)
+    check_name("optimizer", name, DIRECTIONS)
     direction, follows_size = DIRECTIONS[name]
     rates = [scale.sgd if follows_size else scale.adam for scale in scales]
     decay = [optax.add_decayed_weights(WEIGHT_DECAY)] if name == "adamw" else []
@@ -59,14 +58,14 @@ def schedule(name: str, learning_rate: float, steps: int) -> optax.ScalarOrSched
     """Returns a learning rate that changes over training.
 
     Args:
-        name: one of :data:`SCHEDULES`; ``"warmup-cosine"`` rises over the first tenth of the steps.
+        name: a choice of :data:`zoo.choices.CHOICES`; ``"warmup-cosine"`` rises over the first tenth of the steps.
         learning_rate: the highest rate.
         steps: number of steps.
 
     Raises:
         ValueError: there is no such schedule.
     """
-    check_name("schedule", name, SCHEDULES)
+    check_name("schedule", name, CHOICES["schedule"])
     if name == "cosine":
         return optax.cosine_decay_schedule(learning_rate, steps)
     if name == "linear":

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-PARAMETRISATIONS = ("standard", "ntk", "mup")
 _VECTORS = ("b", "bias", "scale", "offset")
 _TABLES = ("embedding", "embeddings", "position")
 _STACK = "stack"
@@ -56,7 +55,7 @@ def scales(parametrisation: str, params: Any, base: Any, init_scale: float = 1.0
     """Returns the scale of each parameter, in the order of the leaves.
 
     Args:
-        parametrisation: one of :data:`PARAMETRISATIONS`.
+        parametrisation: ``"standard"``, ``"ntk"`` or ``"mup"``.
         params: the parameters of the model, or their shapes.
         base: those of the model at its base width.
         init_scale: factor on the initial standard deviation of all weights but vectors.

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .choices import CHOICES
 from .families import FAMILIES, FRAMEWORKS, Family
 from .spec import Spec, check_name
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 GROUP = "nngp_plugins.zoo"
 GENERAL: dict[str, Any] = {"parametrisation": "standard", "init_scale": 1.0, "dtype": "float32", "base_width": None}
-DTYPES = ("float32", "bfloat16", "float16")
-NORMS = ("batch", "layer")
 
 
 def list_models(*, framework: str | None = None, family: str | None = None) -> list[str]:
@@ -151,19 +150,20 @@ def _sorted_knobs(
     for knob, value in knobs.items():
         if knob not in own and knob not in GENERAL:
             raise ValueError(f"{name} has no knob {knob!r}; its knobs are {', '.join([*own, *GENERAL])}.")
-        _check_value(knob, value)
+        check_knob(knob, value)
     if (knobs.get("base_width") is not None or knobs.get("parametrisation") == "mup") and "width" not in own:
         raise ValueError(f"{name} has no knob 'width', which parametrisation 'mup' scales with.")
     return {k: knobs.get(k, v) for k, v in own.items()}, {k: knobs.get(k, v) for k, v in GENERAL.items()}
 
 
-def _check_value(knob: str, value: Any) -> None:
-    from .models.parts import ACTIVATIONS
-    from .parametrisation import PARAMETRISATIONS
+def check_knob(knob: str, value: Any) -> None:
+    """Refuses the value of a knob, whatever the model.
 
-    choices = {"parametrisation": PARAMETRISATIONS, "dtype": DTYPES, "activation": ACTIVATIONS, "norm": NORMS}
-    if knob in choices:
-        check_name(knob, value, choices[knob])
+    Raises:
+        ValueError: it is none of the knob's choices, or out of its range.
+    """
+    if knob in CHOICES:
+        check_name(knob, value, CHOICES[knob])
     if knob in ("width", "base_width", "depth", "code") and value is not None and value < (knob != "depth"):
         raise ValueError(f"{knob}={value} must be positive.")
     if knob == "init_scale" and not 0 < value < float("inf"):

@@ -72,8 +72,8 @@ def load(name: str) -> Dataset:
     Example:
         >>> import zoo
         >>> x, y, ids = zoo.load("digits").probe(20)
-        >>> x.shape, ids[:3]
-        ((20, 8, 8, 1), array(['1229', '877', '305'], dtype='<U4'))
+        >>> x.shape, ids[:3].tolist()
+        ((20, 8, 8, 1), ['357', '1317', '1462'])
     """
     if is_path(name):
         return load_path(name)
