@@ -16,7 +16,7 @@ NAME = "checkpoint.npz"
 
 def save(folder: Path, step: int, tree: Any) -> None:
     """Writes all arrays of a PyTree, whole or not at all."""
-    arrays = {str(i): _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    arrays: dict[str, Any] = {str(i): _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     new = folder / f"{NAME}.new"
     with new.open("wb") as file:
         np.savez(file, step=np.asarray(step), **arrays)
@@ -83,4 +83,4 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 
 def _restored(array: np.ndarray, leaf: Any) -> Any:
-    return jax.random.wrap_key_data(array) if _is_key(leaf) else jnp.asarray(array, leaf.dtype)
+    return jax.random.wrap_key_data(jnp.asarray(array)) if _is_key(leaf) else jnp.asarray(array, leaf.dtype)

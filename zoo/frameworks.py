@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from nngp_plugins import ModelFn, as_model_fn, from_haiku, from_linen, from_nnx
 
@@ -40,6 +41,21 @@ class Adapted:
         """Returns new parameters and state."""
         return self.f.init(rng, x, **dict(self.init_kwargs))
 
+    def statistics(self, params: Any, state: Any, batch: Any) -> Any:
+        """Returns the state with running statistics that are those of one batch."""
+        if not any(map(_is_float, jax.tree.leaves(state))):
+            return state
+        if self.framework != "linen" and self.framework != "nnx":
+            return self.forward(params, state, batch, None)[1]  # Haiku removes the bias of its running means
+        # Flax computes m · old + (1 − m) · new, and two old values give m and new.
+        zero, one = (
+            self.forward(
+                params, jax.tree.map(lambda a, v=value: jnp.full_like(a, v) if _is_float(a) else a, state), batch, None
+            )[1]
+            for value in (0, 1)
+        )
+        return jax.tree.map(lambda a, b: a / (1 - (b - a)) if _is_float(a) else a, zero, one)
+
     def shapes(self, spec: Spec) -> tuple[Any, Any]:
         """Returns the shapes of parameters and state."""
         return jax.eval_shape(self.init, jax.random.key(0), inputs(spec))
@@ -48,6 +64,10 @@ class Adapted:
 def inputs(spec: Spec, n: int = 1) -> jax.ShapeDtypeStruct:
     """Returns shape and dtype of ``n`` examples."""
     return jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def adapt(model: Any, spec: Spec) -> Adapted:
@@ -70,7 +90,11 @@ def adapt(model: Any, spec: Spec) -> Adapted:
     if inspect.isfunction(model):
         return _nnx(model)
     f = as_model_fn(model)
-    return Adapted("other", f, lambda params, state, x, rng: (f(params, x, state=state, rng=rng), state))
+
+    def forward(params: Any, state: Any, x: Any, rng: Any) -> tuple[Any, Any]:
+        return f(params, x, state=state if jax.tree.leaves(state) else None), state
+
+    return Adapted("other", f, forward)
 
 
 def is_of(model: Any, framework: str, *types: str) -> bool:

@@ -65,10 +65,23 @@ class Model:
         """Returns shape and dtype of ``n`` examples."""
         return inputs(self.spec, n)
 
-    def init(self, rng: jax.Array) -> tuple[Any, Any]:
-        """Returns new parameters and state, made by one compiled program."""
-        x = jnp.zeros((1, *self.spec.shape), self.spec.dtype)
-        return jax.jit(lambda rng: self.adapted.init(rng, x))(rng)
+    def init(self, rng: jax.Array, batch: Any = None) -> tuple[Any, Any]:
+        """Returns new parameters and state, made by one compiled program.
+
+        Args:
+            rng: the key that they are drawn from.
+            batch: training inputs whose statistics the running statistics start from, as in Park et al. 2020; None for
+                what the framework starts from, which is a variance of 1 in Flax, and of 0 in Haiku.
+        """
+        return self._init(rng, batch)
+
+    @cached_property
+    def _init(self) -> Any:
+        def init(rng: Any, batch: Any) -> tuple[Any, Any]:
+            params, state = self.adapted.init(rng, jnp.zeros((1, *self.spec.shape), self.spec.dtype))
+            return params, state if batch is None else self.adapted.statistics(params, state, batch)
+
+        return jax.jit(init)
 
     @cached_property
     def shapes(self) -> tuple[Any, Any]:

@@ -67,18 +67,21 @@ def scales(parametrisation: str, params: Any, base: Any, init_scale: float = 1.0
     bases = jax.tree.leaves(base)
     of = []
     for (path, leaf), before in zip(leaves, bases, strict=True):
-        names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+        keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+        names = "/".join(keys).split("/")
         names = names[:-1] if names[-1] == "value" else names
-        scale = _scale(parametrisation, names, leaf.shape, before.shape)
-        of.append(scale if names[-1] in _VECTORS else scale._replace(init=init_scale * scale.init))
+        shape, base_shape = leaf.shape, before.shape
+        if _STACK in names:  # the first axis is that of a scan over layers
+            shape, base_shape = shape[1:], base_shape[1:]
+        is_vector = len(shape) < 2 or (names[-1] in _VECTORS and math.prod(shape) == max(shape))
+        is_weight = not is_vector and names[-1] not in _TABLES
+        scale = _scale(parametrisation, is_weight, shape, base_shape)
+        of.append(scale if is_vector else scale._replace(init=init_scale * scale.init))
     return tuple(of)
 
 
-def _scale(parametrisation: str, names: list[str], shape: tuple[int, ...], base: tuple[int, ...]) -> Scale:
-    if _STACK in names:  # the first axis is that of a scan over layers
-        shape, base = shape[1:], base[1:]
+def _scale(parametrisation: str, is_weight: bool, shape: tuple[int, ...], base: tuple[int, ...]) -> Scale:
     fan_in, fan_out = math.prod(shape[:-1]), shape[-1] if shape else 1
-    is_weight = names[-1] not in (*_VECTORS, *_TABLES) and len(shape) > 1
     if parametrisation == "ntk" and is_weight:
         return Scale(init=fan_in**0.5, forward=fan_in**-0.5)
     if parametrisation != "mup" or not shape:
@@ -119,13 +122,17 @@ class Scaled:
             return tree
         return jax.tree.map(lambda a: a.astype(self.dtype) if jnp.result_type(a) == jnp.float32 else a, tree)
 
+    def _cast_state(self, state: Any) -> Any:
+        # A plain function takes no state, not even an empty one.
+        return self.cast(state) if jax.tree.leaves(state) else None
+
     def apply(self, params: Any, state: Any, rng: Any, x: Any, kwargs: dict[str, Any]) -> Any:
         """Returns the outputs of the model."""
-        return self.adapter.apply(self.effective(params), self.cast(state), rng, self.cast(x), kwargs)
+        return self.adapter.apply(self.effective(params), self._cast_state(state), rng, self.cast(x), kwargs)
 
     def tagged(self, params: Any, state: Any, rng: Any, x: Any, kwargs: dict[str, Any]) -> Any:
         """Returns the outputs of the model; what each layer returns is tagged."""
-        return self.adapter.tagged(self.effective(params), self.cast(state), rng, self.cast(x), kwargs)
+        return self.adapter.tagged(self.effective(params), self._cast_state(state), rng, self.cast(x), kwargs)
 
     def owners(self, params: Any) -> list[str]:
         """Returns the paths of the modules that own parameters."""

@@ -61,7 +61,8 @@ def check(name: str) -> Family | None:
         ValueError: there is no such model, file or function.
     """
     if is_file(name):
-        path, _, function = name.rpartition(":")
+        path, _, function = name.partition(".py:")
+        path = path.removesuffix(".py") + ".py"
         if not Path(path).is_file():
             raise ValueError(f"{name!r}: there is no file {path!r}.")
         if not function.isidentifier():
@@ -117,7 +118,8 @@ def _builder(name: str, family: Family | None) -> Callable[..., Any]:
     if not is_file(name):
         loaded: Callable[..., Any] = _plugins()[name].load()
         return loaded
-    path, _, function = name.rpartition(":")
+    path, _, function = name.partition(".py:")
+    path += ".py"
     location = Path(path).resolve()
     module_name = f"nngp_zoo_file_{location.stem}_{abs(hash(location))}"
     if module_name not in sys.modules:
@@ -137,6 +139,14 @@ def _builder(name: str, family: Family | None) -> Callable[..., Any]:
     return found[function]
 
 
+def _parameters(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a function, or of a class, whose metaclass may hide them."""
+    if not isinstance(builder, type):
+        return inspect.signature(builder).parameters
+    _, *arguments = inspect.signature(vars(builder)["__init__"]).parameters.items()
+    return dict(arguments)
+
+
 def _sorted_knobs(
     name: str, builder: Callable[..., Any], knobs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -145,7 +155,7 @@ def _sorted_knobs(
     Raises:
         ValueError: the model has no such knob, or a knob has a value that is none of its choices.
     """
-    parameters = inspect.signature(builder).parameters
+    parameters = _parameters(builder)
     own = {key: p.default for key, p in parameters.items() if p.default is not p.empty and key not in GENERAL}
     for knob, value in knobs.items():
         if knob not in own and knob not in GENERAL:
@@ -189,7 +199,7 @@ def _made(
     adapted = adapt(module, spec)
     params = base = adapted.shapes(spec)[0]
     if general["parametrisation"] == "mup":
-        width = general["base_width"] or inspect.signature(builder).parameters["width"].default
+        width = general["base_width"] or _parameters(builder)["width"].default
         general["base_width"] = width
         base = adapt(build({**own, "width": width}), spec).shapes(spec)[0]
     of = scales(general["parametrisation"], params, base, general["init_scale"])
@@ -208,7 +218,7 @@ def _made(
 
 def _call(name: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Calls a builder with those of the arguments that it names; one that takes ``rngs`` is a factory of NNX models."""
-    parameters = inspect.signature(builder).parameters
+    parameters = _parameters(builder)
     unknown = [k for k, p in parameters.items() if p.default is p.empty and k not in (*arguments, "rngs")]
     if unknown:
         raise ValueError(

@@ -74,18 +74,15 @@ class Training:
             updates, opt_state = optimizer.update(grads, now.opt_state, now.params)
             return TrainState(optax.apply_updates(now.params, updates), state, opt_state), loss
 
-        def start(rng: Array) -> TrainState:
-            params, state = model.init(rng)
-            return TrainState(params, state, optimizer.init(params))
-
-        self._update, self._start = update, jax.jit(start)
+        self._update, self._optimizer = update, optimizer
         self._evaluate = jax.jit(
             lambda params, state, x, y: tuple(g(model.f(params, x, state=state), x, y) for g in (task.loss, task.score))
         )
 
     def start(self, seed: int) -> TrainState:
-        """Returns the state before the first step."""
-        return self._start(jax.random.key(seed))
+        """Returns the state before the first step; running statistics are those of its batch."""
+        params, state = self.model.init(jax.random.key(seed), self.batch(1, seed)[0])
+        return TrainState(params, state, self._optimizer.init(params))
 
     def batch(self, step: int, seed: int) -> tuple[Any, np.ndarray]:
         """Returns the inputs and labels of a step, from 1 on. Every epoch takes each example once, in a new order."""

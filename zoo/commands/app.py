@@ -9,20 +9,18 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ..choices import CHOICES
+from ..data import DATASETS
 from .manners import EXIT_CODES, CommandError, Common, as_number, manners, refusing
 
 app = typer.Typer(
     name="nngp-zoo",
-    help="Questions about architectures, each answered by one command. A NAME is one of `nngp-zoo list`, or FILE.py:FUNCTION.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
 )
 
-Model = Annotated[str, typer.Argument(help="A name of `nngp-zoo list`, or FILE.py:FUNCTION.", show_default=False)]
-Data = Annotated[
-    str, typer.Option(help="digits, mnist, mnist1d, characters, teacher, moons, or a .npz, .npy or folder.")
-]
+Model = Annotated[str, typer.Argument(help="A name of `nngp-zoo list`, or FILE.py:FUNCTION.", metavar="MODEL")]
+Data = Annotated[str, typer.Option(help=f"{', '.join(DATASETS)}, or the path of a .npz, a .npy or a folder.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the parameters and of the order of examples.")]
 Layers = Annotated[list[str] | None, typer.Option(help="Pattern of layers, such as 'conv*'. May be repeated.")]
 
@@ -109,12 +107,18 @@ def _given_knobs(values: dict[str, Any]) -> dict[str, Any]:
     return knobs
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"nngp-zoo {version('nngp-plugins')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _app(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"nngp-zoo {version_of('nngp-plugins')}")
-        raise typer.Exit
+    """Questions about architectures, each answered by one command."""

@@ -23,9 +23,7 @@ def features(
     model: Model,
     out: Annotated[Path, typer.Option(help="The .npz file to write.")],
     data: Data = "digits",
-    run: Annotated[
-        Path | None, typer.Option(help="Run folder whose last weights are taken; new ones by default.")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder with the weights; new ones by default.")] = None,
     probe: Annotated[int, typer.Option(help="Number of test examples, equally many of each class.")] = 250,
     layer: Layers = None,
     pool: Annotated[str | None, typer.Option(help="Pool tokens or pixels: mean, first or last.")] = None,
@@ -45,10 +43,10 @@ def features(
     net, dataset = begin.load(common, model, data)
     with refusing("--probe"):
         x, y, ids = dataset.probe(probe)
-    params, state = _weights(net, run, seed)
+    params, state = _weights(net, run, seed, dataset.train_x[:128])
     f = net.f.layers(*(layer or ()))
     with refusing("--layer"):
-        f.layer_shapes(params, net.inputs(), state=state)
+        f.layer_shapes(params, net.inputs(2), state=state)
     if pool is not None:
         with refusing("--pool", pool):
             f = f.pool(pool)
@@ -63,10 +61,10 @@ def features(
     common.finish({"features": str(out), "layers": {name: a.shape for name, a in arrays.items()}, "ids": len(ids)})
 
 
-def _weights(net: Any, run: Path | None, seed: int) -> tuple[Any, Any]:
+def _weights(net: Any, run: Path | None, seed: int, batch: Any) -> tuple[Any, Any]:
     import jax
 
-    params, state = net.init(jax.random.key(seed))
+    params, state = net.init(jax.random.key(seed), batch)
     if run is None:
         return params, state
     from .. import checkpoint
@@ -87,7 +85,7 @@ def _features(f: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.nd
     return {name: a.reshape(len(a), -1) / np.sqrt(a[0].size).astype(np.float32) for name, a in whole.items()}
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray], **others: np.ndarray) -> None:
+def _save(path: Path, arrays: dict[str, Any], **others: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     with new.open("wb") as file:

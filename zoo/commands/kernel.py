@@ -38,10 +38,10 @@ def kernel(
 
     x = dataset.train_x[:examples]
     f = net.f.layers(*layer) if layer else net.f
-    params, state = net.init(jax.random.key(seed))
+    params, state = net.init(jax.random.key(seed), x[:batch_size])
     if layer:
         with refusing("--layer"):
-            f.layer_shapes(params, net.inputs(), state=state)
+            f.layer_shapes(params, net.inputs(2), state=state)
     with refusing("--out", out):
         store = write_kernel(
             empirical_nngp_fn(f, trace_axes=all_but_batch),

@@ -56,13 +56,14 @@ def track(
         _check_folder(folder, config | {"seed": one})
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
+    from ..tasks import TASKS
     from ..tracking import run_tracked
 
     results, last = [], None
     for one, folder in folders.items():
         last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
-        title = f"{model} on {data}, {steps} steps, seed {one}: test {net.task} score {scores['score']:.1%}"
-        common.say(_table(last, title), f"report: {folder / 'report.html'}")
+        title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
+        common.say(title, _table(last), f"report: {folder / 'report.html'}")
         results.append({"run": str(folder), "seed": one, **scores, "layers": _numbers(last)})
     common.finish({"runs": results})
 
@@ -90,11 +91,11 @@ def _numbers(history: History) -> dict[str, dict[str, float]]:
     return {layer: {name: float(last[name][i]) for name in names} for i, layer in enumerate(history.layers)}
 
 
-def _table(history: History, title: str) -> Table:
+def _table(history: History) -> Table:
     """Returns a table of how far the kernel of each layer moved."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for i, name in enumerate(("layer", "CKA to init", "relative change", "effective rank")):
         table.add_column(name, justify="right" if i else "left")
     cka, change, rank = (history.metric(name) for name in ("cka", "relative_change", "effective_rank"))

@@ -35,7 +35,7 @@ DATASETS: dict[str, About] = {
     "digits": About(builtin.digits, Spec((8, 8, 1)), 1258, 539, 48),
     "mnist": About(builtin.mnist, Spec((28, 28, 1)), 4000, 1000, 84),
     "mnist1d": About(builtin.mnist1d, Spec((40, 1)), 4000, 1000, 89),
-    "characters": About(builtin.characters, Spec((64,), 10, "int32", 128), 1050, 450, 33),
+    "characters": About(builtin.characters, Spec((64,), 10, "int32", 128), 1050, 450, 37),
     "teacher": About(builtin.teacher, Spec((20,), 2), 2800, 1200, 589),
     "moons": About(builtin.moons, Spec((2,), 2), 1400, 600, 294),
 }

@@ -35,7 +35,7 @@ def lenet(spec: Spec, *, width: int = 6, activation: str = "tanh") -> hk.Transfo
     def net(x: Array) -> Array:
         act = ACTIVATIONS[activation]
         for i, channels in enumerate((width, width * 8 // 3)):
-            x = hk.avg_pool(act(Conv(2, channels, 5, name=f"conv_{i}")(x)), 2, 2, "VALID", channel_axis=-1)
+            x = hk.avg_pool(act(Conv(2, channels, 5, name=f"conv_{i}")(x)), (2, 2, 1), (2, 2, 1), "VALID")
         x = flat(x)
         for i, size in enumerate((20 * width, 14 * width)):
             x = act(Linear(size, name=f"dense_{i}")(x))

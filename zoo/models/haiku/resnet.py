@@ -31,15 +31,16 @@ def resnet18(spec: Spec, *, width: int = 64) -> hk.TransformedWithState:
 class PreBlock(hk.Module):
     """Two convolutions, normalised before each, and a shortcut (He et al. 2016b)."""
 
-    def __init__(self, channels: int, stride: int, activation: str, norm: str, name: str):
+    def __init__(self, channels: int, stride: int, project: bool, activation: str, norm: str, name: str):
         super().__init__(name)
-        self.channels, self.stride, self.activation, self.norm = channels, stride, activation, norm
+        self.channels, self.stride, self.project = channels, stride, project
+        self.activation, self.norm = activation, norm
 
     def __call__(self, x: Array, is_training: bool) -> Array:
         """Returns activations with ``channels`` channels."""
         act = ACTIVATIONS[self.activation]
         y = act(normalised(x, self.norm, is_training, "norm_0"))
-        if x.shape[-1] != self.channels or self.stride > 1:
+        if self.project:
             x = Conv(2, self.channels, 1, self.stride, with_bias=False, name="shortcut_conv")(y)
         y = Conv(2, self.channels, 3, self.stride, with_bias=False, name="conv_0")(y)
         y = act(normalised(y, self.norm, is_training, "norm_1"))
@@ -64,7 +65,7 @@ def wide_resnet(
         for group in range(3):
             for block in range(depth):
                 stride, name = 1 + (group > 0 and block == 0), f"group_{group}_block_{block}"
-                x = PreBlock(width * 2**group, stride, activation, norm, name)(x, is_training)
+                x = PreBlock(width * 2**group, stride, block == 0, activation, norm, name)(x, is_training)
         x = ACTIVATIONS[activation](normalised(x, norm, is_training, "norm"))
         return Linear(spec.classes, name="head")(x.mean(axis=(1, 2)))
 

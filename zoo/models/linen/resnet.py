@@ -64,6 +64,7 @@ class PreBlock(nn.Module):
 
     channels: int
     stride: int
+    project: bool
     activation: str
     norm: str
 
@@ -72,7 +73,7 @@ class PreBlock(nn.Module):
         """Returns activations with ``channels`` channels."""
         act = ACTIVATIONS[self.activation]
         y = act(_norm(self.norm, train, "norm_0")(x))
-        if x.shape[-1] != self.channels or self.stride > 1:
+        if self.project:
             x = _Conv(self.channels, (1, 1), self.stride, name="shortcut_conv")(y)
         y = _Conv(self.channels, (3, 3), self.stride, name="conv_0")(y)
         y = act(_norm(self.norm, train, "norm_1")(y))
@@ -95,7 +96,7 @@ class WideResNet(nn.Module):
         for group in range(3):
             for block in range(self.depth):
                 stride, name = 1 + (group > 0 and block == 0), f"group_{group}_block_{block}"
-                x = PreBlock(self.width * 2**group, stride, self.activation, self.norm, name=name)(x, train)
+                x = PreBlock(self.width * 2**group, stride, block == 0, self.activation, self.norm, name=name)(x, train)
         x = ACTIVATIONS[self.activation](_norm(self.norm, train, "norm")(x))
         return nn.Dense(self.classes, name="head")(x.mean(axis=(1, 2)))
 

@@ -21,6 +21,11 @@ def _norm(norm: str, channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm | nnx.Layer
     return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
+def _normalised(norm: nnx.BatchNorm | nnx.LayerNorm, x: Array) -> Array:
+    """Returns normalised activations in their dtype, where running statistics have another."""
+    return norm(x).astype(x.dtype)
+
+
 class PostBlock(nnx.Module):
     """Two convolutions, normalised after each, and a shortcut (He et al. 2016a), as ``hk.nets.ResNet`` has it."""
 
@@ -36,9 +41,9 @@ class PostBlock(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Returns activations with ``channels`` channels."""
-        shortcut = self.shortcut_norm(self.shortcut_conv(x)) if self.project else x
-        x = nnx.relu(self.norm_0(self.conv_0(x)))
-        return nnx.relu(self.norm_1(self.conv_1(x)) + shortcut)
+        shortcut = _normalised(self.shortcut_norm, self.shortcut_conv(x)) if self.project else x
+        x = nnx.relu(_normalised(self.norm_0, self.conv_0(x)))
+        return nnx.relu(_normalised(self.norm_1, self.conv_1(x)) + shortcut)
 
 
 class ResNet18(nnx.Module):
@@ -58,7 +63,7 @@ class ResNet18(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Returns logits ``(N, classes)`` of images ``(N, H, W, C)``."""
-        x = nnx.relu(self.stem_norm(self.stem(x)))
+        x = nnx.relu(_normalised(self.stem_norm, self.stem(x)))
         x = nnx.max_pool(x, (3, 3), (2, 2), "SAME")
         for group in range(4):
             for block in range(2):
@@ -69,8 +74,10 @@ class ResNet18(nnx.Module):
 class PreBlock(nnx.Module):
     """Two convolutions, normalised before each, and a shortcut (He et al. 2016b)."""
 
-    def __init__(self, inputs: int, channels: int, stride: int, activation: str, norm: str, *, rngs: nnx.Rngs):
-        self.activation, self.project = activation, inputs != channels or stride > 1
+    def __init__(
+        self, inputs: int, channels: int, stride: int, project: bool, activation: str, norm: str, *, rngs: nnx.Rngs
+    ):
+        self.activation, self.project = activation, project
         self.norm_0 = _norm(norm, inputs, rngs)
         if self.project:
             self.shortcut_conv = _Conv(inputs, channels, (1, 1), stride, rngs=rngs)
@@ -81,10 +88,10 @@ class PreBlock(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Returns activations with ``channels`` channels."""
         act = ACTIVATIONS[self.activation]
-        y = act(self.norm_0(x))
+        y = act(_normalised(self.norm_0, x))
         if self.project:
             x = self.shortcut_conv(y)
-        return x + self.conv_1(act(self.norm_1(self.conv_0(y))))
+        return x + self.conv_1(act(_normalised(self.norm_1, self.conv_0(y))))
 
 
 class WideResNet(nnx.Module):
@@ -97,7 +104,7 @@ class WideResNet(nnx.Module):
         for group in range(3):
             for block in range(depth):
                 stride, channels = 1 + (group > 0 and block == 0), width * 2**group
-                layer = PreBlock(inputs, channels, stride, activation, norm, rngs=rngs)
+                layer = PreBlock(inputs, channels, stride, block == 0, activation, norm, rngs=rngs)
                 setattr(self, f"group_{group}_block_{block}", layer)
                 inputs = channels
         self.norm = _norm(norm, inputs, rngs)
@@ -109,7 +116,7 @@ class WideResNet(nnx.Module):
         for group in range(3):
             for block in range(self.depth):
                 x = getattr(self, f"group_{group}_block_{block}")(x)
-        x = ACTIVATIONS[self.activation](self.norm(x))
+        x = ACTIVATIONS[self.activation](_normalised(self.norm, x))
         return self.head(x.mean(axis=(1, 2)))
 
 
