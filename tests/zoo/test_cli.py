@@ -88,7 +88,8 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(tracked, 
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path):
+@pytest.mark.once
+def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, here):
     """With the same rows as a run that was not: the same steps, and the same numbers."""
     arguments = (
         "track",
@@ -114,9 +115,9 @@ def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path):
     assert err == "nngp-zoo: interrupted; the run is saved, and the same command finishes it\n"
     with np.load(tmp_path / "a" / "checkpoint.npz") as checkpoint:
         assert 0 < checkpoint["step"] < 60
-    finished = nngp_zoo(*arguments, "--run", tmp_path / "a")
+    finished = here(*arguments, "--run", tmp_path / "a")
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-    assert nngp_zoo(*arguments, "--run", tmp_path / "b").returncode == 0
+    assert here(*arguments, "--run", tmp_path / "b").returncode == 0
     a, b = (nngp.History.load(tmp_path / name) for name in "ab")
     assert a.steps.tolist() == b.steps.tolist()
     for name in ("loss", "test_accuracy"):
@@ -144,20 +145,21 @@ def test_a_diverged_run_says_so(tmp_path, here, recwarn):
     assert command.stderr.endswith("; try a smaller --lr.\n")
 
 
+# fmt: off
 REFUSED = [
     (("track", "linen/cn", "--run", "new"), "MODEL: unknown model 'linen/cn'; did you mean 'linen/cnn'"),
-    (("track", "linen/mlp", "--data", "digit", "--run", "new"), "--data: unknown data set 'digit'; did you mean 'digits'"),
-    (("track", "linen/mlp", "--run", "new", "--probe", "5"), "--probe: a probe of 5 takes 0 test examples of each of 10"),
+    (("track", "linen/mlp", "--data", "digit", "--run", "new"), "--data: unknown data set 'digit'; did you mean"),
+    (("track", "linen/mlp", "--run", "new", "--probe", "5"), "--probe: a probe of 5 takes 0 test examples of each"),
     (("track", "linen/mlp", "--run", "new", "--steps", "0"), "Invalid value for '--steps'"),
     (("track", "linen/mlp", "--run", "new", "--lr", "nan"), "--lr nan: it must be a positive number."),
     (("track", "linen/mlp", "--run", "new", "--lr", "-1"), "--lr -1.0: it must be a positive number."),
-    (("track", "linen/mlp", "--run", "new", "--optimizer", "adan"), "--optimizer: unknown optimizer 'adan'; did you mean"),
-    (("track", "linen/mlp", "--run", "new", "--activation", "rel"), "--activation rel: unknown activation 'rel'; did you"),
-    (("track", "linen/mlp", "--run", "new", "--init-scale", "-1"), "--init-scale -1.0: init_scale=-1.0 must be positive"),
+    (("track", "linen/mlp", "--run", "new", "--optimizer", "adan"), "--optimizer: unknown optimizer 'adan'; did"),
+    (("track", "linen/mlp", "--run", "new", "--activation", "rel"), "--activation rel: unknown activation 'rel'"),
+    (("track", "linen/mlp", "--run", "new", "--init-scale", "-1"), "--init-scale -1.0: init_scale=-1.0 must"),
     (("track", "linen/mlp", "--run", "new", "--set", "norm"), "--set norm: write it as KNOB=VALUE"),
     (("track", "linen/mlp", "--run", "file/run"), "--run file/run: it can't be written: "),
     (("track", "linen/lstm", "--data", "moons", "--run", "new"), "MODEL: linen/lstm takes tokens or sequence or image"),
-    (("kernel", "linen/mlp", "--out", "new", "--examples", "9999"), "--examples: digits has 1 to 1258 training examples"),
+    (("kernel", "linen/mlp", "--out", "new", "--examples", "9999"), "--examples: digits has 1 to 1258 training"),
     (("kernel", "linen/mlp", "--out", "file/k"), "--out file/k: it can't be written: "),
     (("features", "linen/mlp", "--out", "f.txt"), "--out f.txt: it must end in .npz."),
     (("features", "linen/mlp", "--out", "f.npz", "--run", "no"), "--run no: there is no such folder."),
@@ -165,7 +167,8 @@ REFUSED = [
     (("list", "--framework", "torch"), "--framework torch: unknown framework 'torch'; did you mean"),
     (("trakc",), "No such command 'trakc'"),
     (("track", "linen/mlp"), "Missing option '--run'"),
-]  # fmt: skip
+]
+# fmt: on
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
@@ -258,7 +261,9 @@ def test_kernel_again_goes_on_with_what_is_there(written, here):
     assert "holds a kernel of other params" in other.stderr
     nothing = here(*arguments[:3], f"{path}2", "--layer", "dens?")
     assert nothing.returncode == 2
-    assert nothing.stderr.startswith("nngp-zoo: --layer: layers('dens?') matches no layer; the closest are 'dense_0'")
+    assert nothing.stderr.startswith(
+        "nngp-zoo: --layer: layers('dens?') matches no layer; the closest are 'dense_1', 'dense_0'."
+    )
 
 
 def test_verify(written, tmp_path, here):
@@ -284,7 +289,7 @@ def test_features_are_those_of_the_run_with_ids(tracked, tmp_path, here):
     command = here("features", "haiku/mlp", "--width", 64, "--run", run, "--out", out, "--probe", 30)
     assert command.returncode == 0, command.stderr
     data = zoo.load("digits")
-    x, y, ids = data.probe(30)
+    _, y, ids = data.probe(30)
     with np.load(out) as file:
         assert set(file.files) == {"mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2", "ids", "labels", "about"}
         np.testing.assert_array_equal(file["ids"], ids)

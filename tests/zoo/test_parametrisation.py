@@ -45,6 +45,7 @@ def test_mup_has_the_factors_of_its_table(framework):
     }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("family", ["mlp", "cnn", "lenet", "vit", "lstm", "gru", "transformer", "wide-resnet"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_at_the_base_width_mup_is_standard(framework, family):
@@ -57,13 +58,14 @@ def test_at_the_base_width_mup_is_standard(framework, family):
     assert [s for s in wide.scales if s.init == 1 / 2] == [Scale(init=1 / 2, adam=1 / 4, sgd=1 / 4)]  # the head
 
 
-@pytest.mark.parametrize("name", ["linen/mlp", "nnx/cnn", "haiku/vit", "nnx/transformer", "haiku/gru", "linen/lstm"])
+@pytest.mark.parametrize("name", ["linen/mlp", "nnx/cnn", "haiku/gru", "linen/lstm"])
 def test_ntk_is_the_same_function_and_its_weights_are_of_order_one(name):
     spec = SMALL[name.partition("/")[2]]
     plain, ntk = (zoo.get(name, spec, width=64, parametrisation=p) for p in ("standard", "ntk"))
     (a, _), (b, state) = (model.init(jax.random.key(0)) for model in (plain, ntk))
     x = example(spec)
-    np.testing.assert_allclose(ntk.f(b, x, state=state), plain.f(a, x, state=state), rtol=1e-4, atol=1e-5)
+    ours, theirs = jax.jit(lambda a, b: (ntk.f(b, x, state=state), plain.f(a, x, state=state)))(a, b)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert any(s.forward != 1 for s in ntk.scales)
     for scale, leaf, before in zip(ntk.scales, jax.tree.leaves(b), jax.tree.leaves(a), strict=True):
         if scale.forward != 1:  # hk.LSTM draws both halves of its matrix with the fan-in of the whole
@@ -145,6 +147,7 @@ def slopes(model_of, widths=(32, 128, 512), lr=3e-3, seeds=2):
     return {layer: np.polyfit(log, sizes, 1)[0] for layer, sizes in found.items()}
 
 
+@pytest.mark.once
 def test_activations_keep_their_size_in_mup_and_grow_in_standard():
     """And they grow when the rate of one layer is left as it is."""
 

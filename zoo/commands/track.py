@@ -72,7 +72,7 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> None:
     """Refuses a folder that holds a run of another command."""
     try:
         there = json.loads((folder / "run.json").read_text())["config"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CommandError(f"--run {folder}: it holds a damaged run.json: {error}") from None
