@@ -19,6 +19,13 @@ from zoo.__main__ import main
 ENV = {**os.environ, "COLUMNS": "200", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory):
+    """All processes compile the same functions."""
+    ENV["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    ENV["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
 def start(*arguments):
     command = [sys.executable, "-m", "zoo", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
@@ -89,7 +96,7 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(tracked, 
 
 
 @pytest.mark.once
-def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, here):
+def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path):
     """With the same rows as a run that was not: the same steps, and the same numbers."""
     arguments = (
         "track",
@@ -115,9 +122,9 @@ def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, he
     assert err == "nngp-zoo: interrupted; the run is saved, and the same command finishes it\n"
     with np.load(tmp_path / "a" / "checkpoint.npz") as checkpoint:
         assert 0 < checkpoint["step"] < 60
-    finished = here(*arguments, "--run", tmp_path / "a")
+    finished = nngp_zoo(*arguments, "--run", tmp_path / "a")
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-    assert here(*arguments, "--run", tmp_path / "b").returncode == 0
+    assert nngp_zoo(*arguments, "--run", tmp_path / "b").returncode == 0
     a, b = (nngp.History.load(tmp_path / name) for name in "ab")
     assert a.steps.tolist() == b.steps.tolist()
     for name in ("loss", "test_accuracy"):
