@@ -13,11 +13,11 @@ from harness import Case, Contender, ratio
 def training(how, steps, probe):
     """Seconds of the loop; the floor adds as many forward passes of the probe as the tracker takes snapshots."""
     import nngp_plugins as nngp
-    from zoo.registry import get_dataset, get_model
+    import zoo
 
-    dataset = get_dataset("digits")
-    x, labels = dataset.probe(probe)
-    f = get_model("linen/cnn", dataset)
+    dataset = zoo.load("digits")
+    x, labels, _ = dataset.probe(probe)
+    f = zoo.get("linen/cnn", dataset.spec).f
     params, _ = f.init(jax.random.key(0), x[:1])
     optimizer = optax.adam(1e-3)
     images, classes = dataset.train_x, dataset.train_y

@@ -14,7 +14,7 @@ from flax import nnx
 from helpers.arrays import assert_close, normal
 
 import nngp_plugins as nngp
-from zoo.models.linen import CNN
+from zoo.models.linen.cnn import CNN
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 STORES = {"device": True, "host": False}
@@ -147,7 +147,7 @@ def vectors(seed, n):
 
 
 def linen_layers():
-    f = nngp.from_linen(CNN((2,), 5, 2)).layers()
+    f = nngp.from_linen(CNN(2, 1, "relu", 2)).layers()
     params, _ = f.init(jax.random.key(0), normal(0, 1, 4, 4, 1))
     return f, params, lambda seed, n: normal(seed, n, 4, 4, 1), {}
 

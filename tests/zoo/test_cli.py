@@ -1,110 +1,225 @@
+"""The commands as users run them, and their manners."""
+
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import jax
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import nngp_plugins as nngp
-from zoo.cli import app
-from zoo.registry import get_dataset, get_model
+import zoo
+from zoo.__main__ import main
 
-NNGP_ZOO = Path(sys.executable).with_name("nngp-zoo")
+ENV = {**os.environ, "COLUMNS": "200", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_cache(tmp_path_factory):
+    """All processes compile the same functions."""
+    ENV["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    ENV["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "zoo", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
 
 
 def nngp_zoo(*arguments):
-    # a wide terminal, so that no message is broken over lines
-    env = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
-    return subprocess.run([NNGP_ZOO, *map(str, arguments)], capture_output=True, text=True, env=env, timeout=300)
+    process = start(*arguments)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
 
 
-def nngp_zoo_here(*arguments):
-    """The command in this process, which has imported everything already; the others start it as users do."""
-    result = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"}, prog_name="nngp-zoo")
-    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+@pytest.fixture
+def here(capfd, monkeypatch):
+    """The command in this process, which has imported everything already."""
+
+    def run(*arguments):
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments)])
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, out, err)
+
+    return run
+
+
+TRACK = ("track", "haiku/mlp", "--steps", 60, "--probe", 60, "--width", 64)
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "mlp"
-    command = nngp_zoo("track", "haiku/mlp", "--data", "digits", "--steps", 60, "--run", run, "--probe", 60)
+    command = nngp_zoo(*TRACK, "--run", run)
     assert command.returncode == 0, command.stderr
-    return run, command.stdout
+    return run, command
 
 
 def test_track_trains_and_tracks_every_layer(tracked):
-    run, _ = tracked
+    run, command = tracked
     history = nngp.History.load(run)
-    assert history.layers == ["dense_0", "dense_1", "head"]
-    assert history.steps[0] == 0
-    assert history.steps[-1] == 60
+    assert history.layers == ["mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2"]
+    assert [history.steps[0], history.steps[-1]] == [0, 60]
     loss, accuracy = history.scalar("loss"), history.scalar("test_accuracy")
     assert loss[-1] < 0.3 * loss[0]
-    assert accuracy[0] < 0.3 < 0.85 < accuracy[-1]
+    assert accuracy[0] < 0.3 < 0.8 < accuracy[-1]
     np.testing.assert_allclose(history.metric("cka")[0], 1, atol=1e-5)
     assert history.metric("cka")[-1, 2] < 0.9  # the head's kernel learns the classes
-
-
-def test_track_ends_with_a_table_and_a_report(tracked):
-    run, stdout = tracked
-    history = nngp.History.load(run)
-    assert f"test accuracy {history.scalar('test_accuracy')[-1]:.1%}" in stdout
-    assert "60/60" in stdout  # the progress bar
-    for layer, cka, change in zip(
-        history.layers, history.metric("cka")[-1], history.metric("relative_change")[-1], strict=True
-    ):
-        row = next(line for line in stdout.splitlines() if layer in line)
-        assert f"{cka:.3f}" in row
-        assert f"{change:.3g}" in row
-    assert f"report: {run / 'report.html'}" in stdout
+    assert f"test accuracy {accuracy[-1]:.1%}" in command.stdout
+    for layer, cka in zip(history.layers, history.metric("cka")[-1], strict=True):
+        assert f"{cka:.3f}" in next(line for line in command.stdout.splitlines() if layer in line)
+    assert f"report: {run / 'report.html'}" in command.stdout
+    assert "60/60" in command.stderr  # the progress bar
+    assert "60/60" not in command.stdout
     assert "haiku/mlp on digits" in (run / "report.html").read_text()
-    config = json.loads((run / "run.json").read_text())["config"]
-    assert config["model"] == "haiku/mlp"
-    assert config["steps"] == 60
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("linen/cn", "--run", "new"), "unknown model 'linen/cn'; did you mean 'linen/cnn'"),
-        (("linen/mlp", "--data", "digit", "--run", "new"), "unknown data set 'digit'; did you mean 'digits'?"),
-        (("linen/mlp", "--run", "new", "--probe", "5"), "a probe of 5 takes 0 test examples"),
-        (("linen/mlp", "--run", "new", "--steps", "0"), "Invalid value for '--steps'"),
-    ],
-)
-def test_bad_input_is_one_message_and_leaves_nothing_behind(tmp_path, arguments, message):
-    command = nngp_zoo_here("track", *[tmp_path / word if word == "new" else word for word in arguments])
-    assert command.returncode == 2
-    assert message in command.stderr
-    assert "Traceback" not in command.stderr
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_run_folder_that_holds_a_run_is_refused_and_untouched(tracked):
+def test_the_same_command_again_changes_nothing_and_another_is_refused(tracked, here):
     run, _ = tracked
     before = (run / "metrics.jsonl").read_bytes()
-    command = nngp_zoo_here("track", "linen/mlp", "--run", run)
-    assert command.returncode == 2
-    assert "already holds a run; name another folder" in command.stderr
+    again = here(*TRACK, "--run", run, "--json")
+    assert again.returncode == 0
+    result = json.loads(again.stdout)["runs"][0]
+    assert result["loss"] == nngp.History.load(run).scalar("loss")[-1]
+    assert set(result["layers"]) == {"mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2"}
+    other = here("track", "haiku/mlp", "--steps", 61, "--probe", 60, "--width", 64, "--run", run)
+    assert other.returncode == 2
+    assert other.stderr.startswith(f"nngp-zoo: --run {run}: it already holds a run with steps 60, not 61; name another")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_help_lists_models_and_options():
-    assert "track" in nngp_zoo("--help").stdout
-    help_text = nngp_zoo_here("track", "--help").stdout
-    for word in ("linen/cnn", "nnx/mlp", "digits", "--steps", "--run", "--lr"):
-        assert word in help_text
+@pytest.mark.once
+def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path):
+    """With the same rows as a run that was not: the same steps, and the same numbers."""
+    data = zoo.load("digits")
+    np.savez(tmp_path / "d.npz", x=data.train_x[:200], y=data.train_y[:200])
+    arguments = ("track", "linen/wide-resnet", "--data", tmp_path / "d.npz", "--width", 2, "--steps", 100, "--quiet")
+    arguments += ("--probe", 20, "--batch-size", 8)
+    process = start(*arguments, "--run", tmp_path / "a")
+    rows = tmp_path / "a" / "metrics.jsonl"
+    while process.poll() is None and (not rows.exists() or rows.read_bytes().count(b"\n") < 4):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (130, "")
+    assert err == "nngp-zoo: interrupted; the run is saved, and the same command finishes it\n"
+    with np.load(tmp_path / "a" / "checkpoint.npz") as checkpoint:
+        assert 0 < checkpoint["step"] < 100
+    finished = nngp_zoo(*arguments, "--run", tmp_path / "a")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    assert nngp_zoo(*arguments, "--run", tmp_path / "b").returncode == 0
+    a, b = (nngp.History.load(tmp_path / name) for name in "ab")
+    assert a.steps.tolist() == b.steps.tolist()
+    for name in ("loss", "test_accuracy"):
+        np.testing.assert_allclose(a.scalar(name), b.scalar(name), rtol=1e-4)
+    np.testing.assert_allclose(a.metric("cka"), b.metric("cka"), rtol=1e-4, atol=1e-5)
+
+
+def test_seeds_optimizers_schedules_and_kept_kernels(tmp_path, here):
+    options = ("--optimizer", "momentum", "--schedule", "cosine", "--lr", 0.1, "--seeds", 2, "--seed", 3)
+    command = here("track", "linen/mlp", "--data", "moons", "--steps", 9, "--probe", 20, "--width", 8, *options,
+                   "--keep-kernels", "--json", "--run", tmp_path / "r")  # fmt: skip
+    assert command.returncode == 0, command.stderr
+    runs = json.loads(command.stdout)["runs"]
+    assert [run["seed"] for run in runs] == [3, 4]
+    assert runs[0]["loss"] != runs[1]["loss"]
+    history = nngp.History.load(tmp_path / "r" / "seed-4")
+    assert history.kernel("head", step=9).shape == (20, 20)
+
+
+def test_a_diverged_run_says_so(tmp_path, here, recwarn):
+    command = here("track", "linen/mlp", "--steps", 60, "--optimizer", "sgd", "--lr", "1e30", "--probe", 20,
+                   "--run", tmp_path / "r")  # fmt: skip
+    assert command.returncode == 3
+    assert command.stderr.splitlines()[-1].startswith("nngp-zoo: diverged: the loss is nan at step ")
+    assert command.stderr.endswith("; try a smaller --lr.\n")
+
+
+# fmt: off
+REFUSED = [
+    (("track", "linen/cn", "--run", "new"), "MODEL: unknown model 'linen/cn'; did you mean 'linen/cnn'"),
+    (("track", "linen/mlp", "--data", "digit", "--run", "new"), "--data: unknown data set 'digit'; did you mean"),
+    (("track", "linen/mlp", "--run", "new", "--probe", "5"), "--probe: a probe of 5 takes 0 test examples of each"),
+    (("track", "linen/mlp", "--run", "new", "--steps", "0"), "Invalid value for '--steps'"),
+    (("track", "linen/mlp", "--run", "new", "--lr", "nan"), "--lr nan: it must be a positive number."),
+    (("track", "linen/mlp", "--run", "new", "--lr", "-1"), "--lr -1.0: it must be a positive number."),
+    (("track", "linen/mlp", "--run", "new", "--optimizer", "adan"), "--optimizer: unknown optimizer 'adan'; did"),
+    (("track", "linen/mlp", "--run", "new", "--activation", "rel"), "--activation rel: unknown activation 'rel'"),
+    (("track", "linen/mlp", "--run", "new", "--init-scale", "-1"), "--init-scale -1.0: init_scale=-1.0 must"),
+    (("track", "linen/mlp", "--run", "new", "--set", "norm"), "--set norm: write it as KNOB=VALUE"),
+    (("track", "linen/mlp", "--run", "file/run"), "--run file/run: it can't be written: "),
+    (("track", "linen/lstm", "--data", "moons", "--run", "new"), "MODEL: linen/lstm takes tokens or sequence or image"),
+    (("kernel", "linen/mlp", "--out", "new", "--examples", "9999"), "--examples: digits has 1 to 1258 training"),
+    (("kernel", "linen/mlp", "--out", "file/k"), "--out file/k: it can't be written: "),
+    (("features", "linen/mlp", "--out", "f.txt"), "--out f.txt: it must end in .npz."),
+    (("features", "linen/mlp", "--out", "f.npz", "--run", "no"), "--run no: there is no such folder."),
+    (("verify", "missing"), "PATH missing: it does not exist."),
+    (("list", "--framework", "torch"), "--framework torch: unknown framework 'torch'; did you mean"),
+    (("trakc",), "No such command 'trakc'"),
+    (("track", "linen/mlp"), "Missing option '--run'"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, here, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    command = here(*arguments)
+    assert command.returncode == 2
+    assert command.stderr.startswith(f"nngp-zoo: {message}")
+    assert command.stderr.count("\n") == 1
+    assert command.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_bad_input_imports_no_jax():
+    """So that it is refused within a second."""
+    script = (
+        "import sys\nfrom zoo.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    print(end.code, *[name for name in ('jax', 'flax', 'haiku', 'sklearn') if name in sys.modules])"
+    )
+    for arguments, _ in REFUSED[:14:3]:
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout == "2\n", arguments
+
+
+def test_version_help_and_list(here):
+    assert here("--version").stdout == f"nngp-zoo {nngp.__version__}\n"
+    assert here("list", "--family", "mlp", "--json").stdout.count('"name"') == 3
+    assert "nnx/vit" in here("list").stdout
+    assert here("list", "--quiet").stdout == ""
+    text = here("track", "--help").stdout
+    for word in ("--steps", "--run", "--lr", "--parametrisation", "--set", "--json", "Example: nngp-zoo track"):
+        assert word in text
+    assert "Exit codes: 0 done" in here("--help").stdout
+
+
+def test_show(here):
+    shown = here("show", "linen/mlp", "--width", 8, "--set", "depth=1", "--examples", 100).stdout
+    assert "parameters: 610" in shown
+    assert "arc-cosine" in shown
+    about = json.loads(here("show", "linen/mlp", "--width", 8, "--depth", 1, "--json").stdout)
+    assert about["parameters"] == 65 * 8 + 9 * 10
+    assert [(layer["name"], layer["shape"]) for layer in about["layers"]] == [
+        ("dense_0", [1000, 8]),
+        ("head", [1000, 10]),
+    ]
+    assert about["layers"][0]["kernel_flops"] == 2 * 1000 * 1000 * 8
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("kernels") / "k.zarr"
     options = ("--examples", 150, "--layer", "dense_*", "--batch-size", 64, "--tile-size", 40, "--seed", 3)
-    arguments = ("kernel", "haiku/mlp", "--out", path, *options)
+    arguments = ("kernel", "linen/mlp", "--out", path, *options)
     command = nngp_zoo(*arguments)
     assert command.returncode == 0, command.stderr
     return path, arguments, command
@@ -112,10 +227,10 @@ def written(tmp_path_factory):
 
 def test_kernel_writes_that_of_the_layers(written):
     path, _, command = written
-    dataset = get_dataset("digits")
-    f, x = get_model("haiku/mlp", dataset), dataset.train_x[:150]
-    params, state = f.init(jax.random.key(3), x[:1])
-    layers = f.layers("dense_*")(params, x, state=state)
+    data = zoo.load("digits")
+    model, x = zoo.get("linen/mlp", data.spec), data.train_x[:150]
+    params, state = model.init(jax.random.key(3))
+    layers = model.f.layers("dense_*")(params, x, state=state)
     store = nngp.open_kernel(path)
     assert list(store.arrays) == ["dense_0", "dense_1"]
     for name, y in layers.items():
@@ -126,33 +241,59 @@ def test_kernel_writes_that_of_the_layers(written):
     assert "150/150" in command.stderr  # the progress bar
 
 
-def test_kernel_again_goes_on_with_what_is_there(written):
+def test_kernel_again_goes_on_with_what_is_there(written, here):
     path, arguments, _ = written
     tile = path / "dense_0" / "c" / "1" / "2"
     before = tile.read_bytes()
     tile.unlink()
-    command = nngp_zoo_here("verify", path)
+    command = here("verify", path)
     assert (command.returncode, command.stdout) == (1, "")
     assert f"1 of 32 tiles are damaged or missing: {tile}" in command.stderr
     # Not in this process, whose flags of XLA may change the last bits.
     assert nngp_zoo(*arguments).returncode == 0
     assert tile.read_bytes() == before
-    other = nngp_zoo_here(*arguments[:-1], 4)
+    other = here(*arguments[:-1], 4)
     assert other.returncode == 2
+    assert f"--out {path}: " in other.stderr
     assert "holds a kernel of other params" in other.stderr
+    nothing = here(*arguments[:3], f"{path}2", "--layer", "dens?")
+    assert nothing.returncode == 2
+    assert nothing.stderr.startswith(
+        "nngp-zoo: --layer: layers('dens?') matches no layer; the closest are 'dense_1', 'dense_0'."
+    )
 
 
-def test_verify(written, tmp_path):
+def test_verify(written, tmp_path, here):
     path = shutil.copytree(written[0], tmp_path / "k.zarr")
     good = nngp_zoo("verify", path)
     assert (good.returncode, good.stdout) == (0, f"{path}: 100% written, and every written tile matches its checksum\n")
     ledger = path / "ledger.jsonl"
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(lines[:16]))
-    unfinished = nngp_zoo_here("verify", path)
+    unfinished = here("verify", path)
     assert unfinished.returncode == 1
     assert "50% written" in unfinished.stdout
-    assert "unfinished: run the command that wrote it again" in unfinished.stdout
-    missing = nngp_zoo_here("verify", tmp_path / "other")
+    assert "unfinished: run the command that wrote it again" in unfinished.stderr
+    (tmp_path / "other").mkdir()
+    missing = here("verify", tmp_path / "other")
     assert missing.returncode == 2
     assert "holds no kernel" in missing.stderr
+
+
+def test_features_are_those_of_the_run_with_ids(tracked, tmp_path, here):
+    run, _ = tracked
+    out = tmp_path / "new" / "f.npz"
+    command = here("features", "haiku/mlp", "--width", 64, "--run", run, "--out", out, "--probe", 30)
+    assert command.returncode == 0, command.stderr
+    data = zoo.load("digits")
+    _, y, ids = data.probe(30)
+    with np.load(out) as file:
+        assert set(file.files) == {"mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2", "ids", "labels", "about"}
+        np.testing.assert_array_equal(file["ids"], ids)
+        np.testing.assert_array_equal(file["labels"], y)
+        assert json.loads(str(file["about"]))["model"] == "haiku/mlp"
+        logits = file["mlp/~/linear_2"] * np.sqrt(10)
+    assert (logits.argmax(axis=1) == y).mean() > 0.7  # the trained weights
+    other = here("features", "haiku/mlp", "--run", run, "--out", out)
+    assert other.returncode == 2
+    assert "holds the training of another model" in other.stderr

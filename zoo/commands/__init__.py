@@ -1,0 +1,12 @@
+"""The commands of ``nngp-zoo``, a file each."""
+
+# isort: off
+from .app import app as app
+
+# Each import registers a command, in the order in which `--help` lists them.
+from . import list as list
+from . import show as show
+from . import track as track
+from . import kernel as kernel
+from . import verify as verify
+from . import features as features

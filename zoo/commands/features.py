@@ -1,0 +1,95 @@
+"""``nngp-zoo features``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from . import begin
+from .app import Data, Layers, Model, Seed, command
+from .manners import CommandError, Common, refusing, writable
+
+RESERVED = ("ids", "labels", "about")
+
+
+@command("nngp-zoo features linen/cnn --run runs/cnn --out cnn.npz", knobs=True)
+def features(
+    common: Common,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    data: Data = "digits",
+    run: Annotated[Path | None, typer.Option(help="Run folder with the weights; new ones by default.")] = None,
+    probe: Annotated[int, typer.Option(help="Number of test examples, equally many of each class.")] = 250,
+    layer: Layers = None,
+    pool: Annotated[str | None, typer.Option(help="Pool tokens or pixels: mean, first or last.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Save the features of the layers of MODEL with the ids of the examples, for `compare` and for other tools.
+
+    The file holds an array (N, D) for each layer, divided by the square root of D, so that its kernel is phi phi^T; and
+    `ids`, `labels` and `about`.
+    """
+    begin.check(model, data, probe=probe)
+    if out.suffix != ".npz":
+        raise CommandError(f"--out {out}: it must end in .npz.")
+    if run is not None and not run.is_dir():
+        raise CommandError(f"--run {run}: there is no such folder.")
+    writable("--out", out)
+    net, dataset = begin.load(common, model, data)
+    with refusing("--probe"):
+        x, y, ids = dataset.probe(probe)
+    params, state = _weights(net, run, seed, dataset.train_x[:128])
+    f = net.f.layers(*(layer or ()))
+    with refusing("--layer"):
+        f.layer_shapes(params, net.inputs(2), state=state)
+    if pool is not None:
+        with refusing("--pool", pool):
+            f = f.pool(pool)
+    arrays = _features(f, params, state, x)
+    for name in RESERVED:
+        if name in arrays:
+            raise CommandError(f"--layer: the layer {name!r} has a name that the file keeps for itself.")
+    about = {"model": model, "data": data, "knobs": net.knobs, "run": run and str(run), "seed": seed, "pool": pool}
+    with refusing("--out", out):
+        _save(out, arrays, ids=ids, labels=y, about=np.array(json.dumps(about)))
+    common.say(*(f"{name}: {a.dtype} {a.shape}" for name, a in arrays.items()), f"features: {out}")
+    common.finish({"features": str(out), "layers": {name: a.shape for name, a in arrays.items()}, "ids": len(ids)})
+
+
+def _weights(net: Any, run: Path | None, seed: int, batch: Any) -> tuple[Any, Any]:
+    import jax
+
+    params, state = net.init(jax.random.key(seed), batch)
+    if run is None:
+        return params, state
+    from .. import checkpoint
+
+    with refusing("--run", run):
+        found = checkpoint.load_weights(run, (params, state))
+    if found is None:
+        raise CommandError(f"--run {run}: it holds no {checkpoint.NAME}, which `nngp-zoo track` writes.")
+    return found
+
+
+def _features(f: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    import jax
+
+    run = jax.jit(lambda x: f(params, x, state=state))
+    parts = [run(x[i : i + 100]) for i in range(0, len(x), 100)]
+    whole = {name: np.concatenate([np.asarray(part[name], np.float32) for part in parts]) for name in parts[0]}
+    return {name: a.reshape(len(a), -1) / np.sqrt(a[0].size).astype(np.float32) for name, a in whole.items()}
+
+
+def _save(path: Path, arrays: dict[str, Any], **others: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        np.savez(file, **others, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

@@ -1,0 +1,1 @@
+"""Models in Haiku, a file a family."""

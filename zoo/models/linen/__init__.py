@@ -1,0 +1,1 @@
+"""Models in Flax Linen, a file a family."""

@@ -1,0 +1,1 @@
+"""Models in Flax NNX, a file a family."""
