@@ -6,7 +6,6 @@ import shutil
 import warnings
 from pathlib import Path
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
-LOADED = filelock, tensorstore  # which a job would import
+LOADED = tensorstore  # which a job would import
 STEPS, LAYERS = 24, ("hidden", "head")
 METRICS = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "kernel_velocity", "scale")}
 X1, X2, PARAMS = normal(0, 20, 5), normal(1, 15, 5), normal(2, 5, 7)
