@@ -85,11 +85,15 @@ def forks(request, tmp_path_factory):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items):
-    """Of a test with the marker ``every(n)``, all but about each n-th set of parameters becomes exhaustive."""
-    counts = Counter()
+    """Of a test with the marker ``every(n)``, all but about each n-th set of parameters becomes exhaustive.
+
+    ``NNGP_EVERY=3`` in the environment gives all tests with parameters the marker ``every(3)``.
+    """
+    counts, of_all = Counter(), int(os.environ.get("NNGP_EVERY", "1"))
     for item in items:
-        if every := item.get_closest_marker("every"):
-            (n,), name = every.args, item.nodeid.partition("[")[0]
+        every = item.get_closest_marker("every")
+        if every or (of_all > 1 and "[" in item.nodeid):
+            n, name = max([of_all, *(every.args if every else ())]), item.nodeid.partition("[")[0]
             # Staggered, so that the sets are not all of one kind where the innermost parameter has n values.
             if (counts[name] + counts[name] // n) % n:
                 item.add_marker(pytest.mark.exhaustive)
