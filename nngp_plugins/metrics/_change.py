@@ -15,7 +15,7 @@ from ._catalogue import INNER, ROTATION, SCALE, entry
 from ._features import FeatureGram
 from ._gram import Gram
 from ._powers import power_of_2, times_power_of_4
-from ._products import of_columns, product
+from ._products import column_mean, of_columns, product
 from ._to_grams import as_gram_pair, one_program, rounding
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def relative_change(a: Gram | Array, a0: Gram | Array) -> Float[Array, ""]:
 @one_program
 def _relative_change(a: Gram, a0: Gram) -> Float[Array, ""]:
     k, k0, gap = _in_units_of(a, a0)
-    if isinstance(k, FeatureGram) and isinstance(k0, FeatureGram):
-        change = _norm_of_change(k, k0)
+    if isinstance(a, FeatureGram) and isinstance(a0, FeatureGram):
+        change = _norm_of_change(a, a0)
     else:
         change = jnp.linalg.norm(k.dense() - k0.dense())
     # Beside a kernel that is so much larger, the reference is less than its rounding error.
@@ -165,34 +165,33 @@ def _parts(change: Array, base: Array) -> Parts:
     return jnp.sum(change**2), jnp.sum(aside**2), size + along, size
 
 
-def _parts_of_features(k: FeatureGram, l: FeatureGram) -> tuple[Parts, Array]:  # noqa: E741
-    """The parts of K and L, both divided by ``4^root``, which brings their traces to about 1; and the root.
+def _parts_of_features(k: FeatureGram, l: FeatureGram, root: Array) -> Parts:  # noqa: E741
+    """The parts of K and L, both divided by ``4^root``.
 
     Normally ``(D, D)`` products of ``delta = phi − psi`` and ``psi`` suffice. Their digits cancel if the features
     change but the kernel hardly does, as in a rotation. Then the triangular factor of ``[delta, psi] = Q R`` is used.
     """
-    # Traces of many examples are large even if no entry is.
-    root = _log4(k.trace() + l.trace())
     k, l = _same_width(k, l)  # noqa: E741
-    phi, psi = k.features, l.features
-    (n, d), delta, scale = phi.shape, phi - psi, power_of_2(-root, phi.dtype)
+    (n, d), delta, scale = k.phi.shape, k.features - l.features, power_of_2(-root, k.phi.dtype)
 
     def from_matrices(delta: Array, psi: Array) -> Parts:
         cross = product(delta, psi.T)
         return _parts(cross + cross.T + product(delta, delta.T), product(psi, psi.T))
 
     if 2 * d >= n:
-        return from_matrices(delta * scale, psi * scale), root
+        return from_matrices(delta * scale, l.features * scale)
 
     def from_triangle() -> Parts:
-        beside = jnp.pad(jnp.concatenate([delta, psi], axis=1) * scale, ((0, n % 2), (0, 0)))
+        beside = jnp.pad(jnp.concatenate([delta, l.features], axis=1) * scale, ((0, n % 2), (0, 0)))
         # XLA transposes the operand of a QR for LAPACK, even if this branch is not taken. Halves avoid that cost.
         halves = jnp.linalg.qr(beside.reshape(2, -1, 2 * d), mode="r")
         r = jnp.linalg.qr(halves.reshape(-1, 2 * d), mode="r")
         return from_matrices(r[:, :d], r[:, d:])
 
     dd = product(delta.T, delta) * scale * scale
-    dp = product(delta.T, psi) * scale * scale
+    # The centred features are there for pp; XLA would copy others for a product.
+    centered = l.center()
+    dp = (product(delta.T, centered.features) + jnp.outer(delta.sum(axis=0), column_mean(l.parts))) * scale * scale
     pp = of_columns(l.parts) * scale * scale
     # With total = phi + psi = 2 psi + delta, these are deltaᵀ total and totalᵀ total.
     delta_sum, sum_sum = 2 * dp + dd, 4 * pp + 2 * (dp + dp.T) + dd
@@ -200,7 +199,7 @@ def _parts_of_features(k: FeatureGram, l: FeatureGram) -> tuple[Parts, Array]:  
     change = (most + jnp.sum(delta_sum * delta_sum.T)) / 2
     along, size = 2 * jnp.sum(dp * pp) + jnp.sum(dp**2), jnp.sum(pp**2)
     aside = change - along**2 / jnp.where(size > 0, size, jnp.nan)
-    return lax.cond(aside < 1e-3 * most, from_triangle, lambda: (change, aside, size + along, size)), root
+    return lax.cond(aside < 1e-3 * most, from_triangle, lambda: (change, aside, size + along, size))
 
 
 def _same_width(*grams: FeatureGram) -> list[FeatureGram]:
@@ -250,18 +249,30 @@ def _one_minus_cosine(a: FeatureGram, b: FeatureGram) -> Array:
     (k, own), (l, exponent) = a.normalised(), b.normalised()  # noqa: E741
     sizes = k.trace(), l.trace()
     apart = _log4(sizes[0] / sizes[1])
-    # These are the parts that relative_change needs too; XLA computes them once for both.
-    near, _ = _parts_of_features(*_in_units_of(a, b)[:2])  # type: ignore[arg-type]
+    near, _ = _parts_in_units_of(a, b)
 
     def far() -> Parts:
-        return _parts_of_features(a.divided(own + apart), b.divided(exponent))[0]
+        return _parts_of_features(a.divided(own + apart), b.divided(exponent), _log4(sizes[1]))
 
     return _distance(*lax.cond(apart == exponent - own, lambda: near, far))
 
 
+def _parts_in_units_of(a: FeatureGram, b: FeatureGram) -> tuple[Parts, Array]:
+    """The parts of both kernels in units of the second one, divided by ``4^root``, and the root.
+
+    Relative change and kernel distance need these; XLA computes them once for both. The root brings traces to about 1:
+    those of many examples are large even if no entry is.
+    """
+    k, base, gap = _in_units_of(a, b)
+    own_trace, trace = a.normalised()[0].trace(), base.trace()
+    root = _log4(times_power_of_4(own_trace, jnp.where(_is_far(gap, trace.dtype), 0, gap)) + trace)
+    return _parts_of_features(k, base, root), root  # type: ignore[arg-type]
+
+
 @jax.custom_jvp
-def _norm_of_change(k: FeatureGram, l: FeatureGram) -> Array:  # noqa: E741
-    parts, root = _parts_of_features(k, l)
+def _norm_of_change(a: FeatureGram, b: FeatureGram) -> Array:
+    """``‖K − L‖`` in units of L."""
+    parts, root = _parts_in_units_of(a, b)
     return times_power_of_4(jnp.sqrt(parts[0]), root)
 
 
@@ -271,8 +282,8 @@ def _norm_of_change_jvp(
 ) -> tuple[Array, Array]:
     """``d‖Δ‖ = 2 (⟨Δ phi, dphi⟩ − ⟨Δ psi, dpsi⟩) / ‖Δ‖``."""
 
-    def features(*grams: FeatureGram) -> tuple[Array, ...]:
-        return tuple(gram.features for gram in grams)
+    def features(*grams: FeatureGram) -> list[Array]:
+        return [gram.features for gram in _in_units_of(*grams)[:2]]  # type: ignore[attr-defined]
 
     (phi, psi), (d_phi, d_psi) = jax.jvp(features, primals, tangents)
     norm = _norm_of_change(*primals)

@@ -65,6 +65,14 @@ class FeatureGram(Gram):
         """``‖phi[i]‖²``."""
         return row_squares(self.parts)
 
+    def trace(self) -> Float[Array, ""]:
+        """``‖phi‖²``."""
+        if self.offset is not None or self.power is None:
+            return self.diagonal().sum()
+        # The squares of centred features and of their mean: XLA would copy all features that are scaled for a sum.
+        mean = column_mean(self.parts)
+        return replace(self, offset=mean).trace() + self.n * jnp.sum(mean**2)
+
     def center(self) -> FeatureGram:
         """The kernel of ``phi`` minus its mean over examples, which keeps digits that ``H K H`` would lose."""
         mean = column_mean(self.parts)
@@ -87,8 +95,20 @@ class FeatureGram(Gram):
 
     def matvec(self, v: Array) -> Array:
         """``phi (phiᵀ v)``."""
-        moved = self.features
-        return product(moved, product(moved.T, v))
+        return self.times(self.transposed_times(v))
+
+    def times(self, weights: Array) -> Array:
+        """``phi w`` for columns ``(D, C)`` or a vector ``(D,)``."""
+        # Without an offset, the few columns are scaled in place of a copy of all features.
+        if self.offset is None and self.power is not None:
+            return product(self.phi, weights * self.power)
+        return product(self.features, weights)
+
+    def transposed_times(self, v: Array) -> Array:
+        """``phiᵀ v`` for columns ``(N, C)`` or a vector ``(N,)``."""
+        if self.offset is None and self.power is not None:
+            return product(self.phi.T, v * self.power)
+        return product(self.features.T, v)
 
     def top_eigh(self, k: int) -> tuple[Array, Array]:
         """The ``k`` largest eigenvalues and their eigenvectors, from the singular vectors of the features."""

@@ -73,10 +73,16 @@ class Features(NamedTuple):
 @jax.jit
 def column_mean(features: Features) -> Array:
     """Mean of the rows. If all rows are equal, it is exactly that row."""
-    # The first row is scaled by itself: XLA would copy all features if two operations took the scaled ones.
-    first = Features(features.phi, power=features.power).rows(features.phi[:1])
-    moved = first if features.offset is None else first - features.offset[None]
-    return moved[0] + jnp.mean(features._replace(offset=first[0]).all(), axis=0)
+    phi, power = features.phi, features.power
+    difference = jnp.mean(phi - phi[:1], axis=0)
+    if power is not None:
+        # XLA copies features that are scaled before they are summed up. Only a sum that overflows needs that.
+        difference = lax.cond(
+            jnp.isfinite(difference).all(),
+            lambda: difference * power,
+            lambda: jnp.mean((phi - phi[:1]) * power, axis=0),
+        )
+    return features.rows(phi[:1])[0] + difference
 
 
 @jax.jit

@@ -67,14 +67,14 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
 def _regression_accuracy(gram: Gram, one_hot: Array, nugget: Array) -> Float[Array, ""]:
     from jax.scipy.linalg import solve_triangular
 
-    root, ridge, phi, _ = _cholesky(gram, nugget)
+    root, ridge, narrow, _ = _cholesky(gram, nugget)
     one_hot = one_hot.astype(root.dtype)
     # G is halfᵀ half. For narrow features it is (I − halfᵀ half) / ridge.
     half = solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=True)
-    if phi is not None:
-        half = product(half, phi.T)
+    if narrow is not None:
+        half = narrow.times(half.T).T
     weights, own = product(half.T, product(half, one_hot)), jnp.sum(half**2, axis=0)
-    if phi is not None:
+    if narrow is not None:
         weights, own = (one_hot - weights) / ridge, (1 - own) / ridge
     left_out = one_hot - weights / own[:, None]
     accuracy = jnp.mean(jnp.argmax(left_out, axis=1) == jnp.argmax(one_hot, axis=1), dtype=root.dtype)
@@ -123,17 +123,17 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
 def _log_marginal_likelihood(gram: Gram, targets: Array, nugget: Array) -> Float[Array, ""]:
     from jax.scipy.linalg import cho_solve, solve_triangular
 
-    root, ridge, phi, exponent = _cholesky(gram, nugget)
+    root, ridge, narrow, exponent = _cholesky(gram, nugget)
     targets, columns = targets.astype(root.dtype), targets.shape[1]
     size = exponent_of(largest(targets))
     targets = targets * power_of_2(-size, targets.dtype)
     logs = 2 * jnp.sum(jnp.log(diagonal(root)))
-    if phi is None:
+    if narrow is None:
         fit = jnp.sum(solve_triangular(root, targets, lower=True) ** 2)
     else:
         logs += (gram.n - len(root)) * jnp.log(ridge)
-        weights = cho_solve((root, True), product(phi.T, targets))
-        fit = jnp.sum(targets * (targets - product(phi, weights))) / ridge
+        weights = cho_solve((root, True), narrow.transposed_times(targets))
+        fit = jnp.sum(targets * (targets - narrow.times(weights))) / ridge
     # The kernel was divided by 4^exponent, which adds to the logarithm of each of its N eigenvalues.
     logs += gram.n * math.log(4) * exponent.astype(root.dtype)
     fit = times_power_of_4(fit, size - exponent)
@@ -146,17 +146,15 @@ def _checked(nugget: Any) -> Any:
     return on_device(nugget)
 
 
-def _cholesky(gram: Gram, nugget: Array) -> tuple[Array, Array, Array | None, Array]:
+def _cholesky(gram: Gram, nugget: Array) -> tuple[Array, Array, FeatureGram | None, Array]:
     """The Cholesky factor of ``K / 4^e + s I``, the ridge s, None, and e.
 
-    For narrow features it returns the factor of ``phiᵀ phi + s I``, s, phi and e instead. The inverse is then
-    ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
+    For narrow features phi it returns the factor of ``phiᵀ phi + s I``, s, their Gram and e instead. The inverse is
+    then ``G = (I − phi (phiᵀ phi + s I)⁻¹ phiᵀ) / s``.
     """
     gram, exponent = gram.normalised()
     trace = gram.trace()
     ridge = nugget.astype(trace.dtype) * trace / gram.n
-    phi, side = None, None
-    if isinstance(gram, FeatureGram) and gram.narrow:
-        phi, side = gram.features, of_columns(gram.parts)
-    matrix = add_to_diagonal(gram.dense() if side is None else side, ridge)
-    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False), ridge, phi, exponent
+    narrow = gram if isinstance(gram, FeatureGram) and gram.narrow else None
+    matrix = add_to_diagonal(gram.dense() if narrow is None else of_columns(narrow.parts), ridge)
+    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False), ridge, narrow, exponent

@@ -47,7 +47,7 @@ def scale(a: Gram | Array) -> Float[Array, ""]:
 @one_program
 def _scale(a: Gram) -> Float[Array, ""]:
     unit, exponent = a.normalised()
-    return times_power_of_4(unit.diagonal().mean(), exponent)
+    return times_power_of_4(unit.trace() / a.n, exponent)
 
 
 @entry(
