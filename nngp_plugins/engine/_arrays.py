@@ -84,7 +84,8 @@ class OnHost:
 
     def empty(self, likes: Sequence[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
         """New arrays."""
-        return [np.empty(like.shape, like.dtype) for like in likes]
+        # Zeros take no longer. What is left of other arrays might be NaN, which hides products that overflow.
+        return [np.zeros(like.shape, like.dtype) for like in likes]
 
     def write(
         self, arrays: list[np.ndarray], parts: Sequence[Array], start: int, orders: Sequence[Order]

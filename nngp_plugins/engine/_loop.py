@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from ._arrays import ArrayBackend
 from ._inputs import Range
 from ._nngp import LeafPair
 from ._outputs import Held, HeldLayout, OutputSource
-from ._overflow import largest_outputs, may_overflow, refuse_overflow, refuse_overflow_of
+from ._overflow import refuse_overflow, refuse_overflow_of
 from ._plan import KernelPlan, LayerGroup
 from ._program import Kernels, block_program
 from ._tile import TileProgram, tile_program
@@ -42,7 +43,7 @@ class Job:
         source2: the outputs of ``x2``; None if ``x2`` is None.
         arrays: where the outputs of a block are put together.
         on_progress: is told how much is done.
-        products: the largest outputs of both sides of each block, by which products that overflow are noticed.
+        warnings: of each block, whether products of its outputs might overflow.
     """
 
     plan: KernelPlan
@@ -50,7 +51,7 @@ class Job:
     source2: OutputSource | None
     arrays: ArrayBackend
     on_progress: OnProgress
-    products: list[tuple[LayerGroup, Any, Any]] = field(default_factory=list)
+    warnings: list[Any] = field(default_factory=list)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -67,9 +68,7 @@ class Job:
         """The outputs of a block."""
         source = self.source1 if side == 0 or self.source2 is None else self.source2
         layout = HeldLayout(group.leaves, self.plan.orders[side], group.block_rows, self.plan.tile_rows)
-        held = source.held(rows, layout, self.arrays, self.on_progress[0])
-        axes = [self.plan.orders[side][k].index(0) if held.in_order else 0 for k in group.leaves]
-        return held._replace(largest=largest_outputs(held, axes, rows[1] - rows[0]))
+        return source.held(rows, layout, self.arrays, self.on_progress[0])
 
     def tiles(self, group: LayerGroup, rows: Range, columns: Range) -> dict[tuple[Range, Range], list[LeafPair]]:
         """The tiles of two blocks, and the kernels that have each."""
@@ -104,7 +103,8 @@ def in_one_piece(job: Job) -> Kernels:
         for rows, blocks in job.plan.blocks(group):
             so_far = _row_of_blocks(job, group, rows, blocks, so_far)
         kernels |= so_far or {}
-    refuse_overflow_of(job.plan, job.products, kernels)
+    if any(jax.device_get(job.warnings)):
+        refuse_overflow_of(job.plan, kernels)
     return kernels
 
 
@@ -120,14 +120,14 @@ def _block(job: Job, group: LayerGroup, at: tuple[Range, Range], held: Held, so_
     rows, columns = at
     others = job.columns(group, rows, columns)
     second = others or held
-    job.products.append((group, held.largest, second.largest))
     sizes = rows[1] - rows[0], columns[1] - columns[0]
     own = job.plan.symmetric and rows == columns
     program = block_program(job.plan, group, *sizes, own, (held.in_order, second.in_order))
     places = rows[0], columns[0], held.first, second.first
     # A single block begins at zero, which the compiler knows then.
     where = [np.asarray(places, np.int32)] if any(places) or so_far or sizes != job.sizes else []
-    kernels = program.compiled(so_far, held.leaves, None if others is None else others.leaves, *where)
+    kernels, warning = program.compiled(so_far, held.leaves, None if others is None else others.leaves, *where)
+    job.warnings.append(warning)
     job.on_progress[1](sum(map(len, job.tiles(group, rows, columns).values())))
     return kernels
 
@@ -165,8 +165,7 @@ def _tiles_of(
                 starts = at[0][0] - rows[0] + held.first, at[1][0] - columns[0] + others.first
                 program = job.program(group, tuple(tiles[at]), at, (held.in_order, others.in_order))
                 # One tile is computed while the one before it is put in its place.
-                largest = group, held.largest, others.largest
-                waiting.append((at, pairs, largest, *program(held, others, starts)))
+                waiting.append((at, pairs, *program(held, others, starts)))
                 if len(waiting) > 1:
                     _write(job, sink, *waiting.pop(0))
 
@@ -176,11 +175,10 @@ def _write(
     sink: TileSink,
     at: tuple[Range, Range],
     pairs: list[LeafPair],
-    largest: tuple[LayerGroup, Any, Any],
     tiles: dict[LeafPair, Any],
+    warning: Any,
     offsets: tuple[int, int],
 ) -> None:
-    suspicious = may_overflow(job.plan, *largest)
     for pair in pairs:
         batch_axes = job.plan.pairs[pair].batch_axes
         cut = tuple(
@@ -188,7 +186,7 @@ def _write(
             for offset, (start, stop) in zip(offsets[:batch_axes], at[:batch_axes], strict=True)
         )
         tile = np.asarray(tiles[pair])[cut]
-        if pair in suspicious:
+        if np.asarray(warning):
             refuse_overflow(job.plan, pair, tile, at)
         sink.write(pair, *at, tile)
         job.on_progress[1](1)

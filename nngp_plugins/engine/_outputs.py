@@ -165,13 +165,11 @@ class Held(NamedTuple):
         leaves: arrays, of which some rows may be anything.
         in_order: whether each array is transposed into the axes that its contraction reads.
         first: the row of the first example of the block.
-        largest: the largest magnitude of each output, once it is asked for.
     """
 
     leaves: list[Any]
     in_order: bool
     first: int
-    largest: Any = None
 
 
 class OutputSource(Protocol):

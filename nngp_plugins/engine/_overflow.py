@@ -3,64 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from .._typing import wide
 from ._inputs import Range
 
 if TYPE_CHECKING:
     from ._nngp import LeafPair
-    from ._outputs import Held
-    from ._plan import KernelPlan, LayerGroup
+    from ._plan import KernelPlan
 
 
-def largest_outputs(held: Held, axes: Iterable[int], size: int) -> Any:
-    """The largest magnitude of each output of a block, ``(K,)``: one pass over outputs, and none over kernels.
+def may_overflow(
+    plan: KernelPlan, pairs: Iterable[LeafPair], y1: Mapping[int, Array], y2: Mapping[int, Array]
+) -> Array:
+    """Whether products of finite outputs might leave the range of a kernel, within a compiled function.
+
+    It takes one pass over outputs, and none over kernels.
 
     Args:
-        held: the outputs of a block; those on a device are not waited for.
-        axes: the axis of each output that counts examples.
-        size: the number of examples.
+        plan: the plan.
+        pairs: the kernels.
+        y1: the outputs of the rows, by their places.
+        y2: those of the columns.
     """
-    if held.leaves and isinstance(held.leaves[0], np.ndarray):
-        rows = slice(held.first, held.first + size)
-        return np.asarray(
-            [_largest_on_host(y[(slice(None),) * axis + (rows,)]) for y, axis in zip(held.leaves, axes, strict=True)]
-        )
-    return _largest(held.leaves, np.int32(held.first), tuple(axes), size)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _largest(leaves: list[Array], first: Array, axes: tuple[int, ...], size: int) -> Array:
-    rows = (lax.dynamic_slice_in_dim(y, first, size, axis) for y, axis in zip(leaves, axes, strict=True))
-    return jnp.stack([jnp.abs(y.astype(wide(y.dtype))).max().astype(jnp.result_type(float)) for y in rows])
-
-
-def _largest_on_host(y: np.ndarray) -> float:
-    if y.dtype.kind == "c":
-        return float(np.abs(y).max())
-    # The absolute values of all outputs would take as much memory as they do.
-    return float(np.maximum(np.float64(y.max()), -np.float64(y.min())))
-
-
-def may_overflow(plan: KernelPlan, group: LayerGroup, largest1: Any, largest2: Any) -> set[LeafPair]:
-    """The kernels of a group that products of finite outputs might overflow, by the largest outputs of both sides."""
-    sides = jax.device_get((largest1, largest2))
-    of_leaf = [dict(zip(group.leaves, side.tolist(), strict=True)) for side in sides]
-    found = set()
-    for a, b in group.pairs:
-        kernel = plan.pairs[a, b]
-        bound = 2.0 * kernel.contraction.size * of_leaf[0][a] * of_leaf[1][b]
-        # Outputs that are not finite make kernels that are not, as they should.
-        if np.isfinite([of_leaf[0][a], of_leaf[1][b]]).all() and bound > float(np.finfo(kernel.dtype).max):
-            found.add((a, b))
-    return found
+    dtype = jnp.result_type(float)
+    sides = []
+    for outputs in (y1, y2) if y2 is not y1 else (y1,):
+        sizes = [jnp.abs(y.astype(wide(y.dtype))).max().astype(dtype) for y in outputs.values()]
+        sides.append((list(outputs), jnp.stack(sizes)))
+    largest = [
+        sizes[np.asarray([places.index(pair[side]) for pair in pairs])]
+        for side, (places, sizes) in enumerate((sides[0], sides[-1]))
+    ]
+    kernels = [plan.pairs[pair] for pair in pairs]
+    # A symmetric kernel is half of the sum of a product and its mirror image.
+    most = np.asarray([float(jnp.finfo(kernel.dtype).max) / 2 / kernel.contraction.size for kernel in kernels], dtype)
+    # Outputs that are not finite make kernels that are not, as they should.
+    return (jnp.isfinite(largest[0]) & jnp.isfinite(largest[1]) & (largest[0] * largest[1] > most)).any()
 
 
 def refuse_overflow(plan: KernelPlan, pair: LeafPair, part: Any, at: tuple[Range, ...]) -> None:
@@ -89,19 +72,12 @@ def refuse_overflow(plan: KernelPlan, pair: LeafPair, part: Any, at: tuple[Range
     )
 
 
-def refuse_overflow_of(
-    plan: KernelPlan, products: Iterable[tuple[LayerGroup, Any, Any]], kernels: Mapping[LeafPair, Any]
-) -> None:
-    """Refuses whole kernels that are not finite, of those that might overflow.
-
-    Args:
-        plan: the plan.
-        products: the largest outputs of both sides, of each group and block.
-        kernels: the kernels.
+def refuse_overflow_of(plan: KernelPlan, kernels: Mapping[LeafPair, Any]) -> None:
+    """Refuses whole kernels that are not finite.
 
     Raises:
         ValueError: as :func:`refuse_overflow`.
     """
-    for pair in {pair for product in products for pair in may_overflow(plan, *product)}:
-        if not jnp.isfinite(kernels[pair]).all():
-            refuse_overflow(plan, pair, kernels[pair], ((0, plan.n1), (0, plan.n2 or plan.n1)))
+    for pair, kernel in kernels.items():
+        if not jnp.isfinite(kernel).all():
+            refuse_overflow(plan, pair, kernel, ((0, plan.n1), (0, plan.n2 or plan.n1)))

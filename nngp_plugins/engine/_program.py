@@ -15,6 +15,7 @@ from jax import Array, lax
 from ._contract import contract, summed_product
 from ._devices import compiler_options
 from ._nngp import LeafPair
+from ._overflow import may_overflow
 from ._plan import KernelPlan, LayerGroup, PlannedKernel
 from ._symmetric import is_whole_product_best, panels, product_with_itself, whole_product
 
@@ -72,9 +73,22 @@ class BlockProgram:
     in_order: tuple[bool, bool]
 
     @cached_property
-    def compiled(self) -> Callable[..., Kernels]:
-        """:meth:`__call__` as a compiled function; the kernels so far must not be used afterwards."""
-        return jax.jit(self.__call__, donate_argnums=0, compiler_options=compiler_options())
+    def compiled(self) -> Callable[..., tuple[Kernels, Array]]:
+        """:meth:`checked` as a compiled function; the kernels so far must not be used afterwards."""
+        return jax.jit(self.checked, donate_argnums=0, compiler_options=compiler_options())
+
+    def checked(
+        self, kernels: Kernels | None, y1: list[Array], y2: list[Array] | None, places: Sequence[Any] | Array = (0,) * 4
+    ) -> tuple[Kernels, Array]:
+        """What :meth:`__call__` returns, and whether products of outputs might overflow."""
+        sides = self._ordered(y1, 0), self._ordered(y1, 0) if y2 is None else self._ordered(y2, 1)
+        rows, columns = (
+            {k: self._view(sides[side], side, k, places[2 + side]).all() for k in self.group.leaves}
+            for side in range(2)
+        )
+        is_one = y2 is None and self.own
+        warning = may_overflow(self.plan, self.group.pairs, rows, rows if is_one else columns)
+        return self(kernels, y1, y2, places), warning
 
     def __call__(
         self, kernels: Kernels | None, y1: list[Array], y2: list[Array] | None, places: Sequence[Any] | Array = (0,) * 4

@@ -14,6 +14,7 @@ from ._contract import contract
 from ._devices import compiler_options
 from ._nngp import LeafPair
 from ._outputs import Held
+from ._overflow import may_overflow
 from ._plan import KernelPlan, LayerGroup
 from ._symmetric import product_with_itself
 
@@ -43,7 +44,7 @@ class TileProgram:
 
     def __call__(
         self, held1: Held, held2: Held, starts: tuple[int, int]
-    ) -> tuple[dict[LeafPair, Array], tuple[int, int]]:
+    ) -> tuple[dict[LeafPair, Array], Array, tuple[int, int]]:
         """Computes the tile.
 
         Args:
@@ -52,7 +53,8 @@ class TileProgram:
             starts: the first row of each that is asked for.
 
         Returns:
-            The tile of each kernel, and the row and the column of it that are asked for first.
+            The tile of each kernel, whether products of outputs might overflow, and the row and the column of the tile
+            that are asked for first.
         """
         sides, firsts, offsets = [], [], []
         for side, (held, start, size) in enumerate(zip((held1, held2), starts, self.sizes, strict=True)):
@@ -64,10 +66,10 @@ class TileProgram:
             )
             firsts.append(0 if on_host else first)
             offsets.append(start - first)
-        return self._compiled(*sides, np.asarray(firsts, np.int32)), (offsets[0], offsets[1])
+        return *self._compiled(*sides, np.asarray(firsts, np.int32)), (offsets[0], offsets[1])
 
     @cached_property
-    def _compiled(self) -> Callable[..., dict[LeafPair, Array]]:
+    def _compiled(self) -> Callable[..., tuple[dict[LeafPair, Array], Array]]:
         return jax.jit(self._traced, compiler_options=compiler_options())
 
     def _axes(self, side: int) -> list[int]:
@@ -75,7 +77,7 @@ class TileProgram:
         orders = self.plan.orders[side]
         return [orders[k].index(0) if self.in_order[side] else 0 for k in self.group.leaves]
 
-    def _traced(self, y1: list[Array], y2: list[Array], starts: Array) -> dict[LeafPair, Array]:
+    def _traced(self, y1: list[Array], y2: list[Array], starts: Array) -> tuple[dict[LeafPair, Array], Array]:
         sides = []
         for side, leaves in enumerate((y1, y2)):
             tiles = {}
@@ -84,7 +86,8 @@ class TileProgram:
                 tile = lax.dynamic_slice_in_dim(y, starts[side], size, axis)
                 tiles[k] = tile if self.in_order[side] else tile.transpose(self.plan.orders[side][k])
             sides.append(tiles)
-        return {pair: self._tile(pair, sides[0][pair[0]], sides[1][pair[1]]) for pair in self.pairs}
+        kernels = {pair: self._tile(pair, sides[0][pair[0]], sides[1][pair[1]]) for pair in self.pairs}
+        return kernels, may_overflow(self.plan, self.pairs, *sides)
 
     def _tile(self, pair: LeafPair, y1: Array, y2: Array) -> Array:
         kernel = self.plan.pairs[pair]

@@ -71,7 +71,7 @@ def programs(counted, layers, n, on_device=True, batch_size=50, **options):
 @pytest.mark.parametrize("place", PLACES)
 def test_as_many_programs_for_any_number_of_layers_and_of_examples(counted, place):
     few, again = programs(counted, 4, 210, **PLACES[place])
-    assert few <= 10
+    assert few <= 9
     assert again == 0
     assert programs(counted, 24, 210, **PLACES[place])[0] <= few
     # whole, ragged and mirrored tiles; with more than one row of tiles there are those apart from the diagonal
@@ -104,9 +104,8 @@ def dispatches(layers, tmp_path):
 
 def test_a_start_for_each_batch_and_block_whatever_the_number_of_layers(tmp_path):
     few, many = (dispatches(layers, tmp_path / str(layers)) for layers in (2, 24))
-    # five batches run and are written, into one array a layer that one program makes; one program finds the largest
-    # outputs, by which products that overflow are noticed, and one contracts
-    assert few == many == 2 * 5 + 3
+    # five batches run and are written, into one array a layer that one program makes; one program contracts
+    assert few == many == 2 * 5 + 2
 
 
 # the check is remembered, unless it could not tell
