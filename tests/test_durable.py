@@ -5,7 +5,6 @@ import gc
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers.disk import largest_file
 
 import nngp_plugins as nngp
 from nngp_plugins.engine import all_but_batch, empirical_nngp_fn
@@ -177,15 +177,11 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path):
         seen(0, 1.0)
         seen.flush()
         before = (tmp_path / "last.npz").read_bytes()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-        try:
+        with largest_file(len(before) // 2):
             seen(1, 2.0)
             with pytest.warns(UserWarning, match="can't be written"):
                 seen.flush()
             assert (tmp_path / "last.npz").read_bytes() == before
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         seen(2, 3.0)
     assert nngp.History.load(tmp_path).steps.tolist() == [0, 1, 2]
     with np.load(tmp_path / "last.npz") as last:
@@ -244,13 +240,8 @@ def test_a_report_that_does_not_fit_leaves_the_old_one(tmp_path):
     with tracker(tmp_path) as seen:
         seen(0, np.eye(3, dtype=np.float32))
     before = nngp.write_report(tmp_path).read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-    try:
-        with pytest.raises(OSError, match=r"File too large: .*report\.html"):
-            nngp.write_report(tmp_path, title="another")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(len(before) // 2), pytest.raises(OSError, match=r"File too large: .*report\.html"):
+        nngp.write_report(tmp_path, title="another")
     assert (tmp_path / "report.html").read_bytes() == before
     assert not (tmp_path / "report.html.new").exists()
 
@@ -261,16 +252,12 @@ def test_a_disk_that_is_full_at_the_first_snapshot(tmp_path, limit):
     big = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
     metrics = {"scale": nngp.metrics.DEFAULT["scale"]}
     seen = nngp.KernelTracker(lambda w, x: w * x, big, run=tmp_path, schedule=nngp.every(1), metrics=metrics)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
+    with largest_file(limit):
         for step in range(3):
             seen(step, 1.0 + step)
         with pytest.warns(UserWarning, match="can't be written: .*; training goes on"):
             seen.flush()
         assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     seen.close()
     assert nngp.History.load(tmp_path).steps.tolist() == [0, 1, 2]
     with np.load(tmp_path / "reference.npz") as reference, np.load(tmp_path / "last.npz") as last:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from .._trees import arrays_alone, with_constants
+from .._typing import as_jax_takes_it
 from ..adapters import ModelFn, Reduced, matches
 from ..engine import (
     BatchErrors,
@@ -229,7 +230,8 @@ class Measurement:
 
 
 def _as_jax_takes_it(array: Array) -> Array:
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if isinstance(array.dtype, np.dtype) else array
+    dtype = as_jax_takes_it(array.dtype)
+    return array if dtype == array.dtype else array.astype(dtype)
 
 
 def _in_order(products: Product, order: list[int]) -> Product:

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._static import Static
 from .._trees import arrays_alone
-from .._typing import PyTree
+from .._typing import PyTree, as_jax_takes_it
 from ._apply import REMEMBERED, ApplyCall, Avals, first_rows, on_batches, outputs_of, refuse_traced
 from ._arrays import ArrayBackend
 from ._independence import (
@@ -26,6 +26,7 @@ from ._independence import (
     smaller_batch,
     tolerance,
     warn_or_refuse,
+    width_of_neighbours,
 )
 from ._inputs import Range, batch_of, hold_numpy
 from ._keys import KEYS, keys_of_batches
@@ -101,8 +102,7 @@ class NetworkOutputs:
     @cached_property
     def _avals(self) -> Avals:
         rows = [
-            jax.ShapeDtypeStruct((self.batch_rows, *leaf.shape[1:]), _as_jax_takes_it(leaf.dtype))
-            for leaf in self._rows
+            jax.ShapeDtypeStruct((self.batch_rows, *leaf.shape[1:]), as_jax_takes_it(leaf.dtype)) for leaf in self._rows
         ]
         return Avals.of((self._params, rows, self._whole, self._keys_of(0)))
 
@@ -211,7 +211,8 @@ class NetworkOutputs:
             return
         names = self.outputs.names if call.keep is None else [self.outputs.names[k] for k in call.keep]
         size = self.batch_rows // self._mesh.size
-        neighbours, rows = self._errors_of_neighbours(call, first, index, max(size, 2) if self._keys else 2)
+        width = width_of_neighbours(size, draws=bool(self._keys))
+        neighbours, rows = self._errors_of_neighbours(call, first, index, width)
         sizes, compared = [0.0] * len(names), ""
         if not self._keys:
             few = smaller_batch(size)
@@ -283,11 +284,6 @@ def _numbers(rows: int, ranges: Sequence[Range]) -> np.ndarray:
 
 def _rounded_up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
-
-
-def _as_jax_takes_it(dtype: Any) -> Any:
-    """The dtype of an array once JAX takes it: float32 for float64, unless 64 bits are switched on."""
-    return jax.dtypes.canonicalize_dtype(dtype) if isinstance(dtype, np.dtype) else dtype
 
 
 def _on_one_device_or_host(leaf: Any) -> Any:

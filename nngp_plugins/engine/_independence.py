@@ -72,7 +72,7 @@ def traced_errors(
     Returns:
         The errors of each output by its path.
     """
-    width = max(batch_size, 2) if draws else 2
+    width = width_of_neighbours(batch_size, draws=draws)
 
     def outputs(rows: int, leaves: PyTree) -> NamedOutputs:
         y = NamedOutputs.of(f(leaves))
@@ -88,7 +88,7 @@ def traced_errors(
 
     both = NamedOutputs.unchecked(jax.lax.map(plain, jax.tree.map(next_to_others, x)))
     errors = {
-        path: BatchErrors(_beyond(relative_error(y[0, :1], y[1, :1], jnp), exactness(y.dtype)), jnp.zeros(()))
+        path: BatchErrors(beyond(y[0, :1], y[1, :1], exactness, jnp), jnp.zeros(()))
         for path, y in zip(both.paths, both.leaves, strict=True)
     }
     if draws:
@@ -98,13 +98,19 @@ def traced_errors(
     refuse_other_outputs(usual, batch_size, other, few, argument)
     shared = min(few, batch_size)
     for path, a, b in zip(usual.paths, usual.leaves, other.leaves, strict=True):
-        error = _beyond(relative_error(a[:shared], b[:shared], jnp), tolerance(a.dtype))
-        errors[path] = errors[path]._replace(size=error)
+        errors[path] = errors[path]._replace(size=beyond(a[:shared], b[:shared], tolerance, jnp))
     return errors
 
 
-def _beyond(error: Any, allowed: float) -> Any:
-    return jnp.where(error > allowed, error, 0)
+def width_of_neighbours(batch_size: int, *, draws: bool) -> int:
+    """The size of the batches in which an example gets other neighbours: noise may depend on it, and else two do."""
+    return max(batch_size, 2) if draws else 2
+
+
+def beyond(a: Any, b: Any, allowed: Callable[[Any], float], xp: ModuleType) -> Any:
+    """The relative error of two outputs; zero if it is no more than what is allowed for their dtype."""
+    error = relative_error(a, b, xp)
+    return xp.where(error > allowed(a.dtype), error, 0)
 
 
 def relative_error(a: Any, b: Any, xp: ModuleType) -> Any:
@@ -153,10 +159,9 @@ def dependence(name: str, error: float, remedy: str) -> str:
 
 
 def host_error(a: Any, b: Any, allowed: Callable[[Any], float]) -> float:
-    """The relative error of two outputs on the host; zero if it is no more than what is allowed."""
+    """What :func:`beyond` says of two outputs on the host."""
     with np.errstate(all="ignore"):
-        error = float(relative_error(a, b, np))
-    return error if error > allowed(a.dtype) else 0.0
+        return float(beyond(a, b, allowed, np))
 
 
 def warn_or_refuse(names: Sequence[str], errors: Iterable[BatchErrors], compared: str) -> None:

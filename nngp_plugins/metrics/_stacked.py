@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from ._dense import DenseGram
 from ._powers import exponent_if_far, largest, power_of_2, times_power_of_4
 from ._products import product
 from ._to_grams import features
-
-if TYPE_CHECKING:
-    pass
 
 
 def stacked_grams(layers: Mapping[Any, Array]) -> DenseGram:

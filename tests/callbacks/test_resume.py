@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,20 @@ class TestKilled:
     def kept(self, run, layer):
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{run}/kernels/{layer}/"}}
         return tensorstore.open(spec).result().read().result()
+
+    def test_goes_on_with_layers_in_another_order(self, whole, tmp_path):
+        """Layers are matched by name: a layer that was listed first is not compared with the reference of another."""
+
+        def backwards(w, x):
+            return OrderedDict(reversed(f(w, x).items()))
+
+        seen = tracker(tmp_path / "run", f=lambda w, x: OrderedDict(f(w, x)))
+        train(seen, 0, 6)
+        seen.__exit__(InterruptedError)
+        with tracker(tmp_path / "run", f=backwards) as seen:
+            train(seen, 6, 12)
+        assert_equal(seen.history, whole)
+        assert_equal(nngp.History.load(tmp_path / "run"), whole)
 
     @pytest.mark.parametrize("again", [6, 3, 0], ids=["at the next step", "from an older checkpoint", "from the start"])
     def test_goes_on(self, whole, tmp_path, again):

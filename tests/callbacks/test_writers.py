@@ -2,7 +2,6 @@ import io
 import logging
 import math
 import re
-import resource
 import struct
 import sys
 import threading
@@ -12,6 +11,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import rich.console
+from helpers.disk import largest_file
 from rich.progress import Progress
 
 import nngp_plugins as nngp
@@ -124,13 +124,9 @@ def test_tensorboard_leaves_a_torn_record_behind(tmp_path):
     guarded.write_scalars(0, {"loss": 1.0})
     guarded.flush()
     (file,) = tmp_path.iterdir()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, limits[1]))  # writes fail as on a full disk
-    try:
+    with largest_file(file.stat().st_size + 20):
         guarded.write_scalars(1, {"loss": 2.0})
         guarded.flush()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     guarded.write_scalars(2, {"loss": 3.0})
     guarded.flush()
     guarded.write_scalars(3, {"loss": 4.0})

@@ -1,12 +1,11 @@
 """Kernels that a run keeps: each is read as it was, or an error names its step."""
 
 import json
-import resource
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers.disk import largest_file
 from helpers.lines import as_version_0_1_0
 
 import nngp_plugins as nngp
@@ -28,16 +27,6 @@ def expected(layers, layer, step):
     i = sorted(layers).index(layer)
     y = (1 + i) * (1.0 + step) * (X if i % 2 else X[:, :4]).astype(np.float64)
     return y @ y.T / y.shape[1]
-
-
-@contextmanager
-def largest_file(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,15 @@
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.disk import largest_file
 
 pytestmark = pytest.mark.once
 TILES = [f"kernel/c/{i}/{j}" for i in range(3) for j in range(3)]
@@ -127,17 +126,6 @@ def test_an_obstacle_where_a_file_is_to_be(small, finished, name):
     listed = check(small, finished)
     assert listed < 9
     assert listed > 0 or name == "kernel/zarr.json"
-
-
-@contextmanager
-def largest_file(size):
-    """Files may not become larger than some bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_files_that_may_not_grow(small, finished):

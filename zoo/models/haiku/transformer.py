@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import haiku as hk
 from jax import Array
 
@@ -64,6 +67,17 @@ def _embedded(x: Array, spec: Spec, width: int) -> Array:
     return x + hk.get_parameter("position", (x.shape[1], width), x.dtype, init=NORMAL)
 
 
+def _network(spec: Spec, outputs: int, make: Callable[[], Blocks]) -> hk.TransformedWithState:
+    """Blocks, which are made as the network runs, and a head on the mean of all positions or, if causal, on each."""
+
+    def net(x: Array) -> Array:
+        blocks = make()
+        x = blocks(_embedded(x, spec, blocks.width))
+        return Linear(outputs, name="head")(x if blocks.causal else x.mean(axis=1))
+
+    return hk.transform_with_state(net)
+
+
 def transformer(
     spec: Spec,
     *,
@@ -75,12 +89,7 @@ def transformer(
 ) -> hk.TransformedWithState:
     """Returns an encoder with ``depth`` blocks of ``width`` features; 113,034 parameters for 64 of 128 tokens."""
     heads(width)
-
-    def net(x: Array) -> Array:
-        x = Blocks(width, depth, activation, False, scan_layers, remat)(_embedded(x, spec, width))
-        return Linear(spec.classes, name="head")(x.mean(axis=1))
-
-    return hk.transform_with_state(net)
+    return _network(spec, spec.classes, partial(Blocks, width, depth, activation, False, scan_layers, remat))
 
 
 def char_lm(
@@ -94,10 +103,4 @@ def char_lm(
 ) -> hk.TransformedWithState:
     """Returns a causal language model of characters; 120,704 parameters for 64 of 128 tokens."""
     heads(width)
-    outputs = spec.vocabulary or 0
-
-    def net(x: Array) -> Array:
-        x = Blocks(width, depth, activation, True, scan_layers, remat)(_embedded(x, spec, width))
-        return Linear(outputs, name="head")(x)
-
-    return hk.transform_with_state(net)
+    return _network(spec, spec.vocabulary or 0, partial(Blocks, width, depth, activation, True, scan_layers, remat))
