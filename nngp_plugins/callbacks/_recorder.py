@@ -68,7 +68,7 @@ class Recorder:
         self.metrics, self._history, self._folder, self._targets = metrics, history, folder, targets
         self._writers = [Guarded(writer, self.warn) for writer in writers]
         self._prefix = f"{name}/" if name else ""
-        self._kept = KeptKernels(folder.path) if folder is not None and keep_kernels else None
+        self._kept = KeptKernels(folder.path, queue_bytes) if folder is not None and keep_kernels else None
         self._numbers, self._pool, self._queue = Numbers(metrics), Pool(), Queue(queue_bytes)
         self._messages: deque[str] = deque()
         self._warned_of: set[tuple[str, str]] = set()
@@ -181,6 +181,8 @@ class Recorder:
                 writer.close()
             self._queue.close()
             self._pool.close()
+            if self._kept is not None:
+                self._kept.catch_up()
             if self._folder is not None:
                 self._folder.close()
             self._previous = self.reference = None

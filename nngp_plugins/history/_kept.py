@@ -6,9 +6,10 @@ import errno
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,19 @@ _NO_STEP = -(2**63)
 """What the array of steps says of rows that are not whole; those of version 0.1.0 say 0."""
 
 
+class _Row(NamedTuple):
+    """What is kept of a snapshot: its row and its step, and the kernel or the features of each layer."""
+
+    i: int
+    step: int
+    kept: Mapping[str, np.ndarray]
+    exponents: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.kept.values())
+
+
 class KeptKernels:
     """A Zarr v3 group ``kernels`` with an array for each layer, ``(snapshots, N, N)``.
 
@@ -33,19 +47,47 @@ class KeptKernels:
     If a kernel leaves the range of its dtype, there is the array ``-exponent``, ``(snapshots, L)``. A kernel is what is
     held times 4 to this power. The attribute ``layers`` of this array is the order of its layers, and ``first_row`` is
     the first row that it has.
+
+    Args:
+        run: the run folder.
+        most_bytes: the bytes of host memory for rows that the disk did not take. They are written when it takes others.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, most_bytes: int):
         require("tensorstore", extra="store")
-        self._root = run / KERNELS
+        self._root, self._most_bytes = run / KERNELS, most_bytes
         self._arrays: list[Any] = []
+        self._rows = 0
+        self._held: deque[_Row] = deque()
 
     def append(self, i: int, step: int, kept: Mapping[str, np.ndarray], exponents: np.ndarray) -> None:
         """Writes row ``i``: the kernel, divided by a power of 4, or the features of each layer.
 
         Raises:
-            OSError: the disk did not take it. Reading it is an error, and later rows can be written.
+            OSError: the disk did not take it. Until it does, reading it is an error, and later rows can be written.
         """
+        row = _Row(i, step, kept, exponents)
+        try:
+            self._write(row)
+        except OSError:
+            if sum(other.nbytes for other in self._held) + row.nbytes <= self._most_bytes:
+                self._held.append(row)
+            raise
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Writes rows that the disk did not take before, as far as it takes them now."""
+        for _ in range(len(self._held)):
+            try:
+                self._write(self._held[0])
+            except OSError:
+                # What is wrong may be wrong with this row alone.
+                self._held.rotate(-1)
+                return
+            self._held.popleft()
+
+    def _write(self, row: _Row) -> None:
+        i, step, kept, exponents = row
         values = [np.asarray(step, np.int64), *kept.values()]
         try:
             if not self._arrays:
@@ -57,7 +99,8 @@ class KeptKernels:
                 values.append(
                     exponents[[list(kept).index(layer) for layer in order]].astype(self._arrays[-1].dtype.numpy_dtype)
                 )
-            self._arrays = _resized(self._arrays, i + 1)
+            self._rows = max(self._rows, i + 1)
+            self._arrays = _resized(self._arrays, self._rows)
             for write in [array[i].write(value) for array, value in zip(self._arrays[1:], values[1:], strict=True)]:
                 write.result()
             self._arrays[0][i].write(values[0]).result()

@@ -45,7 +45,7 @@ def run(made, tmp_path):
 
 
 def test_those_that_the_disk_did_not_take(tmp_path):
-    with tracker(tmp_path) as seen:
+    with tracker(tmp_path, queue_bytes=1) as seen:  # which is no room to hold them until the disk takes them
         seen(0, 1.0)
         seen.flush()
         with largest_file(50):
@@ -60,6 +60,30 @@ def test_those_that_the_disk_did_not_take(tmp_path):
             np.testing.assert_allclose(history.kernel(layer, step), expected("ab", layer, step), rtol=1e-5)
         with pytest.raises(ValueError, match=rf"lacks the kernel of layer '{layer}' at step 1, which the disk did not"):
             history.kernel(layer, 1)
+
+
+@pytest.mark.parametrize("later", [True, False], ids=["before a later one", "by close"])
+def test_those_that_the_disk_takes_in_the_end(tmp_path, later):
+    with tracker(tmp_path) as seen:
+        seen(0, 1.0)
+        seen.flush()
+        with largest_file(50):
+            for step in (1, 2):
+                seen(step, np.float32(1e-30 if step == 2 else 2.0))  # the second one has an exponent
+            with pytest.warns(UserWarning, match="the kernels of step 1 are not kept|can't be written"):
+                seen.flush()
+        with pytest.raises(ValueError, match="lacks the kernel of layer 'a' at step 1, which the disk did not take"):
+            seen.history.kernel("a", 1)
+        if later:
+            seen(3, 4.0)
+            seen.flush()
+            np.testing.assert_allclose(seen.history.kernel("a", 1), expected("ab", "a", 1), rtol=1e-5)
+    history = nngp.History.load(tmp_path)
+    for layer in "ab":
+        for step in (0, 1, 3)[: 2 + later]:
+            np.testing.assert_allclose(history.kernel(layer, step), expected("ab", layer, step), rtol=1e-5)
+        small = expected("ab", layer, 0) * float(np.float32(1e-30)) ** 2
+        np.testing.assert_allclose(history.kernel(layer, 2), small, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:the kernel of layer:UserWarning")
