@@ -93,7 +93,8 @@ class KeptKernels:
             if not self._arrays:
                 self._arrays = _opened(self._root, kept, values)
             if len(self._arrays) == len(values) and (exponents.any() or (self._root / _EXPONENT).exists()):
-                self._arrays.append(_exponents(self._root / _EXPONENT, list(kept), i, exponents))
+                about = {"name": "", "layers": list(kept), "first_row": i}
+                self._arrays.append(_made(self._root / _EXPONENT, about, exponents, ["layer"]))
             if len(self._arrays) > len(values):
                 order = _about(self._root / _EXPONENT)["attributes"]["layers"]
                 values.append(
@@ -145,9 +146,12 @@ def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, diverged: bo
     if run is None or folder is None:
         raise FileNotFoundError(f"run={str(run)!r} keeps no kernels; pass keep_kernels=True to KernelTracker.")
     of = f"the kernel of layer {layer!r} at step {step}"
-    missing = f"{folder} lacks {of}, which the disk did not take."
     steps, array = _open(run / KERNELS / _STEP), _open(folder)
-    if i >= min(steps.shape[0], array.shape[0]) or steps[i].read().result() != step:
+    file = run / KERNELS / _STEP / "c" / str(i)
+    missing = f"{folder} lacks {of}, which the disk did not take, or {file}, which would say so, is damaged."
+    says = _row(run / KERNELS / _STEP, steps, i, of) if i < min(steps.shape[0], array.shape[0]) else _NO_STEP
+    # Version 0.1.0 did not write the step 0.
+    if (steps.fill_value if says is None else says) != step:
         raise ValueError(missing)
     value = _row(folder, array, i, of)
     if value is None:
@@ -258,10 +262,6 @@ def _opened(root: Path, kept: Mapping[str, np.ndarray], values: list[np.ndarray]
             folders[layer] = root / free_component(layer, taken)
     given = zip([root / _STEP, *(folders[layer] for layer in kept)], ["", *kept], values, strict=True)
     return [_made(folder, {"name": name}, value) for folder, name, value in given]
-
-
-def _exponents(folder: Path, layers: list[str], i: int, value: np.ndarray) -> Any:
-    return _made(folder, {"name": "", "layers": layers, "first_row": i}, value, ["layer"])
 
 
 def _made(folder: Path, about: Mapping[str, Any], value: np.ndarray, axes: list[str] | None = None) -> Any:
