@@ -54,7 +54,9 @@ class Numbers:
     def gram(self, product: Product) -> DenseGram:
         """The Gram of a layer, from what :func:`product_from_first` makes of it."""
         with _nan_is_no_error():
-            return self.with_spectrum(self._gram(on_cpu(product)))
+            # Few kernels leave the range of their dtype, and all others take less time without an exponent.
+            exponent = product.exponent if np.any(product.exponent) else None
+            return self.with_spectrum(self._gram(on_cpu((product.matrix, exponent))))
 
     def with_spectrum(self, gram: DenseGram) -> DenseGram:
         """The same Gram with its eigenvalues, if a metric needs them."""
@@ -74,8 +76,9 @@ class Numbers:
         with _nan_is_no_error():
             values, exponent = jax.device_get((self._values(gram, reference, previous, steps), gram.exponent))
         found = dict(zip([*self._others, *self._sized], values.tolist(), strict=True))
-        # Python's floats have room for what leaves the range of float32.
-        found |= {name: _times_power_of_4(found[name], int(exponent)) for name in self._sized}
+        if exponent is not None:
+            # Python's floats have room for what leaves the range of float32.
+            found |= {name: _times_power_of_4(found[name], int(exponent)) for name in self._sized}
         return {name: found[name] for name in self._metrics}
 
     def _in_one_array(self, gram: DenseGram, reference: DenseGram, previous: DenseGram, steps: Array) -> Array:
@@ -104,7 +107,7 @@ def on_cpu(tree: Any) -> Any:
     return jax.device_put(tree, jax.local_devices(backend="cpu")[0])
 
 
-def _gram(product: Product) -> DenseGram:
-    stacked = grams_of_products(Product(product.matrix[None], product.exponent[None]))
+def _gram(product: tuple[Array, Array | None]) -> DenseGram:
+    stacked = grams_of_products(Product(*jax.tree.map(lambda array: array[None], product)))
     gram: DenseGram = jax.tree.map(lambda array: array[0], stacked)
     return gram

@@ -14,7 +14,9 @@ import numpy as np
 
 from ..history import (
     DIVERGED,
+    KEPT_CHECKSUMS,
     LAST,
+    LISTS,
     NEXT,
     PREFIX,
     REFERENCE,
@@ -23,6 +25,7 @@ from ..history import (
     KeptKernels,
     Row,
     RunFolder,
+    checksums,
     key_of,
 )
 from ..metrics import DenseGram, Metric, Product, grams_of_products
@@ -215,14 +218,14 @@ class Recorder:
         row = self._row(snapshot, flaws, values) | said
         self._previous = step, grams
         if self._folder is not None:
-            self._keep(snapshot, grams)
+            row |= self._keep(snapshot, grams)
             self._save(NEXT, snapshot, grams, step=step)
             self._folder.append(row)
             self._folder.next_becomes_last()
         self._history.rows.append(row)
         numbers = {}
         for key, value in row.items():
-            if key not in ("step", DIVERGED, REFERENCE_OF):
+            if key != "step" and key not in LISTS:
                 numbers[self._prefix + key if key.startswith(PREFIX) else key] = value
         for writer in self._writers:
             writer.write_scalars(step, numbers)
@@ -265,9 +268,10 @@ class Recorder:
         arrays |= to_save("exponents", exponents_of(grams))
         self._folder.save(name, layers=list(snapshot.shapes), **arrays)
 
-    def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> None:
+    def _keep(self, snapshot: Snapshot, grams: Sequence[DenseGram]) -> Row:
+        """Keeps the kernels if it should, and returns what the row says of them."""
         if self._kept is None:
-            return
+            return {}
         kept = {
             layer: snapshot.features.get(layer, gram.matrix) for layer, gram in zip(snapshot.shapes, grams, strict=True)
         }
@@ -278,6 +282,7 @@ class Recorder:
             if not self._keeping_failed:
                 self.warn(f"the kernels of step {snapshot.step} are not kept: {error}; training goes on.")
             self._keeping_failed = True
+        return {KEPT_CHECKSUMS: checksums(kept, exponents_of(grams))}
 
 
 def _in_width_of(dtype: Any) -> AbstractContextManager[object]:
@@ -287,4 +292,4 @@ def _in_width_of(dtype: Any) -> AbstractContextManager[object]:
 
 def _grams(saved: Mapping[str, np.ndarray]) -> Iterator[DenseGram]:
     given = zip(saved["kernels"], saved["centered"], exponents_in(saved, "exponents"), strict=True)
-    return (on_cpu(DenseGram(kernel, centered, exponent=exponent)) for kernel, centered, exponent in given)
+    return (on_cpu(DenseGram(kernel, centered, exponent=exponent or None)) for kernel, centered, exponent in given)

@@ -84,7 +84,7 @@ class Reference:
 
 def exponents_of(grams: Sequence[DenseGram]) -> np.ndarray:
     """The powers of 4 by which the matrices of Grams were divided, ``(L,)``."""
-    return np.asarray([gram.exponent for gram in grams], np.int32)
+    return np.asarray([0 if gram.exponent is None else gram.exponent for gram in grams], np.int32)
 
 
 def to_save(name: str, exponents: np.ndarray) -> dict[str, np.ndarray]:

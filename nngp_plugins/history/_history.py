@@ -15,7 +15,17 @@ from ._curves import first_and_last, history_chart, last, title_of
 from ._files import METRICS, RUN, check_links, read_about
 from ._kept import kept_kernel
 from ._lines import read_rows
-from ._rows import DIVERGED, Row, diverged_layers_of, key_of, layers_of, metrics_of, reference_steps_of, scalars_of
+from ._rows import (
+    DIVERGED,
+    KEPT_CHECKSUMS,
+    Row,
+    diverged_layers_of,
+    key_of,
+    layers_of,
+    metrics_of,
+    reference_steps_of,
+    scalars_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -207,7 +217,9 @@ class History:
         if step not in snapshots:
             raise KeyError(f"step {step} has no snapshot; there are {', '.join(map(str, snapshots))}")
         i = snapshots.index(step)
-        return kept_kernel(self.run, layer, i, step, diverged=layer in now.rows[i].get(DIVERGED, ()))
+        row = now.rows[i]
+        checksum = dict(zip(now.layers, row.get(KEPT_CHECKSUMS, ()), strict=False)).get(layer)
+        return kept_kernel(self.run, layer, i, step, checksum=checksum, diverged=layer in row.get(DIVERGED, ()))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ._files import FIRST_CHECKED, METRICS
-from ._rows import CHECKSUM, DIVERGED, REFERENCE_OF, Row
+from ._rows import CHECKSUM, LISTS, Row
 
 _BEFORE_SUM = f', "{CHECKSUM}": '.encode()
 _STEPS = range(-(2**63), 2**63)
@@ -68,8 +68,9 @@ def _check(row: Any, before: int | None) -> None:
     if before is not None and step <= before:
         raise ValueError(f"step {step} does not come after step {before}")
     for name, value in row.items():
-        if name in (DIVERGED, REFERENCE_OF):
-            if not isinstance(value, list) or not all(isinstance(layer, str) for layer in value):
-                raise ValueError(f"{name} is not a list of layers")
+        if name in LISTS:
+            kind, of = LISTS[name]
+            if not isinstance(value, list) or not all(type(item) is kind for item in value):
+                raise ValueError(f"{name} is not a list of {of}")
         elif not isinstance(value, float) and (type(value) is not int or value not in _STEPS):
             raise ValueError(f"{name!r} is not a number")

@@ -11,14 +11,17 @@ Row = dict[str, Any]
 
 If kernels are not finite, ``diverged`` is the list of their layers; other rows do not have it. ``reference_of`` is the
 list of the layers whose reference is this snapshot. Without it, the first snapshot is that of all layers, and a later
-one that of none.
+one that of none. ``kept_crc32`` are the checksums of the kernels that a run keeps, one for each layer in forward order.
 """
 
 PREFIX = "kernel/"
 DIVERGED = "diverged"
 REFERENCE_OF = "reference_of"
+KEPT_CHECKSUMS = "kept_crc32"
 CHECKSUM = "crc32"
-_OWN_NAMES = ("step", "seconds", DIVERGED, REFERENCE_OF, CHECKSUM)
+LISTS = {DIVERGED: (str, "layers"), REFERENCE_OF: (str, "layers"), KEPT_CHECKSUMS: (int, "checksums")}
+"""What a row holds besides numbers, by name: lists, the type of their items, and what these are."""
+_OWN_NAMES = ("step", "seconds", *LISTS, CHECKSUM)
 
 
 def key_of(layer: str, metric: str) -> str:

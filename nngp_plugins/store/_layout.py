@@ -189,6 +189,9 @@ def checksum_of(file: str | Path, size: int) -> str:
     try:
         # One byte more, because a longer file is another one.
         return os.pread(opened, 5, size - 4).hex()
+    except OSError as error:
+        error.filename = str(file)
+        raise
     finally:
         os.close(opened)
 

@@ -132,8 +132,8 @@ class StoredKernel:
         """
         if not self._store.complete:
             raise ValueError(
-                f"{self._store.path} is unfinished, {self._store.fraction:.0%} of its tiles are written; run "
-                "write_kernel again with the same arguments to finish it."
+                f"{self._store.path} is unfinished, {self._store.fraction:.0%} of its tiles are written, as its "
+                f"{LEDGER} says; run write_kernel again with the same arguments to finish it."
             )
         try:
             keys = _positive(key, self.shape)
@@ -142,7 +142,7 @@ class StoredKernel:
             if len(self._read) < self._layout.tiles:
                 self._compare(parts(self._layout, keys))
             return np.asarray(array.read().result())
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise ValueError(
                 f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
                 "what to delete and compute again."

@@ -41,15 +41,19 @@ class Target:
         """The files of a finished job, by their paths in the folder."""
         return sorted(str(file.relative_to(self.whole)) for file in self.whole.rglob("*") if file.is_file())
 
-    def check_partial(self, path):
-        """What is there must be right."""
-        if name := victims.wrong(victims.partial_numbers(path, self.kind), self.numbers):
+    def check_partial(self, path, *, may_refuse=False):
+        """What is there must be right; returns whether it lacks kernels that the disk refused until the job ended."""
+        found, refused = victims.partial_numbers(path, self.kind)
+        if refused and not may_refuse:
+            raise Lost(f"{refused[:3]} of {len(refused)} are lost, and no disk refused them")
+        if name := victims.wrong(found, self.numbers):
             raise Lost(f"{name!r} is wrong after the attack")
+        return bool(refused)
 
-    def check_whole(self, path):
+    def check_whole(self, path, *, may_refuse=False):
         """All must be there, and right."""
-        found = victims.numbers(path, self.kind)
-        if missing := sorted(self.numbers.keys() - found.keys()):
+        found, refused = victims.partial_numbers(path, self.kind)
+        if missing := sorted(self.numbers.keys() - found.keys() - set(refused if may_refuse else ())):
             raise Lost(f"{missing[:3]} of {len(missing)} are lost")
         if name := victims.wrong(found, self.numbers):
             raise Lost(f"{name!r} is wrong in the end")
@@ -67,14 +71,17 @@ def bounded(forks, pid):
         raise Lost("the job hangs")
 
 
-def finish(forks, target, path):
-    """The same job again, without an attack: it ends, and all is as if there had been none."""
+def finish(forks, target, path, *, may_refuse=False):
+    """The same job again, without an attack: it ends, and all is as if there had been none.
+
+    What the disk refused until the first job ended may be lacking, if an error says so.
+    """
     pid = forks.start(path, kind=target.kind)
     with bounded(forks, pid):
         code = forks.wait()
     if code:
         raise Lost(f"the next job fails: {forks.errors()[-500:]}")
-    target.check_whole(path)
+    target.check_whole(path, may_refuse=may_refuse)
 
 
 def kill(forks, target, path, dice):
@@ -145,10 +152,12 @@ def faults(forks, target, paths, dice, cache):
             raise Lost(f"{where}: the message names no file: {message}")
         if how == "failed" and target.kind == "tracker" and (path / "run" / "metrics.jsonl").exists():
             raise Lost(f"{where}: training ended: {message}")
-        target.check_partial(path)
-        finish(forks, target, path)
+        lacks = target.check_partial(path, may_refuse=True)
+        finish(forks, target, path, may_refuse=True)
         fired = any(str(path) in line for line in injected) or (injected and "<" not in injected[0])
-        fates.append("noticed" if how == "failed" else "survived" if fired else "not fired")
+        if lacks and not fired:
+            raise Lost(f"{where}: kernels are lost, and no call failed")
+        fates.append("noticed" if how == "failed" or lacks else "survived" if fired else "not fired")
     return fates
 
 
@@ -167,9 +176,9 @@ def full_disk(forks, target, path, dice):
         if code and target.kind == "tracker" and (path / "run" / "metrics.jsonl").exists():
             raise Lost(f"training ended: {forks.errors()[-500:]}")
         subprocess.run([*mount, "-o", "remount,rw,size=16m"], check=True)
-        target.check_partial(path)
-        finish(forks, target, path)
-        return "noticed" if code else "survived"
+        lacks = target.check_partial(path, may_refuse=True)
+        finish(forks, target, path, may_refuse=True)
+        return "noticed" if code or lacks else "survived"
     finally:
         subprocess.run(["umount", str(path)], check=True)
 

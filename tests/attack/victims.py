@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import warnings
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -65,25 +66,41 @@ def numbers(path, kind):
         OSError: a file cannot be read.
     """
     if kind == "store":
-        store = nngp.open_kernel(Path(path) / "k.zarr")
-        return {"kernel": store[...]} if store.complete else {}
+        return {"kernel": nngp.open_kernel(Path(path) / "k.zarr")[...]}
     history = nngp.History.load(Path(path) / "run")
-    rows = {f"row {row['step']}": {**row, "seconds": 0} for row in history.rows}
     kernels = {f"{name} {step}": history.kernel(name, step) for name in LAYERS for step in history.steps.tolist()}
-    return {**rows, **kernels, "references": history.reference_steps}
+    return {**rows_of(history), **kernels}
+
+
+def rows_of(history):
+    return {f"row {row['step']}": {**row, "seconds": 0} for row in history.rows} | {
+        "references": history.reference_steps
+    }
 
 
 def partial_numbers(path, kind):
-    """Those that an unfinished job left; none if it left no folder yet."""
-    folder = Path(path) / {"store": "k.zarr", "tracker": "run"}[kind]
-    begun = folder / {"store": "job.json", "tracker": "run.json"}[kind]
-    if not begun.exists():
-        return {}
+    """Those that an unfinished job left, and the kernels that it says the disk did not take."""
     if kind == "store":
-        store = nngp.open_kernel(folder)
+        if not (Path(path) / "k.zarr" / "job.json").exists():
+            return {}, []
+        store = nngp.open_kernel(Path(path) / "k.zarr")
         if store.fraction:
             store.verify()
-    return numbers(path, kind)
+        return ({"kernel": store[...]} if store.complete else {}), []
+    run = Path(path) / "run"
+    # The folder says what it is before it has a first line.
+    if not (run / "metrics.jsonl").exists():
+        return {}, []
+    history = nngp.History.load(run)
+    found, refused = rows_of(history), []
+    for name, step in product(LAYERS, history.steps.tolist()):
+        try:
+            found[f"{name} {step}"] = history.kernel(name, step)
+        except (ValueError, FileNotFoundError) as error:
+            if "disk did not take" not in str(error) and "keeps no kernels" not in str(error):
+                raise
+            refused.append(f"{name} {step}")
+    return found, refused
 
 
 def same(found, expected):

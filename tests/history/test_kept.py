@@ -62,6 +62,22 @@ def test_those_that_the_disk_did_not_take(tmp_path):
             history.kernel(layer, 1)
 
 
+@pytest.mark.parametrize("layer", ["a", "b"])
+def test_those_of_another_step_or_layer(run, layer):
+    """The file of another snapshot is whole, so that only what the line says of it tells them apart."""
+    assert nngp.History.load(run).rows[0].keys() >= {"kept_crc32"}
+    folder = run / "kernels" / layer
+    (chunk,) = (path.relative_to(folder / "c" / "1") for path in (folder / "c" / "1").rglob("*") if path.is_file())
+    shutil.copy(folder / "c" / "1" / chunk, folder / "c" / "2" / chunk)
+    history = nngp.History.load(run)
+    file = folder / "c" / "2" / chunk
+    with pytest.raises(
+        ValueError, match=f"{file} is not what was written there, so that the kernel of layer '{layer}'"
+    ):
+        history.kernel(layer, 2)
+    np.testing.assert_allclose(history.kernel(layer, 1), expected("ab", layer, 1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("later", [True, False], ids=["before a later one", "by close"])
 def test_those_that_the_disk_takes_in_the_end(tmp_path, later):
     with tracker(tmp_path) as seen:

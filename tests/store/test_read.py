@@ -131,7 +131,9 @@ def test_an_unfinished_kernel(written, tiles, percentage):
     assert not store.complete
     assert f"{percentage}% written" in repr(store)
     store.verify()
-    message = rf"is unfinished, {percentage}% of its tiles are written; run write_kernel again with the same arguments"
+    message = (
+        rf"is unfinished, {percentage}% of its tiles are written, as its ledger.jsonl says; run write_kernel again"
+    )
     for read in (lambda: store[0, 0], lambda: store["kernel"][...], lambda: np.asarray(store)):
         with pytest.raises(ValueError, match=message):
             read()
