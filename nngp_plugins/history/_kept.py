@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._durable import free_component
 from .._require import require
 from ..metrics import undivided
 from ._files import KERNELS
@@ -134,7 +135,8 @@ def cut_off(run: Path, rows: int) -> None:
         ValueError: the array of steps is damaged.
         OSError: the disk fails.
     """
-    if (run / KERNELS / STEP).exists():
+    # A process may have been killed before the array was there that its folder is for.
+    if (run / KERNELS / STEP / ZARR).exists():
         steps = open_array(run / KERNELS / STEP)
         if steps.shape[0] > rows:
             try:
@@ -157,13 +159,16 @@ def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, checksum: in
         diverged: whether the kernel is not finite.
 
     Raises:
-        FileNotFoundError: the run keeps no kernel of this layer.
+        FileNotFoundError: the run keeps no kernels.
         ValueError: the disk did not take this kernel, or its file is damaged.
     """
-    folder = None if run is None else folders_of(run / KERNELS).get(layer)
-    if run is None or folder is None:
+    if run is None or not (run / KERNELS).is_dir():
         raise FileNotFoundError(f"run={str(run)!r} keeps no kernels; pass keep_kernels=True to KernelTracker.")
+    folder = folders_of(run / KERNELS).get(layer, run / KERNELS / free_component(layer, set()))
     of = f"the kernel of layer {layer!r} at step {step}"
+    for file in (folder / ZARR, run / KERNELS / STEP / ZARR):
+        if not file.exists():
+            raise ValueError(f"{file} is missing, so that {of} is lost; perhaps the disk did not take it.")
     steps, array = open_array(run / KERNELS / STEP), open_array(folder)
     file = file_of(run / KERNELS / STEP, i, 1)
     missing = f"{folder} lacks {of}, which the disk did not take, or {file}, which would say so, is damaged."
@@ -184,7 +189,7 @@ def kept_kernel(run: Path | None, layer: str, i: int, step: int, *, checksum: in
 
 
 def _exponent(folder: Path, layer: str, i: int, of: str) -> int:
-    if not folder.exists():
+    if not (folder / ZARR).exists():
         return 0
     about, array = description(folder)["attributes"], open_array(folder)
     exponents = row_of(folder, array, i, of) if i < array.shape[0] else None

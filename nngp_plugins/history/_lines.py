@@ -41,7 +41,7 @@ def read_rows(folder: Path, lines: Iterable[bytes], about: Mapping[str, Any]) ->
             row = json.loads(_checked(line, is_needed=number >= first_checked).decode())
             _check(row, rows[-1]["step"] if rows else None)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{folder} is damaged in line {number} of {METRICS}: {error}.") from error
+            raise ValueError(f"{folder / METRICS} is damaged in line {number}: {error}.") from error
         rows.append(row)
     return rows
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, custom_jvp, lax
+from jax.custom_batching import custom_vmap
 
 from ._dense import DenseGram
 from ._powers import exponent_if_far, largest, power_of_2, times_power_of_4
@@ -65,13 +66,48 @@ def product_from_first(y: Array) -> Product:
         >>> nngp.metrics.product_from_first(jnp.ones((4, 8))).matrix.shape
         (4, 4)
     """
-    phi = features(y)
+    return lax.platform_dependent(features(y), cpu=_scaled_if_needed, default=_scaled)
+
+
+def _scaled(phi: Array) -> Product:
     exponent = exponent_if_far(largest(phi))
-    phi = phi * power_of_2(-exponent, phi.dtype)
+    return Product(_from_first(phi * power_of_2(-exponent, phi.dtype)), exponent)
+
+
+@custom_jvp
+def _scaled_if_needed(phi: Array) -> Product:
+    """The product, whose diagonal says whether it must be computed again. This reads features once less.
+
+    On accelerators, the host would have to wait for the choice.
+    """
+    return _chosen(phi)
+
+
+@_scaled_if_needed.defjvp
+def _derivative(primals: Any, tangents: Any) -> Any:
+    return jax.jvp(_scaled, primals, tangents)
+
+
+@custom_vmap
+def _chosen(phi: Array) -> Product:
+    matrix = _from_first(phi)
+    size, bound = jnp.diagonal(matrix).max(), 2.0 ** (jnp.finfo(phi.dtype).maxexp // 2)
+    is_safe = (size > 1 / bound) & (size < bound)
+    product: Product = lax.cond(is_safe, lambda: Product(matrix, jnp.zeros((), jnp.int32)), lambda: _scaled(phi))
+    return product
+
+
+@_chosen.def_vmap
+def _one_by_one(layers: int, is_stacked: Any, phi: Array) -> tuple[Product, Any]:
+    # Choices side by side compute both sides.
+    return lax.map(_chosen, phi), Product(True, True)  # type: ignore[arg-type]
+
+
+def _from_first(phi: Array) -> Array:
     # The first row stays as it is: row and column 0 of the product hold what K needs besides differences.
     others = jnp.arange(len(phi))[:, None] > 0
     from_first = phi - jnp.where(others, phi[:1], 0)
-    return Product(product(from_first, from_first.T), exponent)
+    return product(from_first, from_first.T)
 
 
 def grams_of_products(stacked: Product) -> DenseGram:

@@ -55,7 +55,7 @@ class Target:
         found, refused = victims.partial_numbers(path, self.kind)
         if missing := sorted(self.numbers.keys() - found.keys() - set(refused if may_refuse else ())):
             raise Lost(f"{missing[:3]} of {len(missing)} are lost")
-        if name := victims.wrong(found, self.numbers):
+        if name := victims.wrong(found, self.numbers, may_lack=may_refuse):
             raise Lost(f"{name!r} is wrong in the end")
 
 

@@ -247,7 +247,7 @@ class TestRefused:
     def test_a_damaged_line(self, run):
         lines = (run / "metrics.jsonl").read_text().splitlines()
         (run / "metrics.jsonl").write_text("\n".join(["{", *lines[1:]]) + "\n")
-        with pytest.raises(ValueError, match=r"is damaged in line 1 of metrics.jsonl"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 1: "):
             tracker(run, targets=np.arange(9) % 2)
 
     def test_a_damaged_reference(self, run):

@@ -64,7 +64,7 @@ class TestLines:
             where = whole[:position].count(b"\n") + 1
             # A flip may make the end of a line of another byte, or another byte of the end of a line.
             where = rf"{where}|{where + 1}" if whole[position : position + 1] == b"\n" else where
-            with pytest.raises(ValueError, match=rf"{run} is damaged in line ({where}) of metrics\.jsonl: "):
+            with pytest.raises(ValueError, match=rf"{run}/metrics\.jsonl is damaged in line ({where}): "):
                 nngp.History.load(run)
             file.write_bytes(whole)
         assert nngp.History.load(run).rows == rows
@@ -90,7 +90,7 @@ class TestLines:
         rows = nngp.History.load(run).rows
         write_lines(run, [rows[0], {**rows[1], **change}])
         for read in (nngp.History.load, nngp.write_report, lambda run: tracker(run, keep_kernels=True)):
-            with pytest.raises(ValueError, match=re.escape(f"{run} is damaged in line 2 of metrics.jsonl: {reason}")):
+            with pytest.raises(ValueError, match=re.escape(f"{run}/metrics.jsonl is damaged in line 2: {reason}")):
                 read(run)
 
     @pytest.mark.parametrize("line", ["{}", "[]", "1", "", '{"step": 1}', "[" * 100_000, "\ud800"], ids=lambda v: v[:9])
@@ -98,14 +98,14 @@ class TestLines:
         as_version_0_1_0(run)
         with (run / "metrics.jsonl").open("ab") as file:
             file.write(line.encode(errors="surrogatepass") + b"\n")
-        with pytest.raises(ValueError, match=r"is damaged in line 4 of metrics\.jsonl: "):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 4: "):
             nngp.History.load(run)
 
     def test_a_line_without_its_checksum(self, run):
         rows = nngp.History.load(run).rows
         text = "".join(map(line_of, rows[:2])) + json.dumps(rows[2]) + "\n"
         (run / "metrics.jsonl").write_text(text)
-        with pytest.raises(ValueError, match=r"is damaged in line 3 of metrics\.jsonl: it has no checksum"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 3: it has no checksum"):
             nngp.History.load(run)
 
     def test_a_folder_of_version_0_1_0_goes_on(self, run):
@@ -118,7 +118,7 @@ class TestLines:
         assert after == before + line_of(seen.history.rows[3])
         assert nngp.History.load(run).steps.tolist() == [0, 1, 2, 3]
         (run / "metrics.jsonl").write_text(before + json.dumps(seen.history.rows[3]) + "\n")
-        with pytest.raises(ValueError, match=r"in line 4 of metrics\.jsonl: it has no checksum"):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 4: it has no checksum"):
             nngp.History.load(run)
 
     def test_a_scalar_may_not_have_the_name_of_the_checksum(self, tmp_path):
