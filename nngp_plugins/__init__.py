@@ -1,6 +1,6 @@
 """Empirical NNGP kernels of real networks, and how they move while optax trains."""
 
-from . import closed_form, gp, metrics
+from . import closed_form, gp, metrics, report
 from ._durable import FolderInUseError
 from ._model_gram import gram, over_inits
 from ._version import __version__ as __version__
@@ -86,6 +86,7 @@ __all__ = [
     "open_kernel",
     "over_inits",
     "plan",
+    "report",
     "tag",
     "track_kernel",
     "when",

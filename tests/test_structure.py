@@ -30,7 +30,7 @@ ARROWS = {  # what each room may use besides the ground floor
     "history": {"charts", "metrics"},
     "_model_gram": {"engine", "metrics"},
     "callbacks": {"adapters", "engine", "metrics", "history", "charts"},
-    "report": {"history", "charts"},
+    "report": {"history", "charts", "metrics"},
 }
 
 

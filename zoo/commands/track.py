@@ -56,6 +56,8 @@ def track(
         _check_folder(folder, config | {"seed": one})
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
+    from nngp_plugins.report import findings
+
     from ..tasks import TASKS
     from ..tracking import run_tracked
 
@@ -63,8 +65,9 @@ def track(
     for one, folder in folders.items():
         last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
-        common.say(title, _table(last), f"report: {folder / 'report.html'}")
-        results.append({"run": str(folder), "seed": one, **scores, "layers": _numbers(last)})
+        found = findings(last)
+        common.say(title, _table(last), *found, f"report: {folder / 'report.html'}")
+        results.append({"run": str(folder), "seed": one, **scores, "layers": _numbers(last), "findings": found})
     common.finish({"runs": results})
 
 
