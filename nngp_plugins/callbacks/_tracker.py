@@ -139,7 +139,7 @@ class KernelTracker:
         with not_strict(), jax.ensure_compile_time_eval(), ExitStack() as at_error:
             # A notebook would keep the lock for as long as it shows the error.
             at_error.callback(folder.close if folder is not None else bool)
-            self._begin(folder, schedule, metrics, writers, **options)
+            self._begin(folder, schedule, metrics, writers, config=about["config"], **options)
             at_error.pop_all()
 
     def _begin(
@@ -148,13 +148,14 @@ class KernelTracker:
         schedule: Schedule,
         metrics: Mapping[str, Metric],
         writers: Sequence[Any],
+        config: Mapping[str, Any],
         **options: Any,
     ) -> None:
         """Begins a run, or goes on with that of the run folder."""
         rows = [] if folder is None else folder.rows
         if folder is not None and rows:
             self.measurement.expected_shapes = folder.about.get("layers")
-        self.history = History(rows, run=None if folder is None else folder.path)
+        self.history = History(rows, run=None if folder is None else folder.path, config=config)
         self.recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
         self.clock = Clock(schedule, rows)
         self._given = Given(self.measurement.f)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,10 +84,30 @@ class Comparison:
         """The names of the scalars that any run has."""
         return list(dict.fromkeys(name for history in self.runs.values() for name in history.scalars))
 
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """What differs among the configurations of the runs: for each such name, the value of each run, or None.
+
+        A mapping within a configuration counts by its entries, as ``optimizer.rate``.
+        """
+        each = {name: dict(_flat(history.config)) for name, history in self.runs.items()}
+        names = dict.fromkeys(key for config in each.values() for key in config)
+        values = {key: {name: config.get(key) for name, config in each.items()} for key in names}
+        return {key: of_runs for key, of_runs in values.items() if len({repr(one) for one in of_runs.values()}) > 1}
+
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` indexed by run, step and layer, one column for each metric and scalar."""
+        """A ``pandas.DataFrame`` indexed by run, step and layer, one column for each metric and scalar.
+
+        What differs among the configurations of the runs, :attr:`config`, has columns too, in which numbers are
+        numbers. One with the name of another column is called ``config/<name>``.
+        """
         pd = require("pandas", extra="report")
-        return pd.concat({name: history.to_pandas() for name, history in self.runs.items()}, names=["run"])
+        frames = {name: history.to_pandas() for name, history in self.runs.items()}
+        taken = {"run", "step", "layer", *(column for frame in frames.values() for column in frame)}
+        for key, of_runs in self.config.items():
+            column = f"config/{key}" if key in taken else key
+            frames = {name: frame.assign(**{column: of_runs[name]}) for name, frame in frames.items()}
+        return pd.concat(frames, names=["run"])
 
     def to_xarray(self) -> Any:
         """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan if a run has no such snapshot."""
@@ -134,6 +154,8 @@ class Comparison:
     def table(self, layer: str | None = None) -> Table:
         """A row for each run with its last step, scalars and metrics, as a ``rich`` table; a run that diverged is red.
 
+        It shows what differs among the configurations of the runs, too.
+
         Args:
             layer: the layer whose metrics are shown; None for the last layer of each run.
 
@@ -142,12 +164,14 @@ class Comparison:
         """
         layers = self._layer_of_each(layer)
         some_diverged = any(history.diverged is not None for history in self.runs.values())
-        heads = ["run", *([DIVERGED] if some_diverged else []), "step", *self.scalars, *self.metrics]
+        config = self.config
+        heads = ["run", *([DIVERGED] if some_diverged else []), *config, "step", *self.scalars, *self.metrics]
         rows = []
         for name, history in self.runs.items():
             row = [name]
             if some_diverged:
                 row.append("" if history.diverged is None else f"step {history.diverged:,}")
+            row += ["–" if (value := of_runs[name]) is None else str(value) for of_runs in config.values()]
             row.append(f"{history.steps[-1]:,}" if history.rows else "–")
             keys = [*self.scalars, *(key_of(layers[name], metric) for metric in self.metrics)]
             rows.append([*row, *(last(history.rows, key) for key in keys)])
@@ -161,6 +185,15 @@ class Comparison:
         if layer is not None:
             return dict.fromkeys(self.runs, layer)
         return {name: history.layers[-1] if history.layers else "" for name, history in self.runs.items()}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a configuration, and of the mappings within it; anything but numbers and truth values is text."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _which(layers: Mapping[str, str]) -> str:

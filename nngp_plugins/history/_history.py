@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,13 @@ class History:
     Args:
         rows: the snapshots.
         run: the run folder that they were read from.
+        config: what the tracker was told to remember of the run.
 
     Attributes:
         rows: a dictionary for each snapshot with ``step``, ``seconds`` since the start, the scalars given to the
             tracker (such as ``loss``), and a number for each ``kernel/<layer>/<metric>``.
         run: the run folder that they were read from; None for a history in memory.
+        config: what the tracker was told to remember of the run, such as the learning rate; empty if nothing.
 
     Example:
         >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -48,9 +50,10 @@ class History:
         >>> table = history.table()  # rich.print shows it
     """
 
-    def __init__(self, rows: Iterable[Row] = (), *, run: Path | None = None):
+    def __init__(self, rows: Iterable[Row] = (), *, run: Path | None = None, config: Mapping[str, Any] | None = None):
         self.rows: list[Row] = list(rows)
         self.run = run
+        self.config: dict[str, Any] = dict(config or {})
 
     @classmethod
     def load(cls, run: str | Path) -> History:
@@ -66,11 +69,13 @@ class History:
         check_links(folder)
         about = read_about(folder) if (folder / RUN).exists() else {}
         # A tracker may be writing the last line at this moment, which does not count yet.
-        return cls(read_rows(folder, AppendedLines(folder / METRICS).take_lines(), about), run=folder)
+        config = about.get("config")
+        rows = read_rows(folder, AppendedLines(folder / METRICS).take_lines(), about)
+        return cls(rows, run=folder, config=config if isinstance(config, dict) else None)
 
     def _now(self) -> History:
         """The snapshots so far; a tracker may add others at any moment."""
-        return History(self.rows, run=self.run)
+        return History(self.rows, run=self.run, config=self.config)
 
     @property
     def steps(self) -> np.ndarray:

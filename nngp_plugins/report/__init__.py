@@ -1,5 +1,4 @@
 """What a run shows: findings in words, and one HTML page."""
 
-from ._figures import curves as curves, heat_maps as heat_maps
 from ._findings import findings as findings
 from ._html import write_report as write_report

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..history import History
+from ..history import Comparison, History
 from ._gaps import gaps
 from ._moves import movement, order, regime
-from ._run import Numbers, kernels_of, sentence
+from ._run import Numbers, kernels_of, plain, quoted, sentence
 from ._states import states
 
+_APART = 0.1
 
-def findings(history: History) -> list[str]:
+
+def findings(history: History | Comparison) -> list[str]:
     """What a run shows, in words: which layers moved and when, lazy or rich, collapsed or diverged, what is unknown.
 
     Every sentence names the numbers that it rests on, and nothing is said that they do not support. A kernel "moved" if
@@ -22,7 +24,7 @@ def findings(history: History) -> list[str]:
 
     Args:
         history: the snapshots, such as ``tracker.history`` or ``nngp.History.load("runs/mlp")``; also of a run that
-            goes on.
+            goes on. Of several runs, as :func:`compare` returns them, it says what differs most.
 
     Returns:
         Sentences, the most important one first. Names of layers and metrics stand between backquotes.
@@ -40,6 +42,8 @@ def findings(history: History) -> list[str]:
         >>> nngp.report.findings(nngp.History(rows))[0]
         'No kernel moved far: the kernel stayed at CKA 0.99 or more.'
     """
+    if isinstance(history, Comparison):
+        return _compared(history)
     history = History(history.rows, run=history.run)
     if not history.rows:
         return ["The run holds no snapshot yet."]
@@ -76,3 +80,23 @@ def _divergence(history: History) -> tuple[list[str], int | None]:
     if min(ends) > history.steps[0]:
         said.append(sentence(f"what is said of movement is about the steps before {min(ends):,}"))
     return said, min(ends)
+
+
+def _compared(runs: Comparison) -> list[str]:
+    """In which run the last layer that all have moved farthest, and in which it moved least."""
+    histories = {name: history for name, history in runs.runs.items() if "cka" in history.metrics}
+    shared = [layer for layer in runs.layers if all(layer in history.layers for history in histories.values())]
+    if not shared:
+        return []
+    layer, last = shared[-1], dict[str, float]()
+    for name, history in histories.items():
+        value = history.metric("cka")[-1, history.layers.index(layer)]
+        if np.isfinite(value):
+            last[name] = float(value)
+    if len(last) < 2 or max(last.values()) - min(last.values()) < _APART:
+        return []
+    low, high = min(last, key=last.__getitem__), max(last, key=last.__getitem__)
+    return [
+        f"The kernel of {quoted(layer)} moved farthest in {quoted(low)} (CKA {plain(last[low])}) and least in "
+        f"{quoted(high)} (CKA {plain(last[high])})."
+    ]

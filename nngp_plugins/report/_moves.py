@@ -11,7 +11,7 @@ MOVED = 0.9
 _NEAR = 0.95
 _SMALL_CHANGE = 0.2
 _TURNED = 0.1
-_REST = 0.1
+_REST, _RESTS_FOR = 0.05, 0.2
 _BOTH_PHASES = 0.25
 
 
@@ -83,8 +83,8 @@ def _window(steps: np.ndarray, fall: np.ndarray) -> tuple[int, int] | None:
 def _two_phases(steps: np.ndarray, fall: np.ndarray) -> str:
     """A sentence about a rest between two falls; empty if there is none.
 
-    A rest takes at least a tenth of the run and four snapshots, in which the mean CKA changes by at most a tenth of its
-    whole fall. At least a quarter of the fall comes before it, and a quarter after it.
+    A rest takes at least a fifth of the run and four snapshots, in which the mean CKA changes by at most a twentieth of
+    its whole fall. At least a quarter of the fall comes before it, and a quarter after it.
     """
     best: tuple[int, int] | None = None
     for i in range(len(steps)):
@@ -92,7 +92,7 @@ def _two_phases(steps: np.ndarray, fall: np.ndarray) -> str:
             part = fall[i : j + 1]
             if np.ptp(part) > _REST * fall[-1]:
                 break
-            rests = steps[j] - steps[i] >= (steps[-1] - steps[0]) / 10
+            rests = steps[j] - steps[i] >= _RESTS_FOR * (steps[-1] - steps[0])
             rests &= part.min() >= _BOTH_PHASES * fall[-1] and part.max() <= (1 - _BOTH_PHASES) * fall[-1]
             if rests and (best is None or steps[j] - steps[i] > steps[best[1]] - steps[best[0]]):
                 best = i, j

@@ -67,8 +67,9 @@ def silent_alignment():
 
 
 def away_from_the_targets():
-    layers = {"w": {"cka": np.linspace(1, 0.4, 10), "target_alignment": np.linspace(0.3, 0.25, 10)}}
-    return history(layers, steps=range(10), loss=FALLS), [
+    """The fall is steady, which is one phase."""
+    layers = {"w": {"cka": np.linspace(1, 0.4, 50), "target_alignment": np.linspace(0.3, 0.25, 50)}}
+    return history(layers, steps=range(50), loss=np.geomspace(2, 0.1, 50)), [
         "The kernel of `w` (CKA 1 → 0.4) moved.",
         "Training was not lazy, but no kernel that moved turned to the targets: the loss fell from 2 to 0.1, and the "
         "alignment went 0.3 → 0.25 in `w`, where it gained most.",
@@ -202,3 +203,14 @@ def test_the_numbers_support_these_sentences_and_no_other(case):
 def test_names_of_layers_stay_within_their_quotes():
     (first, *_) = nngp.report.findings(history({"a`b\x1b[2J": {"cka": to(1, 0.5)}}))
     assert first.startswith("The kernel of `a'b\\x1b[2J` (CKA 1 → 0.5) moved")
+
+
+def test_runs_are_compared_by_the_last_layer_that_all_have():
+    runs = {
+        "slow": history({"w": {"cka": to(1, 0.95)}, "x": {"cka": to(1, 0.9)}}),
+        "fast": history({"w": {"cka": to(1, 0.2)}}),
+        "none": history({"w": {"cka": [NAN] * 10}}),
+    }
+    said = "The kernel of `w` moved farthest in `fast` (CKA 0.2) and least in `slow` (CKA 0.95)."
+    assert nngp.report.findings(nngp.compare(runs)) == [said]
+    assert nngp.report.findings(nngp.compare({"a": runs["slow"], "b": runs["slow"]})) == []
