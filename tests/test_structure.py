@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nngp_plugins"
 GROUND_FLOOR = {
     "_require",
+    "_show",
     "_static",
     "_tables",
     "_trees",

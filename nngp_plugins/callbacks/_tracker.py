@@ -28,7 +28,7 @@ from ._checks import (
 )
 from ._clock import Clock
 from ._given import Call, Given, own
-from ._measure import Measured, Measurement
+from ._measure import Measured, Measurement, unseen_message
 from ._pool import not_strict, refuse_own_thread
 from ._queue import Snapshot
 from ._recorder import Recorder
@@ -252,6 +252,12 @@ class KernelTracker:
         finally:
             self._finish()
 
+    def __repr__(self) -> str:
+        return f"KernelTracker({'closed' if self._closed else 'open'}, {self.history!r})"
+
+    def _repr_html_(self) -> str:
+        return self.history._repr_html_()
+
     def __enter__(self) -> KernelTracker:
         return self
 
@@ -282,7 +288,7 @@ class KernelTracker:
     def take(self, now: Moment, measured: Measured) -> None:
         """Records what was measured at a call, and does not wait for anything."""
         if unseen := self.measurement.unseen:
-            self.recorder.warn(_unseen_message(unseen))
+            self.recorder.warn(unseen_message(unseen))
             self.measurement.unseen = {}
         # This thread starts all programs for several devices: programs of two threads would wait for each other.
         arrays = jax.tree.map(on_one_device, (measured.products, measured.features))
@@ -290,9 +296,3 @@ class KernelTracker:
         scalars = {name: value if isinstance(value, Array) else float(value) for name, value in now.scalars.items()}
         self.recorder.submit(Snapshot(now.step, now.seconds, scalars, self.measurement.shapes, *arrays))
         self.clock.measured(now.step)
-
-
-def _unseen_message(unseen: Mapping[str, str]) -> str:
-    named = "; ".join(f"{path!r}: {reason}" for path, reason in list(unseen.items())[:3])
-    more = ", and others, which f.summary(params, x) names" if len(unseen) > 3 else ""
-    return f"{len(unseen)} modules with parameters are not seen, so that no layer covers them ({named}{more})."

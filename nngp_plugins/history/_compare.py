@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .._require import require
+from .._show import as_html
 from ..charts import Chart, distinct_colors, draw, plotly_figure, printable, stacked_table
 from ._curves import check_known, is_log, last, line, title_of
 from ._history import History
@@ -106,17 +109,33 @@ class Comparison:
         taken = {"run", "step", "layer", *(column for frame in frames.values() for column in frame)}
         for key, of_runs in self.config.items():
             column = f"config/{key}" if key in taken else key
-            frames = {name: frame.assign(**{column: of_runs[name]}) for name, frame in frames.items()}
+            frames = {
+                name: frame.assign(**{column: np.nan if of_runs[name] is None else of_runs[name]})
+                for name, frame in frames.items()
+            }
         return pd.concat(frames, names=["run"])
 
     def to_xarray(self) -> Any:
-        """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan if a run has no such snapshot."""
+        """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan if a run has no such snapshot.
+
+        What differs among the configurations of the runs are coordinates of ``run``.
+        """
         xr, pd = require("xarray", extra="report"), require("pandas", extra="report")
         steps = sorted({int(step) for history in self.runs.values() for step in history.steps})
         # All are reindexed first, because a join would sort the layers by the alphabet.
         each = [history.to_xarray().reindex(step=steps, layer=self.layers) for history in self.runs.values()]
         names = pd.Index(list(self.runs), name="run")
-        return xr.concat(each, names, data_vars="all", coords="minimal", compat="override", join="exact")
+        joined = xr.concat(each, names, data_vars="all", coords="minimal", compat="override", join="exact")
+        taken = {*joined.variables, *joined.dims}
+        return joined.assign_coords(
+            {
+                f"config/{key}" if key in taken else key: (
+                    "run",
+                    [np.nan if v is None else v for v in of_runs.values()],
+                )
+                for key, of_runs in self.config.items()
+            }
+        )
 
     def plot(self, metric: str = "cka", *, layer: str | None = None, x: str = "step", ax: Any = None) -> Any:
         """A metric over training, with a line for each run.
@@ -177,6 +196,13 @@ class Comparison:
             rows.append([*row, *(last(history.rows, key) for key in keys)])
         heads = [head.replace("_", " ") for head in heads]
         return stacked_table(f"At the last snapshot: {_which(layers)}", heads, rows, alarm=DIVERGED)
+
+    def __repr__(self) -> str:
+        differs = f"; they differ in {', '.join(self.config)}" if self.config else ""
+        return f"Comparison({len(self.runs)} runs: {printable(', '.join(self.runs) + differs)})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table())
 
     def _layer_of_each(self, layer: str | None) -> dict[str, str]:
         """The layer to show of each run; empty for a run without snapshots."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._durable import AppendedLines
 from .._require import require
+from .._show import as_html
 from ..charts import draw, plotly_figure, printable, stacked_table
 from ._curves import first_and_last, history_chart, last, title_of
 from ._files import METRICS, RUN, check_links, read_about
@@ -213,6 +214,9 @@ class History:
             raise KeyError(f"step {step} has no snapshot; there are {', '.join(map(str, snapshots))}")
         i = snapshots.index(step)
         return kept_kernel(self.run, layer, i, step, diverged=layer in now.rows[i].get(DIVERGED, ()))
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table())
 
     def __len__(self) -> int:
         return len(self.rows)
