@@ -94,3 +94,21 @@ __all__ = [
     "write_report",
     "writers",
 ]
+
+_ELSEWHERE = {
+    "stax": "take the layers of Flax or Haiku, and nngp.closed_form.dense for the kernel of an infinitely wide network.",
+    "predict": "nngp.gp.fit and nngp.gp.from_model make predictions from a kernel.",
+    "empirical_ntk_fn": "this library is about the NNGP kernel, nngp.empirical_nngp_fn; jax.jacobian(f) gives the features "
+    "of the tangent kernel.",
+    "empirical_kernel_fn": "nngp.empirical_nngp_fn is the kernel function of this library.",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Says where to go for what neural-tangents has and this library has not.
+
+    Raises:
+        AttributeError: always.
+    """
+    told = f": {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{told}")

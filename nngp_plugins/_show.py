@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 _PRE = (
     '<pre style="font-family:ui-monospace,Menlo,Consolas,monospace;line-height:1.25;white-space:pre;overflow-x:auto">'
@@ -16,13 +16,13 @@ _PRE = (
 )
 
 
-def as_html(table: Table) -> str:
-    """A table as the terminal shows it, as HTML; all names in it are text."""
+def as_html(what: RenderableType) -> str:
+    """A table, or anything that ``rich`` shows in a terminal, as HTML; all names in it are text."""
     from rich import get_console
     from rich.console import Console
 
     console = Console(file=io.StringIO(), record=True, width=max(get_console().width, 80), force_jupyter=False)
-    console.print(table)
+    console.print(what)
     return console.export_html(inline_styles=True, code_format=_PRE)
 
 

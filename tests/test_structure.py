@@ -20,6 +20,7 @@ GROUND_FLOOR = {
     "_version",
     "_durable",
     "_fingerprint",
+    "_live",
     "_pictures",
 }  # every room may use these
 ARROWS = {  # what each room may use besides the ground floor
