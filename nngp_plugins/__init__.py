@@ -96,10 +96,9 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "stax": "take the layers of Flax or Haiku, and nngp.closed_form.dense for the kernel of an infinitely wide network.",
+    "stax": "layers are those of Flax or Haiku; nngp.closed_form.dense is the kernel of an infinitely wide network.",
     "predict": "nngp.gp.fit and nngp.gp.from_model make predictions from a kernel.",
-    "empirical_ntk_fn": "this library is about the NNGP kernel, nngp.empirical_nngp_fn; jax.jacobian(f) gives the features "
-    "of the tangent kernel.",
+    "empirical_ntk_fn": "this library is about the NNGP kernel, nngp.empirical_nngp_fn; for the NTK, see jax.jacrev.",
     "empirical_kernel_fn": "nngp.empirical_nngp_fn is the kernel function of this library.",
 }
 

@@ -122,7 +122,8 @@ class ModelFn:
 
         Args:
             rng: the key that they are drawn from.
-            x: inputs as for a call. Only their shapes and dtypes matter.
+            x: inputs as for a call. Their values matter only to a state that is computed from them, such as that of
+                Haiku's BatchNorm with ``is_training=True``: pass several real examples there, not one.
             **kwargs: passed to the model, such as ``train=True``. They override those given to the adapter.
 
         Returns:

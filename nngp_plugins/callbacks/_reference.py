@@ -108,15 +108,9 @@ def message_of(layer: str, flaw: str, step: int) -> str:
 
 def promise_of(flaw: str, step: int, since: int | None) -> str:
     """What to say besides if the layer has no reference yet."""
-    fix = ""
-    if flaw == "zero" and since is None:
-        fix = (
-            " A head that begins at zero, such as that of Haiku's ResNets, needs no fix; if the layer should not be zero, "
-            "give it another initialiser, or check the inputs of the probe."
-        )
     is_usable = "finite" if flaw == NOT_FINITE else f"not {flaw}"
     from_then = f"from step {since} on " if since is not None and step < since else ""
-    return f" Its reference will be its first kernel {from_then}that is {is_usable}.{fix}"
+    return f" Its reference will be its first kernel {from_then}that is {is_usable}."
 
 
 def flaw_of(gram: DenseGram) -> str:
