@@ -56,8 +56,6 @@ def track(
         _check_folder(folder, config | {"seed": one})
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
-    from nngp_plugins.report import findings
-
     from ..tasks import TASKS
     from ..tracking import run_tracked
 
@@ -65,9 +63,10 @@ def track(
     for one, folder in folders.items():
         last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
-        found = findings(last)
-        common.say(title, _table(last), *found, f"report: {folder / 'report.html'}")
-        results.append({"run": str(folder), "seed": one, **scores, "layers": _numbers(last), "findings": found})
+        common.say(title, _table(last), *_findings(last), f"report: {folder / 'report.html'}")
+        results.append(
+            {"run": str(folder), "seed": one, **scores, "layers": _numbers(last), "findings": _findings(last)}
+        )
     common.finish({"runs": results})
 
 
@@ -86,6 +85,12 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> None:
             f"--run {folder}: it already holds a run with {key.replace('_', '-')} {there.get(key)}, not "
             f"{config.get(key)}; name another folder, or give the same options to finish it."
         )
+
+
+def _findings(history: History) -> list[str]:
+    from nngp_plugins.report import findings
+
+    return findings(history)
 
 
 def _numbers(history: History) -> dict[str, dict[str, float]]:
