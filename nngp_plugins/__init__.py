@@ -1,6 +1,6 @@
 """Empirical NNGP kernels of real networks, and how they move while optax trains."""
 
-from . import closed_form, gp, metrics
+from . import closed_form, gp, metrics, report
 from ._durable import FolderInUseError
 from ._model_gram import gram, over_inits
 from ._version import __version__ as __version__
@@ -86,6 +86,7 @@ __all__ = [
     "open_kernel",
     "over_inits",
     "plan",
+    "report",
     "tag",
     "track_kernel",
     "when",
@@ -93,3 +94,20 @@ __all__ = [
     "write_report",
     "writers",
 ]
+
+_ELSEWHERE = {
+    "stax": "layers are those of Flax or Haiku; nngp.closed_form.dense is the kernel of an infinitely wide network.",
+    "predict": "nngp.gp.fit and nngp.gp.from_model make predictions from a kernel.",
+    "empirical_ntk_fn": "this library is about the NNGP kernel, nngp.empirical_nngp_fn; for the NTK, see jax.jacrev.",
+    "empirical_kernel_fn": "nngp.empirical_nngp_fn is the kernel function of this library.",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Says where to go for what neural-tangents has and this library has not.
+
+    Raises:
+        AttributeError: always.
+    """
+    told = f": {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{told}")

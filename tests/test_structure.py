@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "nngp_plugins"
 GROUND_FLOOR = {
     "_require",
+    "_show",
     "_static",
     "_tables",
     "_trees",
@@ -19,6 +20,8 @@ GROUND_FLOOR = {
     "_version",
     "_durable",
     "_fingerprint",
+    "_live",
+    "_pictures",
 }  # every room may use these
 ARROWS = {  # what each room may use besides the ground floor
     "adapters": set(),
@@ -30,7 +33,7 @@ ARROWS = {  # what each room may use besides the ground floor
     "history": {"charts", "metrics"},
     "_model_gram": {"engine", "metrics"},
     "callbacks": {"adapters", "engine", "metrics", "history", "charts"},
-    "report": {"history", "charts"},
+    "report": {"history", "charts", "metrics"},
 }
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._show import facts_html
 from .._trees import with_dicts
 from .._typing import PyTree
-from ._adapter import Adapter
+from ._adapter import Adapter, facts_of
 from ._arguments import Arguments, check_key, is_array, move_batch
 from ._harvest import Harvest, Reduced
 from ._layer_names import Layer, select
@@ -47,6 +48,13 @@ class ModelFn:
     def __post_init__(self) -> None:
         if not isinstance(self.batch_axis, int) or self.batch_axis < 0:
             raise ValueError(f"batch_axis={self.batch_axis!r} must be an axis, such as 1 for (T, N, D), time first.")
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value}" for name, value in facts_of(self).items())
+        return f"ModelFn({shown})"
+
+    def _repr_html_(self) -> str:
+        return facts_html("ModelFn", facts_of(self))
 
     def __call__(
         self, params: PyTree, x: PyTree, *, state: PyTree = None, rng: jax.Array | None = None, **kwargs: Any
@@ -114,7 +122,8 @@ class ModelFn:
 
         Args:
             rng: the key that they are drawn from.
-            x: inputs as for a call. Only their shapes and dtypes matter.
+            x: inputs as for a call. Their values matter only to a state that is computed from them, such as that of
+                Haiku's BatchNorm with ``is_training=True``: pass several real examples there, not one.
             **kwargs: passed to the model, such as ``train=True``. They override those given to the adapter.
 
         Returns:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from .._show import as_html
 from .._tables import as_text, human
 
 if TYPE_CHECKING:
@@ -65,3 +66,11 @@ class Summary:
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
+
+    def __repr__(self) -> str:
+        size = human(sum(self.output_bytes.values()), "B")
+        unseen = f", {len(self.unseen)} modules not seen" if self.unseen else ""
+        return f"Summary({len(self.shapes)} layer{'s' * (len(self.shapes) != 1)}, {size}{unseen})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.__rich__())

@@ -239,3 +239,10 @@ def _in_order(products: Product, order: list[int]) -> Product:
     if order == sorted(order):
         return products
     return Product(*(array[np.asarray(order)] for array in products))
+
+
+def unseen_message(unseen: Mapping[str, str]) -> str:
+    """What to say of modules that no layer covers, each with the reason."""
+    named = "; ".join(f"{path!r}: {reason}" for path, reason in list(unseen.items())[:3])
+    more = ", and others, which f.summary(params, x) names" if len(unseen) > 3 else ""
+    return f"{len(unseen)} modules with parameters are not seen, so that no layer covers them ({named}{more})."

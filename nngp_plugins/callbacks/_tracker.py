@@ -28,7 +28,7 @@ from ._checks import (
 )
 from ._clock import Clock
 from ._given import Call, Given, own
-from ._measure import Measured, Measurement
+from ._measure import Measured, Measurement, unseen_message
 from ._pool import not_strict, refuse_own_thread
 from ._queue import Snapshot
 from ._recorder import Recorder
@@ -139,7 +139,7 @@ class KernelTracker:
         with not_strict(), jax.ensure_compile_time_eval(), ExitStack() as at_error:
             # A notebook would keep the lock for as long as it shows the error.
             at_error.callback(folder.close if folder is not None else bool)
-            self._begin(folder, schedule, metrics, writers, **options)
+            self._begin(folder, schedule, metrics, writers, config=about["config"], **options)
             at_error.pop_all()
 
     def _begin(
@@ -148,13 +148,14 @@ class KernelTracker:
         schedule: Schedule,
         metrics: Mapping[str, Metric],
         writers: Sequence[Any],
+        config: Mapping[str, Any],
         **options: Any,
     ) -> None:
         """Begins a run, or goes on with that of the run folder."""
         rows = [] if folder is None else folder.rows
         if folder is not None and rows:
             self.measurement.expected_shapes = folder.about.get("layers")
-        self.history = History(rows, run=None if folder is None else folder.path)
+        self.history = History(rows, run=None if folder is None else folder.path, config=config)
         self.recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
         self.clock = Clock(schedule, rows)
         self._given = Given(self.measurement.f)
@@ -251,6 +252,12 @@ class KernelTracker:
         finally:
             self._finish()
 
+    def __repr__(self) -> str:
+        return f"KernelTracker({'closed' if self._closed else 'open'}, {self.history!r})"
+
+    def _repr_html_(self) -> str:
+        return self.history._repr_html_()
+
     def __enter__(self) -> KernelTracker:
         return self
 
@@ -281,7 +288,7 @@ class KernelTracker:
     def take(self, now: Moment, measured: Measured) -> None:
         """Records what was measured at a call, and does not wait for anything."""
         if unseen := self.measurement.unseen:
-            self.recorder.warn(_unseen_message(unseen))
+            self.recorder.warn(unseen_message(unseen))
             self.measurement.unseen = {}
         # This thread starts all programs for several devices: programs of two threads would wait for each other.
         arrays = jax.tree.map(on_one_device, (measured.products, measured.features))
@@ -289,9 +296,3 @@ class KernelTracker:
         scalars = {name: value if isinstance(value, Array) else float(value) for name, value in now.scalars.items()}
         self.recorder.submit(Snapshot(now.step, now.seconds, scalars, self.measurement.shapes, *arrays))
         self.clock.measured(now.step)
-
-
-def _unseen_message(unseen: Mapping[str, str]) -> str:
-    named = "; ".join(f"{path!r}: {reason}" for path, reason in list(unseen.items())[:3])
-    more = ", and others, which f.summary(params, x) names" if len(unseen) > 3 else ""
-    return f"{len(unseen)} modules with parameters are not seen, so that no layer covers them ({named}{more})."

@@ -58,10 +58,11 @@ class Chart:
         return (_step_ticks(x) if self.log_x else {}), (log_ticks(y) if self.log_y else {})
 
 
-def depth_colors(count: int) -> list[str]:
-    """A colour for each of ``count`` layers that shows its depth: Viridis, without its palest end."""
+def depth_colors(count: int, *, dark: bool = False) -> list[str]:
+    """A colour for each of ``count`` layers that shows its depth: Viridis, without the end that is like the page."""
     table = np.array([[int(color[i : i + 2], 16) for i in (0, 2, 4)] for color in _VIRIDIS.split()])
-    places = np.linspace(0, 0.88, count) * (len(table) - 1)
+    first, last = (0.3, 1) if dark else (0, 0.88)
+    places = np.linspace(first, last, count) * (len(table) - 1)
     channels = [np.interp(places, range(len(table)), table[:, i]).round().astype(int) for i in range(3)]
     return ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in zip(*channels, strict=True)]
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from .._live import Bars
 from ._arrays import ArrayBackend
 from ._inputs import Range
 from ._nngp import LeafPair
@@ -198,21 +199,8 @@ def progress(plan: KernelPlan, show: bool) -> Iterator[OnProgress]:
     if not show:
         yield (lambda rows: None), (lambda tiles: None)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        rows = bars.add_task("rows through the network", total=plan.forward_rows)
-        tiles = bars.add_task("tiles of the kernel", total=plan.tile_count)
-        yield (lambda done: bars.advance(rows, done)), (lambda done: bars.advance(tiles, done))
+    with Bars() as bars:
+        yield bars.add("rows through the network", plan.forward_rows), bars.add("tiles of the kernel", plan.tile_count)
 
 
 @dataclass

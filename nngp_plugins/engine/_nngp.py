@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Protocol, TypeGuard
 
 import jax
 from jax import Array
 
+from .._show import facts_html, name_of
 from .._typing import PyTree
 from ._axes import Axes, Contraction, Leaf, all_but_batch, as_sequence, contraction_of
 from ._contract import contract
@@ -69,6 +70,20 @@ class KernelFn:
         for name in ("trace_axes", "diagonal_axes"):
             if (axes := as_sequence(getattr(self, name))) is not None:
                 object.__setattr__(self, name, axes)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        return f"KernelFn({shown})"
+
+    def _repr_html_(self) -> str:
+        return facts_html("KernelFn", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """The function, and what was given besides, in short texts."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {"f": name_of(given.pop("f"))} | {
+            one.name: name_of(given[one.name]) for one in fields(self)[1:] if given[one.name] != one.default
+        }
 
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The kernel ``f(x1) f(x2)ᵀ``.

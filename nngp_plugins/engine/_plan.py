@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from .._show import as_html
 from .._tables import as_text, human
 from ._axes import Contraction, Role
 from ._inputs import Range, ranges
@@ -220,6 +221,14 @@ class KernelPlan:
 
     def __str__(self) -> str:
         return as_text(self.__rich__())
+
+    def __repr__(self) -> str:
+        rows, kernels = self.n2 or self.n1, len(self.pairs)
+        what = f"{kernels} kernel{'s' * (kernels != 1)} of {self.n1:,} × {rows:,} examples"
+        return f"KernelPlan({what}, {human(self.flops, 'FLOP')}, {human(self.kernel_bytes, 'B')})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.__rich__())
 
 
 def nbytes(shape: tuple[int, ...], dtype: Any) -> int:

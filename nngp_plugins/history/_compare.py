@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .._require import require
+from .._show import as_html
 from ..charts import Chart, distinct_colors, draw, plotly_figure, printable, stacked_table
 from ._curves import check_known, is_log, last, line, title_of
 from ._history import History
@@ -84,19 +87,55 @@ class Comparison:
         """The names of the scalars that any run has."""
         return list(dict.fromkeys(name for history in self.runs.values() for name in history.scalars))
 
+    @property
+    def config(self) -> dict[str, dict[str, Any]]:
+        """What differs among the configurations of the runs: for each such name, the value of each run, or None.
+
+        A mapping within a configuration counts by its entries, as ``optimizer.rate``.
+        """
+        each = {name: dict(_flat(history.config)) for name, history in self.runs.items()}
+        names = dict.fromkeys(key for config in each.values() for key in config)
+        values = {key: {name: config.get(key) for name, config in each.items()} for key in names}
+        return {key: of_runs for key, of_runs in values.items() if len({repr(one) for one in of_runs.values()}) > 1}
+
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame`` indexed by run, step and layer, one column for each metric and scalar."""
+        """A ``pandas.DataFrame`` indexed by run, step and layer, one column for each metric and scalar.
+
+        What differs among the configurations of the runs, :attr:`config`, has columns too, in which numbers are
+        numbers. One with the name of another column is called ``config/<name>``.
+        """
         pd = require("pandas", extra="report")
-        return pd.concat({name: history.to_pandas() for name, history in self.runs.items()}, names=["run"])
+        frames = {name: history.to_pandas() for name, history in self.runs.items()}
+        taken = {"run", "step", "layer", *(column for frame in frames.values() for column in frame)}
+        for key, of_runs in self.config.items():
+            column = f"config/{key}" if key in taken else key
+            frames = {
+                name: frame.assign(**{column: np.nan if of_runs[name] is None else of_runs[name]})
+                for name, frame in frames.items()
+            }
+        return pd.concat(frames, names=["run"])
 
     def to_xarray(self) -> Any:
-        """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan if a run has no such snapshot."""
+        """An ``xarray.Dataset`` with dims ``run``, ``step`` and ``layer``; nan if a run has no such snapshot.
+
+        What differs among the configurations of the runs are coordinates of ``run``.
+        """
         xr, pd = require("xarray", extra="report"), require("pandas", extra="report")
         steps = sorted({int(step) for history in self.runs.values() for step in history.steps})
         # All are reindexed first, because a join would sort the layers by the alphabet.
         each = [history.to_xarray().reindex(step=steps, layer=self.layers) for history in self.runs.values()]
         names = pd.Index(list(self.runs), name="run")
-        return xr.concat(each, names, data_vars="all", coords="minimal", compat="override", join="exact")
+        joined = xr.concat(each, names, data_vars="all", coords="minimal", compat="override", join="exact")
+        taken = {*joined.variables, *joined.dims}
+        return joined.assign_coords(
+            {
+                f"config/{key}" if key in taken else key: (
+                    "run",
+                    [np.nan if v is None else v for v in of_runs.values()],
+                )
+                for key, of_runs in self.config.items()
+            }
+        )
 
     def plot(self, metric: str = "cka", *, layer: str | None = None, x: str = "step", ax: Any = None) -> Any:
         """A metric over training, with a line for each run.
@@ -134,6 +173,8 @@ class Comparison:
     def table(self, layer: str | None = None) -> Table:
         """A row for each run with its last step, scalars and metrics, as a ``rich`` table; a run that diverged is red.
 
+        It shows what differs among the configurations of the runs, too.
+
         Args:
             layer: the layer whose metrics are shown; None for the last layer of each run.
 
@@ -142,17 +183,26 @@ class Comparison:
         """
         layers = self._layer_of_each(layer)
         some_diverged = any(history.diverged is not None for history in self.runs.values())
-        heads = ["run", *([DIVERGED] if some_diverged else []), "step", *self.scalars, *self.metrics]
+        config = self.config
+        heads = ["run", *([DIVERGED] if some_diverged else []), *config, "step", *self.scalars, *self.metrics]
         rows = []
         for name, history in self.runs.items():
             row = [name]
             if some_diverged:
                 row.append("" if history.diverged is None else f"step {history.diverged:,}")
+            row += ["–" if (value := of_runs[name]) is None else str(value) for of_runs in config.values()]
             row.append(f"{history.steps[-1]:,}" if history.rows else "–")
             keys = [*self.scalars, *(key_of(layers[name], metric) for metric in self.metrics)]
             rows.append([*row, *(last(history.rows, key) for key in keys)])
         heads = [head.replace("_", " ") for head in heads]
         return stacked_table(f"At the last snapshot: {_which(layers)}", heads, rows, alarm=DIVERGED)
+
+    def __repr__(self) -> str:
+        differs = f"; they differ in {', '.join(self.config)}" if self.config else ""
+        return f"Comparison({len(self.runs)} runs: {printable(', '.join(self.runs) + differs)})"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table())
 
     def _layer_of_each(self, layer: str | None) -> dict[str, str]:
         """The layer to show of each run; empty for a run without snapshots."""
@@ -161,6 +211,15 @@ class Comparison:
         if layer is not None:
             return dict.fromkeys(self.runs, layer)
         return {name: history.layers[-1] if history.layers else "" for name, history in self.runs.items()}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a configuration, and of the mappings within it; anything but numbers and truth values is text."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _which(layers: Mapping[str, str]) -> str:

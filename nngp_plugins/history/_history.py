@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from .._durable import AppendedLines
 from .._require import require
+from .._show import as_html
 from ..charts import draw, plotly_figure, printable, stacked_table
 from ._curves import first_and_last, history_chart, last, title_of
 from ._files import METRICS, RUN, check_links, read_about
@@ -37,11 +38,13 @@ class History:
     Args:
         rows: the snapshots.
         run: the run folder that they were read from.
+        config: what the tracker was told to remember of the run.
 
     Attributes:
         rows: a dictionary for each snapshot with ``step``, ``seconds`` since the start, the scalars given to the
             tracker (such as ``loss``), and a number for each ``kernel/<layer>/<metric>``.
         run: the run folder that they were read from; None for a history in memory.
+        config: what the tracker was told to remember of the run, such as the learning rate; empty if nothing.
 
     Example:
         >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -58,9 +61,10 @@ class History:
         >>> table = history.table()  # rich.print shows it
     """
 
-    def __init__(self, rows: Iterable[Row] = (), *, run: Path | None = None):
+    def __init__(self, rows: Iterable[Row] = (), *, run: Path | None = None, config: Mapping[str, Any] | None = None):
         self.rows: list[Row] = list(rows)
         self.run = run
+        self.config: dict[str, Any] = dict(config or {})
 
     @classmethod
     def load(cls, run: str | Path) -> History:
@@ -76,11 +80,13 @@ class History:
         check_links(folder)
         about = read_about(folder) if (folder / RUN).exists() else {}
         # A tracker may be writing the last line at this moment, which does not count yet.
-        return cls(read_rows(folder, AppendedLines(folder / METRICS).take_lines(), about), run=folder)
+        config = about.get("config")
+        rows = read_rows(folder, AppendedLines(folder / METRICS).take_lines(), about)
+        return cls(rows, run=folder, config=config if isinstance(config, dict) else None)
 
     def _now(self) -> History:
         """The snapshots so far; a tracker may add others at any moment."""
-        return History(self.rows, run=self.run)
+        return History(self.rows, run=self.run, config=self.config)
 
     @property
     def steps(self) -> np.ndarray:
@@ -220,6 +226,9 @@ class History:
         row = now.rows[i]
         checksum = dict(zip(now.layers, row.get(KEPT_CHECKSUMS, ()), strict=False)).get(layer)
         return kept_kernel(self.run, layer, i, step, checksum=checksum, diverged=layer in row.get(DIVERGED, ()))
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table())
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .._typing import wide
-from ._gram import Gram
+from ._gram import ShownGram
 from ._powers import exponent_of, power_of_2, times_power_of_4
 from ._products import diagonal, product
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DenseGram(Gram):
+@dataclass(frozen=True, repr=False)
+class DenseGram(ShownGram):
     """A kernel stored by its entries.
 
     Attributes:

@@ -11,7 +11,7 @@ from jax import Array
 
 from .._typing import wide
 from ._dense import DenseGram
-from ._gram import Gram
+from ._gram import Gram, ShownGram
 from ._powers import exponent_if_far, exponent_of, largest, power_of_2
 from ._products import Features, column_mean, of_columns, product, row_squares, squares
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class FeatureGram(Gram):
+@dataclass(frozen=True, repr=False)
+class FeatureGram(ShownGram):
     """A kernel stored by its features, ``K = phi phiᵀ``. If ``D < N``, the ``(N, N)`` matrix is avoided.
 
     Attributes:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._pictures import cosines, picture
 from .._require import require
+from .._show import facts_html
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -88,3 +90,40 @@ class Gram(Protocol):
         lx = require("lineax", extra="lineax")
         like = jax.ShapeDtypeStruct((self.n,), self.diagonal().dtype)
         return lx.FunctionLinearOperator(self.matvec, like, lx.positive_semidefinite_tag)
+
+
+_PIXELS, _DRAWN = 64, 4096
+"""A picture of more examples would take gigabytes for a moment."""
+
+
+class ShownGram(Gram):
+    """A Gram that says its shape and its trace, and that notebooks show as a picture."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        return f"{type(self).__name__}({shown})"
+
+    def _repr_html_(self) -> str:
+        shown = None
+        if _is_known(self) and self.n <= _DRAWN:
+            shown = picture(cosines(np.asarray(self.center().dense(), np.float64)), _PIXELS)
+        return facts_html(type(self).__name__, self._facts(), shown)
+
+    def _facts(self) -> dict[str, str]:
+        """Its shape and, if its numbers are known, its trace."""
+        leaves = jax.tree.leaves(self)
+        facts = {"shape": str(tuple(getattr(leaves[0], "shape", ())))} if leaves else {}
+        facts |= {"dtype": str(getattr(leaves[0], "dtype", "?"))} if leaves else {}
+        return facts | ({"trace": f"{float(self.trace()):.4g}"} if _is_known(self) else {})
+
+
+def _is_known(gram: Gram) -> bool:
+    """Whether it is one kernel with numbers: not traced, not a stack of them, and not deleted by a donation."""
+    leaves = jax.tree.leaves(gram)
+    return bool(leaves) and leaves[0].ndim == 2 and all(map(_has_numbers, leaves))
+
+
+def _has_numbers(leaf: Any) -> bool:
+    if isinstance(leaf, np.ndarray):
+        return True
+    return isinstance(leaf, Array) and not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted()

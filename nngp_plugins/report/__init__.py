@@ -1,4 +1,4 @@
-"""The report: one HTML page of a run folder."""
+"""What a run shows: findings in words, and one HTML page."""
 
-from ._figures import curves as curves, heat_maps as heat_maps
+from ._findings import findings as findings
 from ._html import write_report as write_report

@@ -1,38 +1,49 @@
-"""The report: one self-contained HTML page of a run."""
+"""The report: one self-contained HTML page of a run, or of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._durable import replace_file
 from .._require import require
-from ..charts import depth_colors
-from ..history import History, StoredRun, first_and_last, title_of
-from ._figures import curves, heat_maps
+from ..history import StoredRun, compare
+from ._data import page_data
+from ._findings import findings
+from ._run import listed, quoted
 
-_LAYERS_IN_BANNER = 6
 
+def write_report(
+    run: str | Path | Iterable[str | Path] | Mapping[Any, str | Path],
+    *,
+    title: str | None = None,
+    path: str | Path | None = None,
+) -> Path:
+    """Writes ``report.html``: a single page of a run, or of several, that needs no network.
 
-def write_report(run: str | Path, *, title: str | None = None) -> Path:
-    """Writes ``report.html`` into a run folder: a single page that needs no network.
-
-    It shows every metric of every layer over steps, the scalars logged beside (such as the loss), and each layer's
-    kernel before and after training as heat maps ordered by class.
+    It begins with the :func:`report.findings` in words. A page of one run has curves and maps of every metric, kernels
+    ordered by class with a slider for the step, spectra, and CKA between layers and, with ``keep_kernels=True``,
+    between steps. A page of several runs lays them over each other, with bands over those that differ by ``seed``
+    alone, and shows the configuration that differs. Each table can be saved as CSV. A run may go on, or have been
+    killed.
 
     Args:
-        run: the folder that a :class:`KernelTracker` writes.
+        run: the folder that a :class:`KernelTracker` writes; or several, as :func:`compare` takes them.
         title: the heading of the page; None for the name of the folder.
+        path: the file to write; None for ``report.html`` in the run folder, or in the folder that holds all of several.
 
     Returns:
         The path of the page.
 
     Raises:
         FileNotFoundError: ``run`` is not a run folder, or holds no snapshot.
-        ValueError: a file of the run folder is damaged; the message names it and says why.
+        ValueError: a file of the run folder is damaged; the message names it and says why. There is no run, or one is
+            given twice.
         OSError: the disk fails; a report of before stays as it was.
-        ModuleNotFoundError: Plotly or Jinja2 is missing; the message names the extra to install.
+        ModuleNotFoundError: Jinja2 is missing; the message names the extra to install.
 
     Example:
         >>> import tempfile, jax, jax.numpy as jnp, nngp_plugins as nngp
@@ -44,28 +55,33 @@ def write_report(run: str | Path, *, title: str | None = None) -> Path:
         'report.html'
     """
     jinja2 = require("jinja2", extra="report")
-    plotly = require("plotly", extra="report")
-    path = Path(run)
-    stored = StoredRun.load(path)
+    if isinstance(run, str | Path):
+        runs, home = {Path(run).resolve().name: StoredRun.load(run)}, Path(run)
+    else:
+        # The names are those of compare(), and every folder is read as a run folder, too.
+        named = compare(run).runs
+        folders = {name: history.run for name, history in named.items() if history.run is not None}
+        runs = {name: StoredRun.load(folder) for name, folder in folders.items()}
+        home = Path(os.path.commonpath([folder.parent for folder in folders.values()]))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template("report.html.j2").render(
-        title=title or path.resolve().name,
-        about=stored.about,
-        diverged=_diverged(stored.history),
-        velocity="kernel_velocity" in stored.history.metrics,
-        facts=_facts(stored),
-        header=["Layer", *(title_of(name, stored.history.rows) for name in stored.history.metrics)],
-        references=_references(stored),
-        rows=_summary(stored),
-        curves=[(name, _div(figure, f"curve-{i}")) for i, (name, figure) in enumerate(curves(stored))],
-        heat_maps=[(name, _div(figure, f"kernel-{i}")) for i, (name, figure) in enumerate(heat_maps(stored))],
-        layers=len(stored.layers),
-        plotly_js=require("plotly.offline", extra="report").get_plotlyjs(),
-        plotly_version=plotly.__version__,
+    # The order of metrics and of scalars is that of the tracker.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
+    environment.filters["code"] = lambda text: jinja2.utils.markupsafe.Markup(
+        re.sub("`([^`]*)`", r"<code>\1</code>", str(jinja2.utils.markupsafe.escape(text)))
     )
-    report = path / "report.html"
+    page = environment.get_template("page.html.j2").render(
+        title=title or (next(iter(runs)) if len(runs) == 1 else home.resolve().name),
+        runs=[
+            {"name": name, "findings": findings(stored.history), "about": stored.about, "facts": _facts(stored)}
+            for name, stored in runs.items()
+        ],
+        compared=findings(compare({name: stored.history for name, stored in runs.items()})) if len(runs) > 1 else [],
+        references=_references(next(iter(runs.values()))) if len(runs) == 1 else [],
+        data=page_data(runs),
+    )
+    report = home / "report.html" if path is None else Path(path)
     # Names from elsewhere may hold halves of characters, which have no bytes.
     replace_file(report, lambda file: file.write(page.encode(errors="backslashreplace")))
     return report
@@ -77,26 +93,6 @@ def _facts(run: StoredRun) -> list[tuple[str, str]]:
     facts = [(name.replace("_", " "), f"{last[name]:.4g}") for name in run.history.scalars if name in last]
     sizes = [("steps", f"{run.history.steps[-1]:,}"), ("snapshots", str(len(run.history)))]
     return [*facts, *sizes, ("layers", str(len(run.layers))), ("probe examples", str(run.about["probe"]["n"]))]
-
-
-def _summary(run: StoredRun) -> list[tuple[str, str, list[str]]]:
-    """The name and the colour of each layer, and each metric at the first and at the last snapshot."""
-    rows, metrics = run.history.rows, run.history.metrics
-    colors = depth_colors(len(run.layers))
-    return [
-        (name, color, [first_and_last(rows, name, metric) for metric in metrics])
-        for name, color in zip(run.layers, colors, strict=True)
-    ]
-
-
-def _diverged(history: History) -> tuple[int, str] | None:
-    """The step at which the run diverged, and a sentence that names the first kernels that are not finite."""
-    if (step := history.diverged) is None:
-        return None
-    layers = [layer for layer, first in history.diverged_layers.items() if first == step]
-    if len(layers) == 1:
-        return step, f"the kernel of {layers[0]} is not finite"
-    return step, f"the kernels of {_listed(layers)} are not finite"
 
 
 def _references(run: StoredRun) -> list[str]:
@@ -111,19 +107,7 @@ def _references(run: StoredRun) -> list[str]:
     from_then = "" if since is None else f" from step {since:,} on"
     sentences = [f"The reference of a layer is its first kernel{from_then} that is neither zero nor constant."]
     for step, layers in layers_at.items():
-        names = "all layers" if layers == run.layers else _listed(layers)
+        names = "all layers" if layers == run.layers else listed([quoted(layer) for layer in layers], 6)
         which = "There is none yet" if step is None else f"It is the kernel of step {step:,}"
         sentences.append(f"{which} for {names}.")
     return sentences
-
-
-def _listed(layers: Sequence[str]) -> str:
-    """The names of layers as they stand in a sentence, as far as a reader reads them."""
-    named, more = layers[:_LAYERS_IN_BANNER], len(layers) - _LAYERS_IN_BANNER
-    *others, final = [*named, f"{more} more"] if more > 0 else named
-    return f"{', '.join(others)} and {final}" if others else final
-
-
-def _div(figure: Any, name: str) -> str:
-    config = {"displayModeBar": False, "responsive": True}
-    return figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._show import facts_html
 from ._layout import LEDGER, Layout, check_group, checked, checksum_of, load_layouts, part, parts, reason
 from ._ledger import Chunk, Ledger
 
@@ -76,6 +77,11 @@ class KernelStore:
     def __repr__(self) -> str:
         kernels = ", ".join(f"{name}: {k.dtype}{list(k.shape)}" for name, k in self.arrays.items())
         return f"KernelStore({str(self.path)!r}, {self.fraction:.0%} written, {kernels})"
+
+    def _repr_html_(self) -> str:
+        facts = {"path": str(self.path), "written": f"{self.fraction:.0%}"}
+        kernels = {name: f"{kernel.dtype}{list(kernel.shape)}" for name, kernel in self.arrays.items()}
+        return facts_html("KernelStore", facts | kernels)
 
     def verify(self) -> None:
         """Reads every tile that is written, and compares it with its checksums.

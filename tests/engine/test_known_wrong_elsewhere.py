@@ -123,3 +123,14 @@ def test_f_returning_out_and_state_kernelises_the_state_haiku(train):
     y1, y2 = (transformed.apply(params, state, None, x, is_training=train)[0] for x in (X1, X2))
     assert isinstance(kernel, jax.Array)
     assert_close(kernel, gram(y1, y2))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("stax", "nngp.closed_form.dense"), ("predict", "nngp.gp.fit"), ("empirical_ntk_fn", "nngp.empirical_nngp_fn")],
+)
+def test_names_that_are_not_here_say_where_to_go(name, told):
+    with pytest.raises(AttributeError, match=f"has no attribute '{name}': .*{told}"):
+        getattr(nngp, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'stacks'$"):
+        nngp.stacks  # noqa: B018

@@ -450,14 +450,16 @@ def test_report_tells_divergence(tmp_path):
     lines[-2]["diverged"], lines[-1]["diverged"] = ["<head>", "tail"], ["stem", "<head>", "tail"]
     write_lines(tmp_path, lines)
     page = nngp.write_report(tmp_path).read_text().split("</head>")[1]
-    assert '<p class="alarm" role="alert">' in page
-    assert page.count('"text":"step 2: not finite"') == 2  # the heat maps of <head> and tail
-    assert "<strong>Diverged at step 1:</strong> the kernels of &lt;head&gt; and tail are not finite." in page
-    assert "A dotted line says where the run diverged." in page
+    head, tail = "<code>&lt;head&gt;</code>", "<code>tail</code>"
+    said = f"The run diverged at step 1: the kernels of {head} and {tail} are not finite, and 1 more later."
+    assert f'<li class="alarm" role="alert">{said}</li>' in page
+    assert page.count('"step":2,"finite":false') == 2  # the pictures of <head> and tail
+    assert '"diverged":1' in page  # a dotted line in the charts
     lines[-2]["diverged"] = [f"layer_{i}" for i in range(9)]
     write_lines(tmp_path, lines)
     page = nngp.write_report(tmp_path).read_text()
-    assert "the kernels of layer_0, layer_1, layer_2, layer_3, layer_4, layer_5 and 3 more are not finite." in page
+    named = ", ".join(f"<code>layer_{i}</code>" for i in range(4))
+    assert f"the kernels of {named} and 5 more are not finite" in page
 
 
 def test_report_shows_the_last_velocity_alone(tmp_path):
@@ -469,9 +471,9 @@ def test_report_shows_the_last_velocity_alone(tmp_path):
     told = [{"step": i, "seconds": 0.0} | value for i, value in enumerate(values)]
     write_lines(tmp_path, told)
     page = nngp.write_report(tmp_path).read_text().split("</head>")[1]
-    assert "<td>0.125</td>" in page
-    assert "<h3>Kernel velocity, per step</h3>" in page
-    assert "Kernel velocity is the distance between two snapshots" in page
+    assert '"kernel_velocity":[[null,0.25,0.125]]' in page
+    assert '"title":"Kernel velocity, per step"' in page
+    assert '"compares":true' in page  # so that the table shows the last one alone
 
 
 def test_nothing_is_imported_before_it_is_used():

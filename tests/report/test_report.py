@@ -1,7 +1,12 @@
+import base64
+import html
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +37,7 @@ def run(tmp_path_factory):
     config = {"learning rate": 0.1, "note": "<script>alert(1)</script>"}
     with nngp.KernelTracker(f, x, targets=targets, schedule=schedule, run=folder, config=config) as tracker:
         for step in range(STEPS + 1):
-            tracker(step, jax.tree.map(lambda p, step=step: p * (1 + 0.1 * step), params), loss=1 / (1 + step))
+            tracker(step, jax.tree.map(lambda p, step=step: p + 0.05 * step, params), loss=1 / (1 + step))
     nngp.write_report(folder, title="A <drifting> run")
     return folder
 
@@ -40,60 +45,133 @@ def run(tmp_path_factory):
 def test_one_page_without_a_network(run):
     page = (run / "report.html").read_text()
     assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=["'](?!data:)""", page)
-    assert "url(http" not in page.split("</style>")[0]
+    assert "url(http" not in page
+    assert "default-src 'none'" in page
     assert "A &lt;drifting&gt; run" in page
     assert "<script>alert(1)" not in page
     assert "hidden <b>" not in page.split("</head>")[1]
 
 
-def test_browser_draws_every_figure(run):
+def test_findings_come_first(run):
+    body = (run / "report.html").read_text().split("<body>")[1]
+    for sentence in nngp.report.findings(nngp.History.load(run)):
+        said = re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(sentence))
+        assert 0 < body.index(said) < body.index('id="charts"')
+
+
+FOUND = """
+  const text = "FOUND" + btoa(encodeURIComponent(JSON.stringify(found))) + "END";
+  document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: text }));
+"""
+PROBE = f"""<script>
+const all = (what) => [...document.querySelectorAll(what)];
+const send = (node, event) => node.dispatchEvent(event);
+const kernel = () => all(".kernel image")[0].getAttribute("href");
+const mapOfMetrics = () => all("image").find((image) => !image.closest(".kernel")).getAttribute("href");
+const found = {{ kernel: kernel(), map: mapOfMetrics(), focus: all("svg[tabindex]").length }};
+const slider = all("input[type=range]")[0], select = all("select")[0], head = all("thead button")[0];
+slider.value = 0; send(slider, new Event("input")); found.kernelBefore = kernel();
+select.value = "effective_rank"; send(select, new Event("change")); found.mapAfter = mapOfMetrics();
+head.click(); head.click(); found.sorted = all("tbody th").map((th) => th.textContent);
+const isNamed = (svg) => svg.getAttribute("role") === "img" && svg.getAttribute("aria-label");
+found.unnamed = all("svg").filter((svg) => !isNamed(svg)).length;
+send(all("svg")[0], new KeyboardEvent("keydown", {{ key: "ArrowLeft" }})); found.tip = all(".tip")[0].textContent;
+for (const fold of all("details")) fold.open = true;
+setTimeout(() => {{
+  found.lines = all("details path.line").length;
+  found.markup = all("main b").length - all("summary > b").length;
+  {FOUND}
+}}, 200);
+</script></body>"""
+
+
+def opened(page, tmp_path, script=PROBE):
+    """What a browser without a network finds after the script has used the page; its console must stay empty."""
     if BROWSER is None:
         if os.environ.get("CI"):
             pytest.fail("CI must have a Chromium to open the report in")
         pytest.skip("no Chromium on the PATH")
+    copy = tmp_path / "page.html"
+    copy.write_text(page.read_text().replace("</body>", script))
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={run / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    command += ["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom", f"file://{run / 'report.html'}"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += ["--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", f"file://{copy}"]
     browser = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    console = [line for line in browser.stderr.splitlines() if "CONSOLE" in line]
-    assert console == []
-    body = browser.stdout.split("<body>")[1]
-    curves, kernels = body.split("Kernels before and after")
+    assert [line for line in browser.stderr.splitlines() if "CONSOLE" in line] == []
+    found = browser.stdout.split("FOUND")[1].split("END")[0]
+    return json.loads(urllib.parse.unquote(base64.b64decode(found).decode()))
+
+
+def test_a_browser_draws_the_page_and_its_controls_change_it(run, tmp_path):
+    found = opened(run / "report.html", tmp_path)
+    assert found["kernelBefore"] != found["kernel"]
+    assert found["mapAfter"] != found["map"]
+    assert found["sorted"] == ["out", "hidden <b>"]
+    assert found["unnamed"] == found["markup"] == 0
+    assert found["focus"] >= 6
+    assert "hidden <b>: 0.9" in found["tip"]
     # thirteen metrics of two layers, and the loss
-    assert curves.count('class="trace scatter') == 13 * 2 + 1
-    assert curves.count("card curve") == 14
-    for title in ("CKA to init", "Effective rank", "Loss"):
-        assert f"<h3>{title}</h3>" in curves
-    # two layers, each before and after
-    assert kernels.count('class="hm"') == 2 * 2
-    assert len(re.findall(r'<image [^>]*href="data:image/png', kernels)) == 4
-    assert f"step {STEPS}" in kernels
+    assert found["lines"] == 13 * 2 + 1
 
 
-def test_figures_hold_the_numbers_of_the_run(run):
+def data_of(page):
+    """The numbers that the page holds."""
+    text = page.read_text().split('<script type="application/json" id="data">')[1]
+    return json.loads(text.split("</script>")[0])
+
+
+def pixels(url):
+    """The levels of a picture, by an independent reader."""
+    image = pytest.importorskip("PIL.Image")
+    with image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as opened:
+        return np.asarray(opened.convert("RGB")).astype(int)
+
+
+def test_the_page_holds_the_numbers_of_the_run(run):
     from nngp_plugins.history import StoredRun
-    from nngp_plugins.report import curves, heat_maps
 
-    loaded = StoredRun.load(run)
-    titled = dict(curves(loaded))
-    ranks = [line.y for line in titled["Effective rank"].data]
-    np.testing.assert_array_equal(np.transpose(ranks), nngp.History.load(run).metric("effective_rank"))
-    assert titled["CKA to init"].layout.xaxis.type == "log"
-    np.testing.assert_allclose(titled["Loss"].data[0].y, 1 / (1 + nngp.History.load(run).steps))
+    loaded, data = StoredRun.load(run), data_of(run / "report.html")
+    (shown,) = data["runs"]
+    history = loaded.history
+    assert list(shown["metrics"]) == history.metrics
+    np.testing.assert_allclose(np.array(shown["metrics"]["effective_rank"]).T, history.metric("effective_rank"), 1e-4)
+    np.testing.assert_allclose(shown["scalars"]["loss"], history.scalar("loss"), 1e-4)
+    assert shown["metrics"]["kernel_velocity"][0][0] is None
+    assert shown["nan"]["kernel_velocity"] == dict.fromkeys(history.layers, "there is no snapshot before")
 
-    # examples in the order of their class, entries the cosines of centred features: unit diagonal, block means
-    (name, figure), *_ = heat_maps(loaded)
-    assert name == "hidden <b>"
-    before = np.asarray(figure.data[0].z)
-    np.testing.assert_allclose(np.diagonal(before), 1, atol=1e-5)
+    # examples in the order of their class; the picture is red where their features are alike
     order = np.argsort(loaded.targets, kind="stable")
     kernel = loaded.before[0][np.ix_(order, order)]
-    size = np.sqrt(np.diagonal(kernel))
-    np.testing.assert_allclose(before, kernel / np.outer(size, size), atol=1e-5)
-    blocks = before.reshape(CLASSES, N // CLASSES, CLASSES, N // CLASSES).mean(axis=(1, 3))
-    off_diagonal = blocks[~np.eye(CLASSES, dtype=bool)]
-    assert blocks.diagonal().min() > off_diagonal.max() + 0.3
+    cosines = kernel / np.sqrt(np.outer(np.diagonal(kernel), np.diagonal(kernel)))
+    first = data["kernels"]["frames"][0][0]
+    same = np.equal.outer(loaded.targets[order], loaded.targets[order])
+    np.testing.assert_allclose(first["within"], cosines[same & ~np.eye(N, dtype=bool)].mean(), atol=1e-4)
+    np.testing.assert_allclose(first["between"], cosines[~same].mean(), atol=1e-4)
+    image = pixels(first["picture"])
+    assert image.shape == (N, N, 3)
+    assert ((image[..., 0] > image[..., 2]) == (cosines > 1 / 64))[np.abs(cosines) > 1 / 32].all()
+    np.testing.assert_allclose([one["start"] for one in data["kernels"]["classes"]], [0, 1 / 3, 2 / 3], atol=1e-4)
+
+
+def test_spectra_and_similarities_are_those_of_the_kernels(run):
+    from nngp_plugins.history import StoredRun
+
+    loaded, data = StoredRun.load(run), data_of(run / "report.html")
+    ranks, last = np.array(data["spectra"]["ranks"]), data["spectra"]["layers"][1][-1]
+    values, vectors = np.linalg.eigh(loaded.after[1].astype(float))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    known = [i for i, share in enumerate(last["share"]) if share is not None]
+    assert len(known) == 4  # as many as the layer has features
+    np.testing.assert_allclose(
+        np.array(last["share"])[known].astype(float), (values / values.sum())[ranks - 1][known], 1e-3
+    )
+    targets = np.equal.outer(loaded.targets, np.unique(loaded.targets)).astype(float)
+    targets -= targets.mean(axis=0)
+    power = np.cumsum(np.sum((vectors.T @ targets) ** 2, axis=1)) / np.sum(targets**2)
+    np.testing.assert_allclose(np.array(last["power"])[known], power[ranks - 1][known], atol=1e-3)
+    between = np.array(data["ckaLayers"]["each"][1]["cka"])
+    np.testing.assert_allclose(between[0, 1], nngp.metrics.cka(loaded.after[0], loaded.after[1]), atol=1e-4)
 
 
 def test_many_layers_show_some_kernels_and_all_curves(tmp_path):
@@ -102,11 +180,9 @@ def test_many_layers_show_some_kernels_and_all_curves(tmp_path):
 
     with nngp.KernelTracker(deep, jax.random.normal(jax.random.key(0), (6, 4)), run=tmp_path) as tracker:
         tracker(0, jnp.eye(4))
-    page = nngp.write_report(tmp_path).read_text()
-    body = page.split("</head>")[1]
-    assert body.count("card kernel") == 8
-    assert "8 of 20 layers are shown" in body
-    assert body.count('class="dot"') == 20
+    data = data_of(nngp.write_report(tmp_path))
+    assert len(data["runs"][0]["layers"]) == 20
+    assert data["kernels"]["layers"][::11] == ["layer_00", "layer_19"]
 
 
 def test_a_run_that_goes_on_has_its_last_kernels(tmp_path):
@@ -117,12 +193,54 @@ def test_a_run_that_goes_on_has_its_last_kernels(tmp_path):
     for step in range(3):
         tracker(step, params, loss=3.5)
     tracker.flush()
-    body = nngp.write_report(tmp_path).read_text().split("</head>")[1]
-    assert body.count("step 0") > 0
-    assert body.count('"text":"step 2"') == 2
+    assert steps_of(data_of(nngp.write_report(tmp_path))) == {"hidden <b>": [0, 2], "out": [0, 2]}
     (tmp_path / "last.npz").unlink()  # as after a full disk
-    assert nngp.write_report(tmp_path).read_text().count('"text":"step 2"') == 0
+    assert steps_of(data_of(nngp.write_report(tmp_path))) == {"hidden <b>": [0], "out": [0]}
     tracker.close()
+
+
+def steps_of(data):
+    """The steps of the kernels that are shown of each layer."""
+    kernels = data["kernels"]
+    return {
+        layer: [frame["step"] for frame in frames]
+        for layer, frames in zip(kernels["layers"], kernels["frames"], strict=True)
+    }
+
+
+def test_kept_kernels_are_shown_at_every_snapshot(tmp_path):
+    x = jax.random.normal(jax.random.key(0), (8, 4))
+    with nngp.KernelTracker(lambda w, x: {"w": x @ w}, x, run=tmp_path, schedule=nngp.every(1), keep_kernels=True) as t:
+        for step in range(4):
+            t(step, jnp.eye(4) + jnp.ones((4, 4)) * step)
+    data = data_of(nngp.write_report(tmp_path))
+    assert steps_of(data) == {"w": [0, 1, 2, 3]}
+    (steps,) = data["ckaSteps"]
+    np.testing.assert_allclose(steps["cka"][0], nngp.History.load(tmp_path).metric("cka")[:, 0], atol=1e-3)
+
+
+def test_several_runs_lie_over_each_other(tmp_path):
+    """Runs that differ by their seed alone are one line with a band; any name stays text."""
+    for rate in (0.1, 1.0):
+        for seed in (0, 1):
+            config = {"rate": rate, "seed": seed, "same": 3}
+            x = jax.random.normal(jax.random.key(seed), (6, 3))
+            options = {"metrics": {"cka": nngp.metrics.cka}, "config": config, "schedule": nngp.every(1)}
+            with nngp.KernelTracker(lambda w, x: x @ w, x, run=tmp_path / f"<b>{rate}-{seed}", **options) as tracker:
+                for step in range(3):
+                    tracker(step, jnp.eye(3).at[0].add(rate * step), loss=1 / (1 + step))
+    page = nngp.write_report(sorted(tmp_path.iterdir()))
+    assert page == tmp_path / "report.html"
+    data = data_of(page)
+    assert data["differs"]["rate"] == {f"<b>{rate}-{seed}": rate for rate in (0.1, 1.0) for seed in (0, 1)}
+    assert list(data["differs"]) == ["rate", "seed"]
+    script = f"""<script>
+    const all = (what) => [...document.querySelectorAll(what)];
+    const found = {{ names: all(".legend button").map((button) => button.textContent),
+      bands: all(".band").length, lines: all("path.line").length, markup: all("main b").length }};
+    {FOUND}</script></body>"""
+    found = opened(page, tmp_path, script)
+    assert found == {"names": ["rate 0.1 (mean of 2)", "rate 1 (mean of 2)"], "bands": 2, "lines": 2, "markup": 0}
 
 
 def late(step, x):
@@ -140,38 +258,30 @@ class TestReferences:
                 tracker(step, np.float32(step))
         return nngp.write_report(run).read_text().split("</head>")[1]
 
-    def titles(self, run):
-        """The titles of the two heat maps of each layer."""
-        from nngp_plugins.history import StoredRun
-        from nngp_plugins.report import heat_maps
-
-        found = heat_maps(StoredRun.load(run))
-        return {name: [text.text for text in figure.layout.annotations] for name, figure in found}
-
     def test_layers_that_are_zero_at_first(self, tmp_path):
         page = self.written(tmp_path)
         for sentence in (
             "The reference of a layer is its first kernel that is neither zero nor constant.",
-            "It is the kernel of step 0 for stem.",
-            "It is the kernel of step 2 for a and b.",
-            "It is the kernel of step 4 for &lt;c&gt;.",
-            "There is none yet for zero.",
+            "It is the kernel of step 0 for <code>stem</code>.",
+            "It is the kernel of step 2 for <code>a</code> and <code>b</code>.",
+            "It is the kernel of step 4 for <code>&lt;c&gt;</code>.",
+            "There is none yet for <code>zero</code>.",
         ):
             assert sentence in page
         assert "CKA to reference" in page
         assert "CKA to init" not in page
-        assert self.titles(tmp_path) == {
-            "stem": ["step 0", "step 5"],
-            "a": ["step 2", "step 5"],
-            "b": ["step 2", "step 5"],
-            "<c>": ["step 4", "step 5"],
-            "zero": ["no reference yet", "step 5"],
+        assert steps_of(data_of(tmp_path / "report.html")) == {
+            "stem": [0, 5],
+            "a": [2, 5],
+            "b": [2, 5],
+            "<c>": [4, 5],
+            "zero": [None, 5],
         }
 
     def test_a_step_of_ones_own(self, tmp_path):
         page = self.written(tmp_path / "run", reference=3)
         assert "is its first kernel from step 3 on that is neither zero nor constant." in page
-        assert "It is the kernel of step 3 for a, b and stem." in page
+        assert "It is the kernel of step 3 for <code>a</code>, <code>b</code> and <code>stem</code>." in page
         page = self.written(tmp_path / "short", steps=2, reference=3)
         assert "There is none yet for all layers." in page
         assert "CKA to init" in page

@@ -76,9 +76,23 @@ def test_track_trains_and_tracks_every_layer(tracked):
     for layer, cka in zip(history.layers, history.metric("cka")[-1], strict=True):
         assert f"{cka:.3f}" in next(line for line in command.stdout.splitlines() if layer in line)
     assert f"report: {run / 'report.html'}" in command.stdout
+    for sentence in nngp.report.findings(history):
+        assert sentence in command.stdout
     assert "60/60" in command.stderr  # the progress bar
     assert "60/60" not in command.stdout
     assert "haiku/mlp on digits" in (run / "report.html").read_text()
+
+
+def test_report_writes_the_page_again_and_says_what_it_finds(tracked, here, tmp_path):
+    run, _ = tracked
+    page = tmp_path / "page.html"
+    again = here("report", run, "--out", page, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["findings"] == {str(run): nngp.report.findings(nngp.History.load(run))}
+    assert "<title>" in page.read_text()
+    refused = here("report", tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"nngp-zoo: RUN {tmp_path}: it is not a run folder")
 
 
 def test_the_same_command_again_changes_nothing_and_another_is_refused(tracked, here):

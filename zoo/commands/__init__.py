@@ -7,6 +7,7 @@ from .app import app as app
 from . import list as list
 from . import show as show
 from . import track as track
+from . import report as report
 from . import kernel as kernel
 from . import verify as verify
 from . import features as features

@@ -63,8 +63,8 @@ def track(
     for one, folder in folders.items():
         last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
-        common.say(title, _table(last), f"report: {folder / 'report.html'}")
-        results.append({"run": str(folder), "seed": one, **scores, "layers": _numbers(last)})
+        common.say(title, _table(last), *_findings(last), f"report: {folder / 'report.html'}")
+        results.append({"run": str(folder), "seed": one, **scores, **_result(last)})
     common.finish({"runs": results})
 
 
@@ -83,6 +83,16 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> None:
             f"--run {folder}: it already holds a run with {key.replace('_', '-')} {there.get(key)}, not "
             f"{config.get(key)}; name another folder, or give the same options to finish it."
         )
+
+
+def _result(history: History) -> dict[str, Any]:
+    return {"layers": _numbers(history), "findings": _findings(history)}
+
+
+def _findings(history: History) -> list[str]:
+    from nngp_plugins.report import findings
+
+    return findings(history)
 
 
 def _numbers(history: History) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..._live import SECONDS_BETWEEN_LINES, InNotebook
 from ...charts import printable, short, spaced, sparkline
 
 METRICS = ("cka", "relative_change", "effective_rank", "scale")
@@ -28,9 +30,9 @@ _NAME = re.compile(r"(.*?/)?kernel/(.+)/([^/]+)")
 class Console:
     """Shows a table with a row for each layer: metrics, their change since the first snapshot, and a sparkline.
 
-    In a terminal the table is live. Elsewhere, such as in a log file, each snapshot is a line with the lowest and the
-    highest value of the layers, and the table is printed once, at the end. Of more than 20 layers it shows 20, evenly
-    spaced.
+    In a terminal and in a notebook the table changes in its place. In a log file there is a line a minute, with the
+    lowest and the highest value of the layers, and one where a layer diverges; the table comes at the end. Of more than
+    20 layers it shows 20, evenly spaced.
 
     Args:
         layers: patterns of the layers to show, such as ``["block*"]``; None shows all.
@@ -38,6 +40,9 @@ class Console:
         console: the ``rich.console.Console`` to print to; None for rich's global one, which its progress bars use too.
             If a progress bar was given a console, pass that one, ``progress.console``. Beside a bar of tqdm, which does
             not work with a live table, pass ``rich.console.Console(force_terminal=False)``, which prints lines.
+
+    Attributes:
+        seconds_between_lines: how long a log file has no other line.
 
     Raises:
         TypeError: an argument has another type.
@@ -47,8 +52,6 @@ class Console:
         >>> for step, cka in enumerate([1.0, 0.9, 0.4]):
         ...     console.write_scalars(step, {"loss": 2.0, "kernel/dense/cka": cka})
         step 0  loss 2.00  cka 1.00
-        step 1  loss 2.00  cka 0.900
-        step 2  loss 2.00  cka 0.400
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Console:
         self._layers = None if layers is None else _names("layers", layers)
         self._metrics = _names("metrics", metrics)
         self._console = console
+        self.seconds_between_lines = SECONDS_BETWEEN_LINES
+        self._line_at, self._said_of = -math.inf, set[str]()
+        self._notebook = InNotebook()
         self._live: Live | None = None
         self._stop: Any = None
         self._shown = True
@@ -94,8 +100,11 @@ class Console:
             raise ValueError(f"Console(layers={self._layers}) matches none of the layers {there}.")
         self._shown = False
         console = self._console = self._console or rich.get_console()
-        if not (console.is_terminal and self._show_live(console)):
-            console.print(self._line(), soft_wrap=True)
+        if console.is_jupyter:
+            self._notebook.show(self._view())
+            self._shown = True
+        elif not (console.is_terminal and self._show_live(console)):
+            self._show_line(console)
 
     def close(self) -> None:
         """Leaves the last table on the screen."""
@@ -105,6 +114,12 @@ class Console:
         elif not self._shown and self._console is not None:
             self._console.print(self._view())
         self._shown = True
+
+    def _show_line(self, console: RichConsole) -> None:
+        diverged = {layer for layer, values in self._seen.items() if self._diverged(values)}
+        if time.monotonic() - self._line_at >= self.seconds_between_lines or diverged - self._said_of:
+            self._line_at, self._said_of = time.monotonic(), diverged
+            console.print(self._line(), soft_wrap=True)
 
     def _show_live(self, console: RichConsole) -> bool:
         if self._live is None:
