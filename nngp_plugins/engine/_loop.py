@@ -193,10 +193,16 @@ def _write(
 
 
 @contextmanager
-def progress(plan: KernelPlan, show: bool) -> Iterator[OnProgress]:
-    """Two functions that are told how much is done; a progress bar on stderr shows it if ``show`` is true."""
+def progress(show: bool, rows: int, tiles: tuple[str, int]) -> Iterator[OnProgress]:
+    """Two functions that are told how much is done; a progress bar on stderr shows it if ``show`` is true.
+
+    Args:
+        show: whether to show it.
+        rows: how many examples will go through the network.
+        tiles: what is made of them, and how many there will be.
+    """
     if not show:
-        yield (lambda rows: None), (lambda tiles: None)
+        yield (lambda done: None), (lambda done: None)
         return
     from rich.console import Console
     from rich.progress import (
@@ -210,9 +216,9 @@ def progress(plan: KernelPlan, show: bool) -> Iterator[OnProgress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
-        rows = bars.add_task("rows through the network", total=plan.forward_rows)
-        tiles = bars.add_task("tiles of the kernel", total=plan.tile_count)
-        yield (lambda done: bars.advance(rows, done)), (lambda done: bars.advance(tiles, done))
+        first = bars.add_task("rows through the network", total=rows)
+        second = bars.add_task(tiles[0], total=tiles[1])
+        yield (lambda done: bars.advance(first, done)), (lambda done: bars.advance(second, done))
 
 
 @dataclass

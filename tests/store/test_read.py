@@ -113,7 +113,7 @@ def test_out_of_range(written, key):
 
 @pytest.mark.parametrize("key", [(0, 0, 0), None, (None, 0), (..., ...)], ids=repr)
 def test_an_index_that_does_not_fit(written, key):
-    with pytest.raises(IndexError, match=r"does not fit a kernel of shape \(10, 10\)"):
+    with pytest.raises(IndexError, match=r"does not fit an array of shape \(10, 10\)"):
         written.open()[key]
 
 
