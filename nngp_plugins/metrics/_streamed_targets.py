@@ -98,8 +98,8 @@ def _cholesky(gram: StreamedGram, nugget: float) -> tuple[Vector, float] | None:
     ridge = float(nugget) * float(np.trace(matrix)) / gram.n
     if not 0 < ridge < np.inf:
         return None
-    root: Vector = np.linalg.cholesky(matrix + ridge * np.eye(len(matrix)))
-    return root, ridge
+    root = np.linalg.cholesky(matrix + ridge * np.eye(len(matrix)))
+    return root.astype(np.float64), ridge
 
 
 def _result(gram: StreamedGram, value: Any) -> Array:
