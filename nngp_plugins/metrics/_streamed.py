@@ -35,7 +35,7 @@ class StreamedGram(Gram):
     """A kernel ``K = phi phiᵀ`` by features that are read block by block, and never held together.
 
     One pass over the features makes the sums ``(D, D)`` that most metrics need; they are made once and kept. Products
-    of a block are computed on the host, in float32, and are added up in float64; :func:`kernel_distance` and
+    of a block are computed in float32, and are added up in float64 on the host; :func:`kernel_distance` and
     :func:`relative_change` multiply in float64, too.
 
     Args:
@@ -218,6 +218,14 @@ class StreamedGram(Gram):
         for _, (block,) in in_blocks([self.phi]):
             rows = block.astype(self.product_dtype, copy=False)
             yield rows if offset is None else rows - offset
+
+    def as_lineax(self) -> NoReturn:
+        """Refuses, because features cannot be read within a program.
+
+        Raises:
+            TypeError: says what to do.
+        """
+        raise TypeError("features that are read block by block cannot be read within a program of JAX; use as_scipy().")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         refuse_dense(self.n)

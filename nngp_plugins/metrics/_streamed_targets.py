@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._products import COLUMNS, product
 from ._streamed import StreamedGram
 from ._sums import Vector
 
@@ -50,26 +52,38 @@ def separation_of_stream(gram: StreamedGram, one_hot: np.ndarray) -> Array:
 
 def accuracy_of_stream(gram: StreamedGram, one_hot: np.ndarray, nugget: float) -> Array:
     """:func:`regression_accuracy`, with ``G = (I − phi A⁻¹ phiᵀ) / s`` and ``A = phiᵀ phi + s I``, from two passes."""
-    from scipy.linalg import get_blas_funcs, solve_triangular
+    from scipy.linalg import solve_triangular
 
     found = _cholesky(gram, nugget)
     if found is None:
         return _result(gram, np.nan)
     root, _ = found
     inverse = solve_triangular(root, np.eye(len(root)), lower=True)
-    weights = (inverse.T @ (inverse @ _times_targets(gram, one_hot))).astype(gram.product_dtype)
-    factor = np.asfortranarray(inverse, gram.product_dtype)
-    times = get_blas_funcs("trmm", (factor,))
+    weights = inverse.T @ (inverse @ _times_targets(gram, one_hot))
+    factor, weights = jax.device_put((np.asarray(inverse, gram.dtype), np.asarray(weights, gram.dtype)))
     right, start = 0, 0
     for rows in gram.rows():
         targets = one_hot[start : start + len(rows)]
-        leverage = np.einsum("ij,ij->j", *(times(1.0, factor, rows.T, lower=1),) * 2)
-        left_out = targets - (targets - rows @ weights) / (1 - leverage)[:, None]
-        if not np.isfinite(left_out).all():
+        block = jax.device_put((np.asarray(rows, gram.dtype), np.asarray(targets, gram.dtype)))
+        finite, of_block = jax.device_get(_left_out(*block, factor, weights))
+        if not finite:
             return _result(gram, np.nan)
-        right += int(np.sum(left_out.argmax(axis=1) == targets.argmax(axis=1)))
+        right += int(of_block)
         start += len(rows)
     return _result(gram, right / gram.n)
+
+
+@jax.jit
+def _left_out(rows: Array, targets: Array, factor: Array, weights: Array) -> tuple[Array, Array]:
+    """Whether the predictions from all other examples are finite, and how many are right.
+
+    The factor has zeros above its diagonal, which are not multiplied.
+    """
+    ends = [(k, min(k + COLUMNS, len(factor))) for k in range(0, len(factor), COLUMNS)]
+    parts = (product(rows[:, :end], factor[k:end, :end].T) for k, end in ends)
+    leverage = sum((jnp.sum(part**2, axis=1) for part in parts), jnp.zeros(len(rows), rows.dtype))
+    left_out = targets - (targets - product(rows, weights)) / (1 - leverage)[:, None]
+    return jnp.isfinite(left_out).all(), jnp.sum(jnp.argmax(left_out, axis=1) == jnp.argmax(targets, axis=1))
 
 
 def likelihood_of_stream(gram: StreamedGram, targets: np.ndarray, nugget: float) -> Array:

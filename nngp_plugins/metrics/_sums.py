@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
+
+from ._products import COLUMNS, product
 
 # Bytes of the blocks that are read at once, where the array has no blocks of its own.
 BLOCK_BYTES = 2**24
@@ -115,31 +118,78 @@ def moments(arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any) 
         arrays: of the same examples.
         pairs: which arrays to multiply; ``(0, 0)`` is the first one with itself.
         dtype: of the products of a block. These are added up in float64, so that float32 leaves an error of about
-            1e-7 of the largest entries.
+            1e-7 of the largest entries. JAX computes those in float32, and NumPy those in float64.
     """
     found: dict[Pair, Moments] = {}
     shifts: list[Vector] = []
     units: list[float] = []
-    for _, block in in_blocks(arrays):
+    running: list[BlockSums] | None = None
+    of_block = _compiled_sums if dtype == np.float32 else _sums_in_float64
+    for start, block in in_blocks(arrays):
         if not shifts:
             shifts = [_near_mean(rows) for rows in block]
             units = [_power_of_2(rows) for rows in block]
             found = {pair: _no_moments(arrays[0].shape[0], [shifts[k] for k in pair]) for pair in pairs}
-        moved = [_moved(*of, dtype) for of in zip(block, shifts, units, strict=True)]
-        squares = [np.einsum("ij,ij->i", rows, rows).astype(float) for rows in moved]
-        for (i, j), sums in found.items():
-            _add(sums, (moved[i], moved[j]), (squares[i], squares[j]))
+            size = len(block[0])
+        moved = [_filled(*of, size if start else 0, dtype) for of in zip(block, shifts, strict=True)]
+        inverse = [np.asarray(1 / unit, dtype) for unit in units]
+        following = of_block(moved, [shift.astype(dtype) for shift in shifts], inverse, tuple(pairs))
+        # One block is multiplied while the sums of the one before it are added up.
+        _add(found, running)
+        running = following
+    _add(found, running)
     for (i, j), sums in found.items():
+        if i == j:
+            sums.product = np.triu(sums.product) + np.triu(sums.product, 1).T
         sums.multiply(units[i], units[j])
     return found
 
 
-def _moved(rows: np.ndarray, shift: Vector, unit: float, dtype: Any) -> np.ndarray:
-    """Rows counted from the shift, in units of a power of two, so that their squares stay in the range of the dtype."""
-    moved: np.ndarray = rows.astype(dtype) - shift.astype(dtype)
-    if unit != 1:
-        moved *= dtype(1 / unit)
-    return moved
+class BlockSums(NamedTuple):
+    """What one block adds to the moments of a pair; ``product`` is in rows of blocks from the diagonal on, or whole."""
+
+    sums: tuple[Any, Any]
+    squares: tuple[Any, Any]
+    product: list[Any]
+    by_squares: tuple[Any, Any]
+    both: Any
+
+
+def _sums_of_block(
+    times: Callable[[Any, Any], Any], blocks: list[Any], shifts: list[Any], inverse: list[Any], pairs: Sequence[Pair]
+) -> list[BlockSums]:
+    """The sums of a block, by the products of JAX or of NumPy."""
+    moved = [(rows - shift[None]) * one for rows, shift, one in zip(blocks, shifts, inverse, strict=True)]
+    squares = [(rows * rows).sum(axis=1) for rows in moved]
+    found = []
+    for i, j in pairs:
+        u, v, uu, vv = moved[i], moved[j], squares[i], squares[j]
+        width = COLUMNS if i == j else u.shape[1]
+        product = [times(u[:, k : k + width].T, v[:, k if i == j else 0 :]) for k in range(0, u.shape[1], width)]
+        sums = (u.sum(axis=0), v.sum(axis=0)), (uu.sum(), vv.sum())
+        found.append(BlockSums(*sums, product, (times(vv, u), times(uu, v)), times(uu, vv)))
+    return found
+
+
+@partial(jax.jit, static_argnums=3)
+def _sums_in_float32(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    return _sums_of_block(product, blocks, shifts, inverse, pairs)
+
+
+def _compiled_sums(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    sums: list[BlockSums] = _sums_in_float32(*jax.device_put((blocks, shifts, inverse)), pairs)
+    return sums
+
+
+def _sums_in_float64(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    return _sums_of_block(np.matmul, blocks, shifts, inverse, pairs)
+
+
+def _filled(rows: np.ndarray, shift: Vector, size: int, dtype: Any) -> np.ndarray:
+    """Rows of a dtype; a last block is filled up with the shift, which adds nothing, so that all use one program."""
+    rows = rows.astype(dtype, copy=False)
+    missing = max(0, size - len(rows))
+    return np.concatenate([rows, np.tile(shift.astype(dtype), (missing, 1))]) if missing else rows
 
 
 def _power_of_2(rows: np.ndarray) -> float:
@@ -156,17 +206,18 @@ def _near_mean(rows: np.ndarray) -> Vector:
 
 def _no_moments(n: int, shifts: Sequence[Vector]) -> Moments:
     a, b = shifts
-    zeros = np.zeros_like(a), np.zeros_like(b)
-    return Moments(n, (a, b), zeros, (0.0, 0.0), np.zeros((len(a), len(b))), (zeros[0].copy(), zeros[1].copy()), 0.0)
+    u, v = np.zeros_like(a), np.zeros_like(b)
+    return Moments(n, (a, b), (u, v), (0.0, 0.0), np.zeros((len(a), len(b))), (u, v), 0.0)
 
 
-def _add(sums: Moments, rows: tuple[np.ndarray, np.ndarray], squares: tuple[Vector, Vector]) -> None:
-    """Adds the rows of a block."""
-    (u, v), (uu, vv) = rows, squares
-    # NumPy computes half of a product of an array with itself.
-    sums.product += u.T @ v
-    sums.sums = sums.sums[0] + u.sum(axis=0, dtype=float), sums.sums[1] + v.sum(axis=0, dtype=float)
-    sums.squares = sums.squares[0] + float(uu.sum()), sums.squares[1] + float(vv.sum())
-    by_squares = vv.astype(u.dtype) @ u, uu.astype(v.dtype) @ v
-    sums.by_squares = sums.by_squares[0] + by_squares[0], sums.by_squares[1] + by_squares[1]
-    sums.both += float(uu @ vv)
+def _add(found: dict[Pair, Moments], block: list[BlockSums] | None) -> None:
+    """Adds the sums of a block, once they are computed."""
+    for sums, new in zip(found.values(), jax.device_get(block or []), strict=bool(block)):
+        first = 0
+        for part in new.product:
+            sums.product[first : first + len(part), sums.product.shape[1] - part.shape[1] :] += part
+            first += len(part)
+        sums.sums = sums.sums[0] + new.sums[0], sums.sums[1] + new.sums[1]
+        sums.squares = sums.squares[0] + float(new.squares[0]), sums.squares[1] + float(new.squares[1])
+        sums.by_squares = sums.by_squares[0] + new.by_squares[0], sums.by_squares[1] + new.by_squares[1]
+        sums.both += float(new.both)
