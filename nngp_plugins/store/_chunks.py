@@ -70,9 +70,7 @@ class ChunkWriter:
             with suppress(OSError):
                 layout.file(self._store.root, chunk[1:]).unlink()
             self._pending.append((chunk, array.write(image)))
-        # The ledger waits for the disk once for several chunks.
-        if len(self._pending) > 2 * CHUNKS_IN_FLIGHT:
-            self._record(CHUNKS_IN_FLIGHT)
+        self._record(CHUNKS_IN_FLIGHT)
 
     def _compare(self, array: Any, image: np.ndarray) -> None:
         unit, path = self._job.kind.unit, str(self._store.root)
