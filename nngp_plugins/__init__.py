@@ -42,7 +42,7 @@ from .engine import (
 )
 from .history import Comparison, History, compare
 from .report import write_report
-from .store import KernelStore, open_kernel, write_kernel
+from .store import FeatureStore, KernelStore, open_features, open_kernel, write_features, write_kernel
 
 Job = KernelPlan
 """The name of :class:`KernelPlan` in version 0.1.0."""
@@ -51,6 +51,7 @@ __all__ = [
     "BatchedKernelFn",
     "Comparison",
     "Estimate",
+    "FeatureStore",
     "FolderInUseError",
     "History",
     "Job",
@@ -83,6 +84,7 @@ __all__ = [
     "log_spaced",
     "metrics",
     "monte_carlo_kernel_fn",
+    "open_features",
     "open_kernel",
     "over_inits",
     "plan",
@@ -90,6 +92,7 @@ __all__ = [
     "tag",
     "track_kernel",
     "when",
+    "write_features",
     "write_kernel",
     "write_report",
     "writers",

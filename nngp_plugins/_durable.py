@@ -75,6 +75,18 @@ class FolderLock:
             return False
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a writer has the lock of this file; several processes may ask at once."""
+    import fcntl
+
+    try:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
 _LOCKS: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 
 

@@ -30,13 +30,14 @@ from .engine import (
     refuse_same_names,
     transfers_allowed,
 )
-from .metrics import DenseGram, FeatureGram, OfStep, features, gram_of
+from .metrics import DenseGram, FeatureGram, OfStep, StreamedGram, features, gram_of
+from .store import FeatureStore
 
 
 def gram(
-    f: Callable[..., PyTree],
-    x: PyTree,
-    params: PyTree,
+    f: Callable[..., PyTree] | FeatureStore,
+    x: PyTree = None,
+    params: PyTree = None,
     *,
     batch_size: int = 0,
     store_on_device: bool = True,
@@ -46,10 +47,12 @@ def gram(
     """The Grams of a model's outputs on N examples, each in its cheaper form, for :mod:`nngp_plugins.metrics`.
 
     An output with D < N features becomes a :class:`FeatureGram`, for which no ``(N, N)`` matrix is ever formed. A wider
-    output becomes a :class:`DenseGram` with its centred form.
+    output becomes a :class:`DenseGram` with its centred form. The stored features of :func:`write_features` become a
+    :class:`StreamedGram` each, which reads them block by block.
 
     Args:
-        f: ``f(params, x, **kwargs)``, such as a :class:`ModelFn`; ``f.layers()`` for a Gram of every layer.
+        f: ``f(params, x, **kwargs)``, such as a :class:`ModelFn`; ``f.layers()`` for a Gram of every layer. Or a
+            :class:`FeatureStore` alone.
         x: inputs with N examples along axis 0 of every array.
         params: what ``f`` takes as its parameters.
         batch_size: examples in a forward pass; 0 for all of them at once.
@@ -63,7 +66,7 @@ def gram(
     Raises:
         ValueError: outputs do not have a row for each example, or depend on the other examples in the batch; two of
             them have one name.
-        TypeError: outputs are complex; the call is inside ``jit``.
+        TypeError: outputs are complex; the call is inside ``jit``; a :class:`FeatureStore` is not alone.
 
     Warns:
         RuntimeWarning: an output holds NaN or infinity; its metrics are nan.
@@ -74,6 +77,10 @@ def gram(
         >>> round(float(nngp.metrics.effective_rank(gram)), 3)
         1.0
     """
+    if isinstance(f, FeatureStore):
+        if x is not None or params is not None or apply_fn_kwargs:
+            raise TypeError("the features of a FeatureStore are there already; pass nngp.gram(store) alone.")
+        return jax.tree.map(StreamedGram, f.as_outputs())
     with transfers_allowed():
         grams, found = _grams_of(f, x, params, batch_size, store_on_device, check, apply_fn_kwargs)
     if found:

@@ -31,7 +31,7 @@ ARROWS = {  # what each room may use besides the ground floor
     "gp": {"engine", "metrics"},
     "charts": {"metrics"},
     "history": {"charts", "metrics"},
-    "_model_gram": {"engine", "metrics"},
+    "_model_gram": {"engine", "metrics", "store"},
     "callbacks": {"adapters", "engine", "metrics", "history", "charts"},
     "report": {"history", "charts", "metrics"},
 }

@@ -10,6 +10,7 @@ from ._devices import (
 )
 from ._draws import Count as Count, Draws as Draws
 from ._estimate import Estimate as Estimate
+from ._forward import NetworkOutputs as NetworkOutputs
 from ._independence import (
     BatchErrors as BatchErrors,
     smaller_batch as smaller_batch,

@@ -183,7 +183,7 @@ class BatchedKernelFn:
 
     def _assemble(self, source1: OutputSource, source2: OutputSource | None) -> PyTree:
         plan = self.plan_of(source1, source2)
-        with progress(plan, self.progress) as on_progress:
+        with progress(self.progress, plan.forward_rows, ("tiles of the kernel", plan.tile_count)) as on_progress:
             job = Job(plan, source1, source2, self.backend(), on_progress)
             if self.store_on_device:
                 kernels = in_one_piece(job)

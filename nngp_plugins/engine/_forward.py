@@ -122,6 +122,10 @@ class NetworkOutputs:
             held = arrays.write(held, parts, first - origin, orders)
         return Held(held or [], True, rows[0] - origin)
 
+    def batches(self, rows: Range, on_rows: Callable[[int], None]) -> Iterator[tuple[int, list[Array]]]:
+        """The outputs of each batch of a range, with the number of its first example, while the next batch runs."""
+        return self._batches(self._call, *rows, True, on_rows)
+
     def _like(self, layout: HeldLayout, k: int) -> jax.ShapeDtypeStruct:
         """Shape and dtype of an array with room for every block: for whole batches, and for whole tiles."""
         rows, before = min(layout.block_rows, self.n), 0

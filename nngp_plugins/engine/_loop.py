@@ -194,13 +194,19 @@ def _write(
 
 
 @contextmanager
-def progress(plan: KernelPlan, show: bool) -> Iterator[OnProgress]:
-    """Two functions that are told how much is done; a progress bar on stderr shows it if ``show`` is true."""
+def progress(show: bool, rows: int, tiles: tuple[str, int]) -> Iterator[OnProgress]:
+    """Two functions that are told how much is done; a progress bar on stderr shows it if ``show`` is true.
+
+    Args:
+        show: whether to show it.
+        rows: how many examples will go through the network.
+        tiles: what is made of them, and how many there will be.
+    """
     if not show:
-        yield (lambda rows: None), (lambda tiles: None)
+        yield (lambda done: None), (lambda done: None)
         return
     with Bars() as bars:
-        yield bars.add("rows through the network", plan.forward_rows), bars.add("tiles of the kernel", plan.tile_count)
+        yield bars.add("rows through the network", rows), bars.add(*tiles)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from ._stacked import (
     undivided as undivided,
     with_eigenvalues as with_eigenvalues,
 )
+from ._streamed import StreamedGram as StreamedGram
 from ._targets import labels_of as labels_of
 from ._to_grams import features as features, gram_of as gram_of
 

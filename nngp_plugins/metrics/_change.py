@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from ._features import FeatureGram
 from ._gram import Gram
 from ._powers import power_of_2, times_power_of_4
 from ._products import column_mean, of_columns, product
-from ._to_grams import as_gram_pair, one_program, rounding
+from ._streamed import is_streamed
+from ._streamed_change import change_of_streams
+from ._to_grams import as_gram_pair, one_program, rounding, with_derivative_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,6 +54,8 @@ def relative_change(a: Gram | Array, a0: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.relative_change(3 * jnp.eye(4), jnp.eye(4)))
         2.0
     """
+    if is_streamed(a, a0):
+        return jnp.sqrt(change_of_streams(a, a0)[0])
     return _relative_change(*as_gram_pair(a, a0))
 
 
@@ -78,7 +81,7 @@ def _in_units_of(a: Gram, b: Gram) -> tuple[Gram, Gram, Array]:
     base, exponent = b.normalised()
     own = a.size_exponent()
     gap = own - exponent
-    return a.divided(jnp.where(_is_far(gap, base.diagonal().dtype), own, exponent)), base, gap
+    return a.divided(jnp.where(_is_far(gap, base.trace().dtype), own, exponent)), base, gap
 
 
 def _is_far(gap: Array, dtype: Any) -> Array:
@@ -122,6 +125,8 @@ def kernel_distance(a: Gram | Array, b: Gram | Array, center: bool = False) -> F
         >>> float(nngp.metrics.kernel_distance(3 * jnp.eye(4), jnp.eye(4)))
         0.0
     """
+    if is_streamed(a, b):
+        return _distance(*change_of_streams(a, b, center))
     return _kernel_distance(*as_gram_pair(a, b), center)
 
 
@@ -221,30 +226,12 @@ def _distance(change: Array, aside: Array, inner: Array, size: Array) -> Array:
     return aside / jnp.where(square > 0, square, jnp.nan) / (1 + inner / scale)
 
 
-def _with_derivative_of(smooth: Callable[..., Array]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Gives a function the derivative of a simpler formula for the same number.
-
-    QR has no derivative if a unit is dead, which makes a column of zeros.
-    """
-
-    def wrap(function: Callable[..., Array]) -> Callable[..., Array]:
-        accurate = jax.custom_jvp(function)
-
-        @accurate.defjvp
-        def jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-            return accurate(*primals), jax.jvp(smooth, primals, tangents)[1]
-
-        return accurate
-
-    return wrap
-
-
 def _smooth_one_minus_cosine(a: FeatureGram, b: FeatureGram) -> Array:
     k, l = a.normalised()[0], b.normalised()[0]  # noqa: E741
     return 1 - k.inner(l) / (k.frobenius() * l.frobenius())
 
 
-@_with_derivative_of(_smooth_one_minus_cosine)
+@with_derivative_of(_smooth_one_minus_cosine)
 def _one_minus_cosine(a: FeatureGram, b: FeatureGram) -> Array:
     (k, own), (l, exponent) = a.normalised(), b.normalised()  # noqa: E741
     sizes = k.trace(), l.trace()

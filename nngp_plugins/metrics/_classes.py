@@ -13,6 +13,8 @@ from ._features import FeatureGram
 from ._gram import Gram
 from ._products import product
 from ._similarity import alignment
+from ._streamed import StreamedGram
+from ._streamed_targets import block_means_of_stream, of_targets, separation_of_stream
 from ._targets import Classes, as_targets
 from ._to_grams import as_gram, on_device, one_program, rounding
 
@@ -53,6 +55,8 @@ def target_alignment(a: Gram | Array, y: Any) -> Float[Array, ""]:
         >>> round(float(nngp.metrics.target_alignment(jnp.float32(y[:, None] == y), y)), 3)
         1.0
     """
+    if isinstance(a, StreamedGram):
+        return alignment(a, of_targets(a, as_targets(y, a.n)))
     gram = as_gram(a)
     return _target_alignment(gram, on_device(as_targets(y, gram.n)))
 
@@ -92,6 +96,8 @@ def class_block_means(a: Gram | Array, y: Any) -> Float[Array, "C C"]:
         >>> nngp.metrics.class_block_means(jnp.eye(4), jnp.array([0, 0, 1, 1])).tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
+    if isinstance(a, StreamedGram):
+        return block_means_of_stream(a, Classes.of(y, a.n).one_hot)
     gram = as_gram(a)
     return _class_block_means(gram, on_device(Classes.of(y, gram.n).one_hot))
 
@@ -149,6 +155,8 @@ def class_separation(a: Gram | Array, y: Any) -> Float[Array, ""]:
         >>> float(nngp.metrics.class_separation(jnp.float32(y[:, None] == y), y))
         0.0
     """
+    if isinstance(a, StreamedGram):
+        return separation_of_stream(a, Classes.of(y, a.n).present().one_hot)
     gram = as_gram(a)
     return _class_separation(gram, on_device(Classes.of(y, gram.n).present().one_hot))
 

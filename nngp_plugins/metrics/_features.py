@@ -144,10 +144,3 @@ class FeatureGram(ShownGram):
     def _largest(self) -> Array:
         size = largest(self.phi.astype(wide(self.phi.dtype)))
         return size if self.power is None else size * self.power
-
-
-def inner_products(a: Gram, b: Gram) -> tuple[list[Array], list[Array]]:
-    """``⟨K, K⟩``, ``⟨K, L⟩`` and ``⟨L, L⟩`` of two kernels, and their diagonals; features are read once for all."""
-    if isinstance(a, FeatureGram) and isinstance(b, FeatureGram) and a.narrow and b.narrow:
-        return squares((a.parts, b.parts), ((0, 0), (0, 1), (1, 1)))
-    return [a.inner(a), a.inner(b), b.inner(b)], [a.diagonal(), b.diagonal()]

@@ -25,6 +25,11 @@ class Gram(Protocol):
     def n(self) -> int:
         """Number of examples N."""
 
+    @property
+    def terms(self) -> int:
+        """How many rounding errors may add up in a sum."""
+        return self.n
+
     def dense(self) -> Array:
         """The kernel itself, ``(N, N)``."""
 

@@ -14,6 +14,8 @@ from ._features import FeatureGram
 from ._gram import Gram
 from ._powers import exponent_of, largest, power_of_2, times_power_of_4
 from ._products import add_to_diagonal, diagonal, of_columns, product
+from ._streamed import StreamedGram
+from ._streamed_targets import accuracy_of_stream, likelihood_of_stream
 from ._targets import Classes, as_targets
 from ._to_grams import as_gram, on_device, one_program
 
@@ -59,6 +61,8 @@ def regression_accuracy(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Float[
         >>> float(nngp.metrics.regression_accuracy(jnp.float32(y[:, None] == y), y))
         1.0
     """
+    if isinstance(a, StreamedGram):
+        return accuracy_of_stream(a, Classes.of(y, a.n).one_hot, float(_checked(nugget)))
     gram = as_gram(a)
     return _regression_accuracy(gram, on_device(Classes.of(y, gram.n).one_hot), _checked(nugget))
 
@@ -115,6 +119,8 @@ def log_marginal_likelihood(a: Gram | Array, y: Any, nugget: float = 1e-3) -> Fl
         >>> round(float(nngp.metrics.log_marginal_likelihood(jnp.eye(2), jnp.array([0.5, -0.5]), nugget=1.0)), 3)
         -2.656
     """
+    if isinstance(a, StreamedGram):
+        return likelihood_of_stream(a, as_targets(y, a.n), float(_checked(nugget)))
     gram = as_gram(a)
     return _log_marginal_likelihood(gram, on_device(as_targets(y, gram.n)), _checked(nugget))
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
-from ._features import FeatureGram, inner_products
+from ._features import FeatureGram
 from ._gram import Gram
 from ._powers import power_of_2
 from ._products import product, same_width
-from ._to_grams import as_gram_pair, in_common_units, one_program
+from ._to_grams import as_gram_pair, in_common_units, inner_products, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -66,23 +66,23 @@ def cka(a: Gram | Array, b: Gram | Array, debiased: bool = True) -> Float[Array,
 @partial(one_program, static_argnames="debiased")
 def _cka(a: Gram, b: Gram, debiased: bool) -> Float[Array, ""]:
     a, b = a.normalised()[0], b.normalised()[0]
-    (own_a, cross, own_b), (k, l) = inner_products(a.center(), b.center())  # noqa: E741
+    inners, dots, (trace_a, trace_b) = inner_products(a.center(), b.center())
+    traces = (trace_a, trace_a), (trace_a, trace_b), (trace_b, trace_b)
+    hsics = [_hsic(a.n, *of) for of in zip(inners, dots, traces, strict=True)] if debiased else inners
     roots = []
-    for inner, diagonal in ((own_a, k), (own_b, l)):
-        hsic = _hsic(inner, diagonal, diagonal) if debiased else inner
+    for inner, hsic in zip(inners[::2], hsics[::2], strict=True):
         # A kernel whose HSIC is zero leaves only rounding error here; its CKA is nan.
-        noise = a.n * jnp.finfo(hsic.dtype).eps * inner
+        noise = a.terms * jnp.finfo(hsic.dtype).eps * inner
         roots.append(jnp.sqrt(jnp.where(hsic > noise, hsic, jnp.nan)))
-    return (_hsic(cross, k, l) if debiased else cross) / (roots[0] * roots[1])
+    return hsics[1] / (roots[0] * roots[1])
 
 
-def _hsic(inner: Array, k: Array, l: Array) -> Float[Array, ""]:  # noqa: E741
-    """Debiased HSIC from ``⟨K, L⟩`` of centred kernels and their diagonals.
+def _hsic(n: int, inner: Array, dot: Array, traces: tuple[Array, Array]) -> Float[Array, ""]:
+    """Debiased HSIC from ``⟨K, L⟩`` of centred kernels, the inner product of their diagonals and their traces.
 
     A factor that cancels in the ratio of CKA is left out. Source: Song et al. 2012, eq. 5.
     """
-    n = k.shape[0]
-    return inner + k.sum() / (n - 1) * (l.sum() / (n - 2)) - n / (n - 2) * jnp.sum(k * l)
+    return inner + traces[0] / (n - 1) * (traces[1] / (n - 2)) - n / (n - 2) * dot
 
 
 @entry(

@@ -13,6 +13,7 @@ from ._catalogue import EIGENVALUES, ROTATION, SCALE, VECTORS, entry
 from ._gram import Gram
 from ._powers import times_power_of_4
 from ._products import product
+from ._streamed import StreamedGram
 from ._to_grams import as_gram, as_gram_pair, one_program
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ def spectrum(
         >>> nngp.metrics.spectrum(jnp.diag(jnp.array([1.0, 3.0, 2.0])), 2).tolist()
         [3.0, 2.0]
     """
-    gram = as_gram(a)
+    gram = a if vectors and isinstance(a, StreamedGram) else as_gram(a, eigenvalues=True)
     rank = rank_bound(gram)
     if k is not None:
         _refuse_rank(k, rank)
+    if isinstance(gram, StreamedGram):
+        return gram.top_eigh(k or rank)
     return _top_eigh(gram, k or rank) if vectors else _eigenvalues(gram, k or rank)
 
 
@@ -78,6 +81,8 @@ def _refuse_rank(k: int, rank: int) -> None:
 
 def rank_bound(a: Gram) -> int:
     """Number of eigenvalues that can differ from zero."""
+    if isinstance(a, StreamedGram):
+        return min(a.phi.shape)
     return jax.eval_shape(lambda a: a.eigvalsh(), a).shape[0]
 
 
@@ -88,7 +93,7 @@ def _exponent_of_the_tail(a: Gram) -> Array:
     """
     rank = rank_bound(a)
     if rank < 2:
-        return jnp.full_like(a.trace(), jnp.nan)
+        return jnp.full_like(as_gram(a).trace(), jnp.nan)
     if rank >= 50:
         return power_law_exponent(a, (11, 50))
     first = 1 + rank // 4
@@ -128,7 +133,7 @@ def power_law_exponent(a: Gram | Array, window: tuple[int, int]) -> Float[Array,
         >>> round(float(nngp.metrics.power_law_exponent(kernel, window=(3, 15))), 3)
         1.5
     """
-    gram = as_gram(a)
+    gram = as_gram(a, eigenvalues=True)
     first, last = window
     rank = rank_bound(gram)
     if not 1 <= first < last <= rank:
@@ -140,7 +145,7 @@ def power_law_exponent(a: Gram | Array, window: tuple[int, int]) -> Float[Array,
 def _exponent(a: Gram, first: int, last: int) -> Float[Array, ""]:
     unit, _ = a.normalised()
     eigenvalues = unit.eigvalsh()[::-1]
-    noise = a.n * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
+    noise = a.terms * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
     fitted = eigenvalues[first - 1 : last]
     y = jnp.log(jnp.where(fitted > noise, fitted, jnp.nan))
     x = jnp.log(jnp.arange(first, last + 1, dtype=y.dtype))
@@ -177,7 +182,7 @@ def condition_number(a: Gram | Array) -> Float[Array, ""]:
         >>> round(float(nngp.metrics.condition_number(jnp.diag(jnp.array([4.0, 1.0])))), 3)
         4.0
     """
-    return _condition_number(as_gram(a))
+    return _condition_number(as_gram(a, eigenvalues=True))
 
 
 @one_program

@@ -87,7 +87,7 @@ def effective_rank(a: Gram | Array, of: Literal["eigenvalues", "singular_values"
     """
     if of not in ("eigenvalues", "singular_values"):
         raise ValueError(f"of={of!r} must be 'eigenvalues' (of the kernel) or 'singular_values' (of the features).")
-    return jnp.exp(_entropy(as_gram(a), of))
+    return jnp.exp(_entropy(as_gram(a, eigenvalues=True), of))
 
 
 @entry(
@@ -116,7 +116,7 @@ def von_neumann_entropy(a: Gram | Array) -> Float[Array, ""]:
         >>> round(float(nngp.metrics.von_neumann_entropy(jnp.eye(4))), 3)  # log 4
         1.386
     """
-    return _entropy(as_gram(a), "eigenvalues")
+    return _entropy(as_gram(a, eigenvalues=True), "eigenvalues")
 
 
 @partial(one_program, static_argnames="of")
@@ -192,7 +192,7 @@ def stable_rank(a: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.stable_rank(jnp.diag(jnp.array([2.0, 1.0, 1.0]))))
         2.0
     """
-    return _stable_rank(as_gram(a))
+    return _stable_rank(as_gram(a, eigenvalues=True))
 
 
 @one_program

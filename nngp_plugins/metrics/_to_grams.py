@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from .._typing import wide
 from ._dense import DenseGram
 from ._features import FeatureGram
 from ._gram import Gram
+from ._products import squares
+from ._streamed import StreamedGram, is_streamed, summed_pair
+from ._summed import SummedGram, dots_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -68,12 +72,36 @@ def gram_of(y: Array) -> FeatureGram | DenseGram:
     return by_features if by_features.narrow else by_features.by_entries()
 
 
-def as_gram(kernel: Gram | Array) -> Gram:
-    """Wraps an ``(N, N)`` array as a Gram, and returns a Gram as it is.
+def with_derivative_of(smooth: Callable[..., Array]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Gives a function the derivative of a simpler formula for the same number.
+
+    QR has no derivative if a unit is dead, which makes a column of zeros.
+    """
+
+    def wrap(function: Callable[..., Array]) -> Callable[..., Array]:
+        accurate = jax.custom_jvp(function)
+
+        @accurate.defjvp
+        def jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+            return accurate(*primals), jax.jvp(smooth, primals, tangents)[1]
+
+        return accurate
+
+    return wrap
+
+
+def as_gram(kernel: Gram | Array, *, eigenvalues: bool = False) -> Gram:
+    """Wraps an ``(N, N)`` array as a Gram, and returns a Gram as it is, or the sums of one that is read in blocks.
+
+    Args:
+        kernel: what the user passed.
+        eigenvalues: whether the caller asks for eigenvalues, which are worked out once for all from sums.
 
     Raises:
         ValueError: the array is not square; features are passed as a :class:`FeatureGram`.
     """
+    if isinstance(kernel, StreamedGram):
+        return kernel.summed(eigenvalues=eigenvalues)
     if isinstance(kernel, Gram):
         gram: Gram = jax.tree.map(on_device, kernel)
         return gram
@@ -92,7 +120,7 @@ def as_gram_pair(a: Gram | Array, b: Gram | Array, *, at_least: int = 1) -> tupl
     Raises:
         ValueError: they have different numbers of examples, or fewer than ``at_least``.
     """
-    a, b = as_gram(a), as_gram(b)
+    a, b = summed_pair(a, b) if is_streamed(a, b) else (as_gram(a), as_gram(b))
     if a.n != b.n:
         raise ValueError(f"both kernels must be on the same examples, got N={a.n} and N={b.n}.")
     if a.n < at_least:
@@ -106,9 +134,23 @@ def in_common_units(a: Gram, b: Gram) -> tuple[Gram, Gram, Array]:
     return a.divided(exponent), b.divided(exponent), exponent
 
 
+def inner_products(a: Gram, b: Gram) -> tuple[list[Array], list[Array], list[Array]]:
+    """``⟨K, K⟩``, ``⟨K, L⟩`` and ``⟨L, L⟩`` of two kernels, the same of their diagonals, and both traces.
+
+    Features are read once for all.
+    """
+    if isinstance(a, SummedGram) and isinstance(b, SummedGram):
+        return [a.inner(a), a.inner(b), b.inner(b)], dots_of(a, b), [a.trace(), b.trace()]
+    if isinstance(a, FeatureGram) and isinstance(b, FeatureGram) and a.narrow and b.narrow:
+        inners, (k, l) = squares((a.parts, b.parts), ((0, 0), (0, 1), (1, 1)))  # noqa: E741
+    else:
+        inners, (k, l) = [a.inner(a), a.inner(b), b.inner(b)], (a.diagonal(), b.diagonal())  # noqa: E741
+    return inners, [jnp.sum(k * k), jnp.sum(k * l), jnp.sum(l * l)], [k.sum(), l.sum()]
+
+
 def rounding(a: Gram) -> Float[Array, ""]:
     """The largest trace that rounding can leave in ``a.center()`` when all examples are the same."""
-    eps = jnp.finfo(a.diagonal().dtype).eps
+    eps = jnp.finfo(a.trace().dtype).eps
     centered_by_entries = isinstance(a, DenseGram) and a.centered is None
     return a.trace() * (a.n * eps if centered_by_entries else 4 * eps**2)
 

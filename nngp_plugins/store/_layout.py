@@ -1,4 +1,4 @@
-"""How kernels lie on the disk: a Zarr v3 group with an array for each kernel and a chunk for each tile."""
+"""How arrays lie on the disk: a Zarr v3 group with an array for each output and a chunk for each tile or block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -17,8 +17,33 @@ import numpy as np
 from .._durable import check_plain, read_plain
 from .._require import require
 
-JOB, LEDGER, GROUP = "job.json", "ledger.jsonl", "zarr.json"
+JOB, GROUP = "job.json", "zarr.json"
 COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a store holds, in the words of its messages.
+
+    Attributes:
+        name: as ``job.json`` has it.
+        one: what it holds, with an article.
+        none: that it holds none.
+        unit: what a chunk is.
+        writer: the function that writes such a store.
+        opener: the function that opens it.
+    """
+
+    name: str
+    one: str
+    none: str
+    unit: str
+    writer: str
+    opener: str
+
+
+KERNEL = Kind("kernel", "a kernel", "no kernel", "tile", "write_kernel", "open_kernel")
+FEATURES = Kind("features", "features", "no features", "block", "write_features", "open_features")
 
 
 @dataclass(frozen=True)
@@ -26,11 +51,11 @@ class Layout:
     """One array of a store, as ``job.json`` lists it.
 
     Attributes:
-        name: the name of the kernel's output; ``kernel`` if ``f`` has a single output.
+        name: the name of the output; ``kernel`` or ``features`` if ``f`` has a single one.
         component: the folder of the array in the store.
-        shape: the shape of the kernel.
-        dtype: the dtype of the kernel.
-        chunk: the shape of a tile.
+        shape: the shape of the array.
+        dtype: the dtype of the array.
+        chunk: the shape of a tile of a kernel, or of a block of features.
         dimensions: the names of the axes.
     """
 
@@ -75,7 +100,7 @@ class Layout:
         """The file of a tile."""
         return root.joinpath(self.component, "c", *map(str, chunk))
 
-    def open(self, root: Path, *, create: bool = False) -> Any:
+    def open(self, root: Path, kind: Kind, *, create: bool = False) -> Any:
         """The array as TensorStore reads and writes it; a missing tile is an error, not a fill value.
 
         Raises:
@@ -96,35 +121,39 @@ class Layout:
             # Versions of TensorStore report an error of the disk in one of two ways.
             if "os_error_code" in why or "[OS error" in why:
                 raise OSError(f"{file} could not be opened: {why}") from error
-            raise ValueError(f"{file} is damaged or missing: {why}; delete it and run write_kernel again") from error
+            again = f"delete it and run {kind.writer} again"
+            raise ValueError(f"{file} is damaged or missing: {why}; {again}") from error
 
 
-def load_job(path: Path) -> dict[str, Any]:
+def load_job(path: Path, kind: Kind) -> dict[str, Any]:
     """The contents of ``job.json``.
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or the store holds something else.
     """
     if not (path / JOB).is_file():
-        raise FileNotFoundError(f"{path} holds no kernel (no {JOB}); write one with nngp.write_kernel.")
+        them = "one" if kind == KERNEL else "them"
+        raise FileNotFoundError(f"{path} holds {kind.none} (no {JOB}); write {them} with nngp.{kind.writer}.")
     try:
         job = json.loads(read_plain(path / JOB))
         if not (job["made_of"].keys() and all(array.keys() for array in job["arrays"]) and job["arrays"]):
             raise ValueError("it says too little")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path / JOB} is damaged: {error!r}.") from error
+    # Kernels of version 0.1.0 do not say what they are.
+    if job.get("holds", KERNEL.name) != kind.name:
+        other = FEATURES if kind == KERNEL else KERNEL
+        raise ValueError(f"{path} holds {other.one}, and {kind.none}; open it with nngp.{other.opener}.")
     return job
 
 
-def load_layouts(path: Path) -> list[Layout]:
+def load_layouts(path: Path, job: Mapping[str, Any]) -> list[Layout]:
     """The arrays of a store, after their description is checked.
 
     Raises:
-        FileNotFoundError: there is no store.
         ValueError: the description is damaged, or names a folder outside the store.
     """
-    job = load_job(path)
     try:
         layouts = [Layout(**{k: _tuple(v) for k, v in array.items()}) for array in job["arrays"]]
         if not all(layout.tiles and np.dtype(layout.dtype) for layout in layouts):
@@ -142,14 +171,14 @@ def describe_layouts(layouts: Sequence[Layout]) -> list[dict[str, Any]]:
     return json.loads(json.dumps([asdict(layout) for layout in layouts]))
 
 
-def part(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
-    """The part of an array that a chunk holds."""
+def place(layout: Layout, chunk: Sequence[int]) -> tuple[slice, ...]:
+    """The place of a chunk in its array."""
     return tuple(
         slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(chunk, layout.chunk, layout.shape, strict=True)
     )
 
 
-def parts(layout: Layout, keys: Sequence[Any]) -> Iterable[tuple[int, ...]]:
+def chunks_of(layout: Layout, keys: Sequence[Any]) -> Iterable[tuple[int, ...]]:
     """The chunks that an index reads.
 
     Args:
@@ -219,7 +248,7 @@ def group_of(layouts: Sequence[Layout]) -> dict[str, Any]:
     )
 
 
-def check_group(path: Path, layouts: Sequence[Layout]) -> None:
+def check_group(path: Path, layouts: Sequence[Layout], kind: Kind) -> None:
     """Compares the metadata of the group with the arrays; a job that was killed early has none yet.
 
     Raises:
@@ -234,7 +263,7 @@ def check_group(path: Path, layouts: Sequence[Layout]) -> None:
     except (ValueError, TypeError, RecursionError):
         is_right = False
     if not is_right:
-        raise ValueError(f"{file} is damaged or of other arrays; delete it and run write_kernel again.")
+        raise ValueError(f"{file} is damaged or of other arrays; delete it and run {kind.writer} again.")
 
 
 def _tuple(value: Any) -> Any:

@@ -1,173 +1,188 @@
-"""Reads kernels from the disk."""
+"""Reads kernels and features from the disk."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from .._show import facts_html
-from ._layout import LEDGER, Layout, check_group, checked, checksum_of, load_layouts, part, parts, reason
-from ._ledger import Chunk, Ledger
+from ._layout import (
+    KERNEL,
+    Kind,
+    Layout,
+    check_group,
+    checked,
+    checksum_of,
+    chunks_of,
+    load_job,
+    load_layouts,
+    place,
+    reason,
+)
+from ._ledger import LEDGER, Ledger, ledger_files, listed_in
+
+A = TypeVar("A", bound="StoredArray")
 
 
-class KernelStore:
-    """A kernel on the disk, as :func:`open_kernel` and :func:`write_kernel` return it.
+class Store(Generic[A]):
+    """Arrays on the disk: what kernels and features have in common."""
 
-    ``store[:100, :100]`` reads; where ``f`` has several outputs, ``store["name"][:100, :100]``.
-
-    Attributes:
-        path: the folder of the store.
-        arrays: the kernels by name.
-    """
+    _kind: ClassVar[Kind]
+    _array: ClassVar[type[Any]]
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = checked(Path(path))
-        self._layouts = load_layouts(self.path)
-        check_group(self.path, self._layouts)
-        self._tiles = Ledger(self.path / LEDGER, [layout.grid for layout in self._layouts]).tiles
-        self.arrays = {
-            layout.name: StoredKernel(self, i, layout, self._tiles) for i, layout in enumerate(self._layouts)
-        }
+        self._job = load_job(self.path, self._kind)
+        self._layouts = load_layouts(self.path, self._job)
+        check_group(self.path, self._layouts, self._kind)
+        grids = [layout.grid for layout in self._layouts]
+        self._listed = listed_in(Ledger(file, grids, self._kind) for file in ledger_files(self.path))
+        self.arrays: dict[str, A] = {layout.name: self._array(self, i) for i, layout in enumerate(self._layouts)}
 
     @property
     def fraction(self) -> float:
-        """The share of the tiles that are written, 0 to 1."""
-        return len(self._tiles) / sum(layout.tiles for layout in self._layouts)
+        """The share of the store that is written, 0 to 1."""
+        return len(self._listed) / sum(layout.tiles for layout in self._layouts)
 
     @property
     def complete(self) -> bool:
-        """Whether all tiles are written."""
+        """Whether all of it is written, by whatever processes."""
         return self.fraction == 1
 
     @property
-    def _only(self) -> StoredKernel:
+    def _only(self) -> A:
         if len(self.arrays) > 1:
-            raise ValueError(
-                f"{self.path} holds {len(self.arrays)} kernels; pick one: store[name] of {list(self.arrays)}."
-            )
+            many = f"{len(self.arrays)} {'kernels' if self._kind == KERNEL else 'arrays of features'}"
+            raise ValueError(f"{self.path} holds {many}; pick one: store[name] of {list(self.arrays)}.")
         return next(iter(self.arrays.values()))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the only kernel."""
+        """The shape of the only array."""
         return self._only.shape
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the only kernel."""
+        """The dtype of the only array."""
         return self._only.dtype
 
     def __getitem__(self, key: Any) -> Any:
-        """Reads from the only kernel, or picks one by name."""
+        """Reads from the only array, or picks one by name."""
         if not isinstance(key, str):
             return self._only[key]
         if key not in self.arrays:
-            raise KeyError(f"{self.path} holds no kernel {key!r}, only {list(self.arrays)}.")
+            raise KeyError(f"{self.path} holds {self._kind.none} {key!r}, only {list(self.arrays)}.")
         return self.arrays[key]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._only, dtype)
 
     def __repr__(self) -> str:
-        kernels = ", ".join(f"{name}: {k.dtype}{list(k.shape)}" for name, k in self.arrays.items())
-        return f"KernelStore({str(self.path)!r}, {self.fraction:.0%} written, {kernels})"
+        arrays = ", ".join(f"{name}: {k.dtype}{list(k.shape)}" for name, k in self.arrays.items())
+        return f"{type(self).__name__}({str(self.path)!r}, {self.fraction:.0%} written, {arrays})"
 
     def _repr_html_(self) -> str:
         facts = {"path": str(self.path), "written": f"{self.fraction:.0%}"}
-        kernels = {name: f"{kernel.dtype}{list(kernel.shape)}" for name, kernel in self.arrays.items()}
-        return facts_html("KernelStore", facts | kernels)
+        arrays = {name: f"{array.dtype}{list(array.shape)}" for name, array in self.arrays.items()}
+        return facts_html(type(self).__name__, facts | arrays)
 
     def verify(self) -> None:
-        """Reads every tile that is written, and compares it with its checksums.
+        """Reads all that is written, and compares it with its checksums.
 
         Raises:
-            ValueError: tiles are damaged or missing; the message names their files.
+            ValueError: files are damaged or missing; the message names them.
         """
         damaged = [str(file) for file in self._damaged()]
         if damaged:
             more = f" and {len(damaged) - 10} more" if len(damaged) > 10 else ""
             raise ValueError(
-                f"{len(damaged)} of {len(self._tiles)} tiles are damaged or missing: {', '.join(damaged[:10])}{more}; "
-                "delete these files and run write_kernel again, which computes what is missing."
+                f"{len(damaged)} of {len(self._listed)} {self._kind.unit}s are damaged or missing: "
+                f"{', '.join(damaged[:10])}{more}; delete these files and run {self._kind.writer} again, which "
+                "computes what is missing."
             )
 
     def _damaged(self) -> Iterator[Path]:
         reads: deque[tuple[Path, Any]] = deque()
-        for layout, array in zip(self._layouts, [layout.open(self.path) for layout in self._layouts], strict=True):
+        arrays = [layout.open(self.path, self._kind) for layout in self._layouts]
+        for index, (layout, array) in enumerate(zip(self._layouts, arrays, strict=True)):
             for chunk in product(*map(range, layout.grid)):
-                checksum = self._tiles.get((self._layouts.index(layout), *chunk))
-                if checksum is None:
+                checksums = self._listed.get((index, *chunk))
+                if checksums is None:
                     continue
                 file = layout.file(self.path, chunk)
-                if _is_other(file, layout.chunk_bytes, checksum):
+                if _is_other(file, layout.chunk_bytes, checksums):
                     yield file
                     continue
-                reads.append((file, array[part(layout, chunk)].read()))
+                reads.append((file, array[place(layout, chunk)].read()))
                 if len(reads) > 4:
                     yield from _bad(*reads.popleft())
         for read in reads:
             yield from _bad(*read)
 
 
-class StoredKernel:
-    """One kernel of a store, read as NumPy reads: integers, slices, ``...`` and index arrays.
+class StoredArray:
+    """One array of a store, read as NumPy reads: integers, slices, ``...`` and index arrays.
 
     Attributes:
-        shape: the shape of the kernel.
-        dtype: the dtype of the kernel.
+        shape: the shape of the array.
+        dtype: the dtype of the array.
     """
 
-    def __init__(self, store: KernelStore, index: int, layout: Layout, tiles: Mapping[Chunk, str]):
-        self._store, self._index, self._layout, self._tiles = store, index, layout, tiles
-        # The tiles that somebody has read.
+    def __init__(self, store: Store[Any], index: int):
+        self._store, self._index = store, index
+        self._layout: Layout = store._layouts[index]
+        self._kind: Kind = store._kind
+        # The chunks that somebody has read.
         self._read: set[tuple[int, ...]] = set()
-        self.shape, self.dtype = layout.shape, np.dtype(layout.dtype)
+        self.shape, self.dtype = self._layout.shape, np.dtype(self._layout.dtype)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        """Reads a part of the kernel.
+        """Reads a part of the array.
 
         Raises:
-            ValueError: the kernel is unfinished, or a tile is damaged.
+            ValueError: the store is unfinished, or a file is damaged.
             IndexError: an index is out of range.
         """
         if not self._store.complete:
+            ledgers = " and ".join(map(str, ledger_files(self._store.path))) or self._store.path / LEDGER
+            written = f"{self._store.fraction:.0%} of its {self._kind.unit}s are written, as {ledgers} says"
             raise ValueError(
-                f"{self._store.path} is unfinished, {self._store.fraction:.0%} of its tiles are written, as its "
-                f"{LEDGER} says; run write_kernel again with the same arguments to finish it."
+                f"{self._store.path} is unfinished, {written}; run {self._kind.writer} again with the same arguments to finish it."
             )
         try:
             keys = _positive(key, self.shape)
-            array = self._layout.open(self._store.path)[keys]
+            array = self._layout.open(self._store.path, self._kind)[keys]
             # This comes first, because TensorStore takes the memory that the description asks for.
             if len(self._read) < self._layout.tiles:
-                self._compare(parts(self._layout, keys))
+                self._compare(chunks_of(self._layout, keys))
             return np.asarray(array.read().result())
         except (ValueError, OSError) as error:
+            is_or_are = "is" if self._kind == KERNEL else "are"
             raise ValueError(
-                f"kernel {self._layout.name!r} of {self._store.path} is damaged: {reason(error)}; store.verify() lists "
-                "what to delete and compute again."
+                f"{self._kind.name} {self._layout.name!r} of {self._store.path} {is_or_are} damaged: {reason(error)}; "
+                "store.verify() lists what to delete and compute again."
             ) from error
 
     def _compare(self, chunks: Iterable[tuple[int, ...]]) -> None:
-        """Compares the checksum of each tile that is read for the first time with that of the ledger.
+        """Compares the checksum of each chunk that is read for the first time with that of the ledger.
 
-        TensorStore compares the numbers with the checksum in the same file, which may be that of another tile.
+        TensorStore compares the numbers with the checksum in the same file, which may be that of another chunk.
 
         Raises:
-            ValueError: a tile is whole, but is not the one that was written there.
+            ValueError: a chunk is whole, but is not the one that was written there.
         """
         folder = os.path.join(self._store.path, self._layout.component, "c")
         for chunk in chunks:
             if chunk not in self._read:
                 file = os.path.join(folder, *map(str, chunk))
-                if checksum_of(file, self._layout.chunk_bytes) != self._tiles[self._index, *chunk]:
-                    raise ValueError(f"{file} is not the tile that was written there")
+                if checksum_of(file, self._layout.chunk_bytes) not in self._store._listed[self._index, *chunk]:
+                    raise ValueError(f"{file} is not the {self._kind.unit} that was written there")
                 self._read.add(chunk)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -177,7 +192,24 @@ class StoredKernel:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return f"StoredKernel({self._layout.name!r}, {self.dtype}{list(self.shape)})"
+        return f"{type(self).__name__}({self._layout.name!r}, {self.dtype}{list(self.shape)})"
+
+
+class StoredKernel(StoredArray):
+    """One kernel of a store, read as NumPy reads."""
+
+
+class KernelStore(Store[StoredKernel]):
+    """A kernel on the disk, as :func:`open_kernel` and :func:`write_kernel` return it.
+
+    ``store[:100, :100]`` reads; where ``f`` has several outputs, ``store["name"][:100, :100]``.
+
+    Attributes:
+        path: the folder of the store.
+        arrays: the kernels by name.
+    """
+
+    _kind, _array = KERNEL, StoredKernel
 
 
 def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
@@ -196,10 +228,10 @@ def open_kernel(path: str | os.PathLike[str]) -> KernelStore:
     return KernelStore(path)
 
 
-def _is_other(file: Path, size: int, checksum: str) -> bool:
-    """Whether a tile is missing, has another size, or is not the one that was written there."""
+def _is_other(file: Path, size: int, checksums: Iterable[str]) -> bool:
+    """Whether a chunk is missing, has another size, or is not the one that was written there."""
     try:
-        return checksum_of(file, size) != checksum
+        return checksum_of(file, size) not in checksums
     except OSError:
         return True
 
@@ -217,7 +249,7 @@ def _positive(key: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
     keys = list(key) if isinstance(key, tuple) else [key]
     missing = len(shape) - sum(item is not Ellipsis for item in keys)
     if missing < 0 or any(item is None for item in keys) or sum(item is Ellipsis for item in keys) > 1:
-        raise IndexError(f"index {key!r} does not fit a kernel of shape {shape}; read first, then reshape.")
+        raise IndexError(f"index {key!r} does not fit an array of shape {shape}; read first, then reshape.")
     at = next((i for i, item in enumerate(keys) if item is Ellipsis), len(keys))
     keys[at : at + 1] = [slice(None)] * missing
     return tuple(_positive_axis(item, axis, size) for axis, (item, size) in enumerate(zip(keys, shape, strict=True)))

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
-from contextlib import closing, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,13 +34,14 @@ from ..engine import (
     transfers_allowed,
     unpacked,
 )
-from ._layout import GROUP, JOB, LEDGER, Layout, checksum_of, part, reason
-from ._ledger import Chunk, Ledger
+from ._chunks import ChunkWriter, finite_rows, refuse_non_finite
+from ._layout import GROUP, JOB, KERNEL, Layout
+from ._ledger import LEDGER, Chunk
+from ._part import Part, square_of, tiles_of
 from ._read import KernelStore
-from ._resume import ingredients, locked, prepare
+from ._resume import OpenStore, StoreJob, begun, fingerprints, software
 
 DEFAULT_TILE_BYTES = 16_000_000
-TILES_IN_FLIGHT = 4
 
 
 @transfers_allowed()
@@ -57,6 +54,7 @@ def write_kernel(
     *,
     batch_size: int,
     tile_size: int | None = None,
+    part: tuple[int, int] | None = None,
     resume: bool = True,
     progress: bool = True,
     **apply_fn_kwargs: Any,
@@ -74,12 +72,16 @@ def write_kernel(
         path: the folder to write.
         batch_size: examples in a forward pass on each device.
         tile_size: examples along the side of a tile; None for that of ``kernel_fn``, or tiles of about 16 MB.
+        part: ``(i, n)`` to compute the i-th of n shares of the tiles, and nothing else. The n processes may run at the
+            same time on machines that share a disk, or one after another, and any number of processes finishes what
+            others began. A share is a few squares of tiles, for which some ``N / √n`` examples go through the network.
+            None is all of it, or under ``jax.distributed`` ``(process_index, process_count)``.
         resume: whether to go on with a store that is there; False refuses a folder that exists.
         progress: whether to show a progress bar on stderr.
         **apply_fn_kwargs: passed to ``f``, divided between ``x1`` and ``x2`` as by :func:`batch`.
 
     Returns:
-        The finished :class:`KernelStore`, read by slicing.
+        The :class:`KernelStore`, read by slicing once all parts of it are finished (``store.complete``).
 
     Raises:
         FileExistsError: ``path`` holds something else, or exists with ``resume=False``.
@@ -87,7 +89,8 @@ def write_kernel(
             which; an output is NaN or infinite, or products of outputs overflow, and the message says where; the batch
             axis is traced, so that the kernel is no larger than an output.
         OSError: the disk is too small, which is found before the start, or fails. What is written stays.
-        FolderInUseError: another process writes to ``path``; it is a ``BlockingIOError`` too.
+        FolderInUseError: another process writes to ``path``, unless it writes another of n parts; it is a
+            ``BlockingIOError`` too.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, nngp_plugins as nngp
@@ -98,6 +101,7 @@ def write_kernel(
         array([1., 1.], dtype=float32)
     """
     require("tensorstore", extra="store")
+    share = Part.of(part)
     kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
     tile_size = kernel_fn.tile_size if tile_size is None else tile_size
     kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True, tile_size=tile_size)
@@ -105,17 +109,35 @@ def write_kernel(
     params, apply_fn_kwargs = unpacked(kernel_fn.kernel_fn.f, params, apply_fn_kwargs)
     source1, source2 = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
     plan = kernel_fn.plan_of(source1, source2, tile_bytes=DEFAULT_TILE_BYTES)
-    layouts = _layouts(kernel_fn.kernel_fn, plan, source1.outputs)
-    made_from = {"x1": x1, "x2": x2, "params": params}
-    made_from.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
-    made_of = ingredients(plan, made_from, _settings(kernel_fn.kernel_fn, plan, source1.outputs))
-    with locked(Path(path), resume=resume) as root, closing(prepare(root, made_of, layouts)) as ledger:
-        if len(ledger.tiles) < sum(layout.tiles for layout in layouts):
-            with StoreWriter(root, plan, layouts, ledger) as writer, show_progress(plan, progress) as on_progress:
+    given = {"x1": x1, "x2": x2, "params": params}
+    given.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
+    made_of = {**fingerprints(given), **_settings(kernel_fn.kernel_fn, plan, source1.outputs), "software": software()}
+    job = StoreJob(KERNEL, _layouts(kernel_fn.kernel_fn, plan, source1.outputs), made_of, share)
+    with begun(Path(path), job, resume=resume) as store:
+        writer = StoreWriter(store, plan, job)
+        if writer.is_wanted():
+            totals = plan.forward_rows, ("tiles of the kernel", plan.tile_count)
+            with writer, show_progress(progress, *totals) as on_progress:
                 first = RefuseNonFinite("x1", source1)
                 second = None if source2 is None else RefuseNonFinite("x2", source2)
-                in_tiles(Job(plan, first, second, kernel_fn.backend(), on_progress), writer)
-    return KernelStore(root)
+                in_tiles(Job(_by_squares(plan, share), first, second, kernel_fn.backend(), on_progress), writer)
+    return KernelStore(store.root)
+
+
+def _grid(plan: KernelPlan) -> tuple[int, int]:
+    """The tiles along both axes."""
+    return -(-plan.n1 // plan.tile_rows), -(-(plan.n2 or plan.n1) // plan.tile_rows)
+
+
+def _by_squares(plan: KernelPlan, part: Part) -> KernelPlan:
+    """The plan with blocks that are no larger than the squares of a part, so that other rows need not run."""
+    # Of two or three parts, each needs most rows.
+    if part.count < 4:
+        return plan
+    rows, columns = _grid(plan)
+    most = plan.tile_rows * square_of(part, rows * columns // (2 if plan.symmetric else 1))
+    groups = (replace(group, block_rows=min(group.block_rows, most)) for group in plan.groups)
+    return replace(plan, groups=tuple(groups))
 
 
 def _layouts(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> list[Layout]:
@@ -150,7 +172,7 @@ def _settings(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> d
             name, order = outputs.paths[a] or "kernel", plan.orders[0][a]
             traced[name] = order[len(order) - len(pair.contraction.traced[0]) :]
             diagonal[name] = order[: len(pair.contraction.diagonal[0])]
-    return {
+    settings = {
         "outputs": shapes,
         "trace_axes": traced,
         "diagonal_axes": diagonal,
@@ -158,6 +180,8 @@ def _settings(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> d
         "dtype": [str(jnp.dtype(pair.dtype)) for pair in plan.pairs.values()],
         "precision": kernel_fn.precision,
     }
+    sizes = {"tile_size": plan.tile_rows, "batch_size": plan.batch_rows}
+    return {**{name: str(value) for name, value in settings.items()}, **sizes}
 
 
 class RefuseNonFinite:
@@ -175,72 +199,36 @@ class RefuseNonFinite:
         """
         held = self._source.held(rows, layout, arrays, on_rows)
         axes = tuple(layout.orders[k].index(0) if held.in_order else 0 for k in layout.leaves)
-        for k, finite in zip(layout.leaves, _finite(held.leaves, axes), strict=True):
+        for k, finite in zip(layout.leaves, finite_rows(held.leaves, axes), strict=True):
             finite = np.asarray(finite)[held.first : held.first + rows[1] - rows[0]]
-            if not finite.all():
-                bad = [int(i) for i in rows[0] + np.flatnonzero(~finite)]
-                more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-                examples = f"{', '.join(map(str, bad[:10]))}{more}"
-                name = self.outputs.names[k]
-                raise ValueError(f"{name} of f is NaN or infinite for {self._argument} examples {examples}.")
+            refuse_non_finite(finite, rows[0], self.outputs.names[k], self._argument)
         return held
 
 
-@partial(jax.jit, static_argnums=1)
-def _finite(leaves: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
-    """Which examples, along these axes, are finite."""
-    return [
-        jnp.isfinite(leaf).all(axis=[other for other in range(leaf.ndim) if other != axis])
-        for leaf, axis in zip(leaves, axes, strict=True)
-    ]
+class StoreWriter(ChunkWriter):
+    """Writes the tiles of a part, each with its mirror image."""
 
-
-class StoreWriter:
-    """Writes tiles as files; each one is safe on the disk before the ledger lists it."""
-
-    def __init__(self, root: Path, plan: KernelPlan, layouts: list[Layout], ledger: Ledger):
-        self._root, self._plan, self._layouts, self._ledger = root, plan, layouts, ledger
+    def __init__(self, store: OpenStore, plan: KernelPlan, job: StoreJob):
+        self._plan = plan
         self._index = {pair: index for index, pair in enumerate(plan.pairs)}
-        try:
-            self._arrays = [layout.open(root, create=True) for layout in layouts]
-        except OSError as error:
-            raise self._failed(error) from error
-        self._pending: deque[tuple[Chunk, Any]] = deque()
-        # One tile of an earlier run is computed again, to see that f still gives the same numbers.
-        self._tile_to_compare = next(reversed(ledger.tiles), None)
+        self._pairs = list(plan.pairs)
+        self._own = tiles_of(job.part, _grid(plan), plan.symmetric)
+        super().__init__(store, job)
 
-    def __enter__(self) -> StoreWriter:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            self._record(0)
-        except OSError:
-            # If the block failed already, its error says more.
-            if error is None:
-                raise
-        finally:
-            self._ledger.close()
+    def owns(self, chunk: Chunk) -> bool:
+        """Whether a tile, or the one that it is the mirror image of, belongs to the part."""
+        kernel = self._plan.pairs[self._pairs[chunk[0]]]
+        i, j = chunk[1:3] if kernel.batch_axes == 2 else (chunk[1], chunk[1])
+        return ((j, i) if self._plan.symmetric and j < i else (i, j)) in self._own
 
     def wants(self, pair: LeafPair, rows: Range, columns: Range) -> bool:
         """Whether a tile or its mirror image is missing."""
-        chunks = [chunk for chunk, _ in self._images(pair, rows, columns)]
-        return self._tile_to_compare in chunks or any(chunk not in self._ledger.tiles for chunk in chunks)
+        return any(self.needs(chunk) for chunk, _ in self._images(pair, rows, columns))
 
     def write(self, pair: LeafPair, rows: Range, columns: Range, tile: np.ndarray) -> None:
         """Begins to write a tile and its mirror image, and lists the tiles that are safe by now."""
         for chunk, order in self._images(pair, rows, columns):
-            image = np.ascontiguousarray(tile if order is None else tile.transpose(order).conj())
-            layout = self._layouts[chunk[0]]
-            array = self._arrays[chunk[0]][part(layout, chunk[1:])]
-            if chunk == self._tile_to_compare:
-                self._compare(array, image)
-            if chunk not in self._ledger.tiles:
-                # TensorStore would read a file that is there already, and that may be damaged.
-                with suppress(OSError):
-                    layout.file(self._root, chunk[1:]).unlink()
-                self._pending.append((chunk, array.write(image)))
-        self._record(TILES_IN_FLIGHT)
+            self.put(chunk, tile if order is None else tile.transpose(order).conj())
 
     def _images(self, pair: LeafPair, rows: Range, columns: Range) -> list[tuple[Chunk, tuple[int, ...] | None]]:
         """The chunk of a tile and the chunk of its mirror image, with the transposition into it."""
@@ -252,41 +240,3 @@ class StoreWriter:
         if kernel.mirror is not None and (rows != columns or pair[0] != pair[1]):
             images.append(((self._index[pair[::-1]], *first[::-1][: kernel.batch_axes], *free), kernel.mirror))
         return images
-
-    def _compare(self, array: Any, image: np.ndarray) -> None:
-        try:
-            stored = array.read().result()
-        except ValueError as error:
-            raise ValueError(
-                f"path={str(self._root)!r} holds a damaged tile: {reason(error)}; open_kernel(path).verify() lists "
-                "what to delete and compute again."
-            ) from error
-        if stored.tobytes() != image.tobytes():
-            raise ValueError(
-                f"path={str(self._root)!r} holds tiles of another f: one of them, computed again, has other numbers. "
-                "Pass the f it was begun with, or another path."
-            )
-        self._tile_to_compare = None
-
-    def _record(self, keep: int) -> None:
-        """Waits until at most ``keep`` tiles are on their way, and lists the others in the ledger."""
-        safe: list[tuple[Chunk, str]] = []
-        failed: Exception | None = None
-        while len(self._pending) > keep:
-            chunk, written = self._pending.popleft()
-            try:
-                written.result()
-                layout = self._layouts[chunk[0]]
-                safe.append((chunk, checksum_of(layout.file(self._root, chunk[1:]), layout.chunk_bytes)))
-            except (ValueError, OSError, RuntimeError) as error:
-                failed = error
-        if safe:
-            self._ledger.append(safe)
-        if failed:
-            raise self._failed(failed) from failed
-
-    def _failed(self, error: Exception) -> OSError:
-        return OSError(
-            f"a tile could not be written to {str(self._root)!r}: {reason(error)}. What is written stays; run the same "
-            "call again to go on."
-        )

@@ -113,7 +113,7 @@ def test_out_of_range(written, key):
 
 @pytest.mark.parametrize("key", [(0, 0, 0), None, (None, 0), (..., ...)], ids=repr)
 def test_an_index_that_does_not_fit(written, key):
-    with pytest.raises(IndexError, match=r"does not fit a kernel of shape \(10, 10\)"):
+    with pytest.raises(IndexError, match=r"does not fit an array of shape \(10, 10\)"):
         written.open()[key]
 
 
@@ -131,9 +131,7 @@ def test_an_unfinished_kernel(written, tiles, percentage):
     assert not store.complete
     assert f"{percentage}% written" in repr(store)
     store.verify()
-    message = (
-        rf"is unfinished, {percentage}% of its tiles are written, as its ledger.jsonl says; run write_kernel again"
-    )
+    message = rf"is unfinished, {percentage}% of its tiles are written, as .*ledger.jsonl says; run write_kernel again"
     for read in (lambda: store[0, 0], lambda: store["kernel"][...], lambda: np.asarray(store)):
         with pytest.raises(ValueError, match=message):
             read()

@@ -1,0 +1,269 @@
+"""A kernel by features that are read block by block, from a memmap or from the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import frexp
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .._typing import as_jax_takes_it
+from ._features import FeatureGram
+from ._gram import Gram
+from ._summed import SummedGram, refuse_dense
+from ._sums import FeatureBlocks, Moments, Vector, in_blocks, moments
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass
+class _Memory:
+    """Sums that were made already: of an array by itself, its eigenvalues, and with the last array beside it."""
+
+    own: Moments | None = None
+    eigenvalues: dict[bool, Vector] = field(default_factory=dict)
+    other: FeatureBlocks | None = None
+    both: Moments | None = None
+
+
+class StreamedGram(Gram):
+    """A kernel ``K = phi phiᵀ`` by features that are read block by block, and never held together.
+
+    One pass over the features makes the sums ``(D, D)`` that most metrics need; they are made once and kept. Products
+    of a block are computed in float32, and are added up in float64 on the host; :func:`kernel_distance` and
+    :func:`relative_change` multiply in float64, too.
+
+    Args:
+        phi: features, ``(N, D)``: anything with ``shape``, ``dtype`` and slicing, such as a memmap or what a
+            :class:`FeatureStore` holds. If it has ``block_rows`` too, these many rows are read together, or a few
+            times as many.
+
+    Attributes:
+        phi: the features.
+        centered: whether their mean is to be taken off.
+
+    Example:
+        >>> import numpy as np, nngp_plugins as nngp
+        >>> phi = np.random.default_rng(0).standard_normal((1000, 4))
+        >>> round(float(nngp.metrics.participation_ratio(nngp.metrics.StreamedGram(phi))), 1)
+        4.0
+    """
+
+    def __init__(self, phi: FeatureBlocks, *, centered: bool = False, memory: _Memory | None = None):
+        if len(phi.shape) != 2 or not all(phi.shape):
+            raise ValueError(f"features have shape (N, D), got {tuple(phi.shape)}.")
+        self.phi, self.centered = phi, centered
+        self._memory = memory or _Memory()
+
+    @property
+    def n(self) -> int:
+        """Number of examples N."""
+        return int(self.phi.shape[0])
+
+    @property
+    def product_dtype(self) -> Any:
+        """The dtype of the products of a block."""
+        return np.float64 if np.dtype(self.phi.dtype) == np.float64 else np.float32
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of what is made of the products."""
+        return as_jax_takes_it(np.dtype(self.product_dtype))
+
+    @property
+    def moments(self) -> Moments:
+        """The sums over all examples; they are made at the first use."""
+        if self._memory.own is None:
+            self._memory.own = moments([self.phi], [(0, 0)], self.product_dtype)[0, 0]
+        return self._memory.own
+
+    @property
+    def mean(self) -> Vector:
+        """The mean of the features; zeros if it is taken off."""
+        mean = self.moments.means[0]
+        return np.zeros_like(mean) if self.centered else mean
+
+    def moments_with(self, other: StreamedGram) -> Moments:
+        """The sums of both features over all examples, with those of each one, if they are missing, by one pass."""
+        if other.phi is self.phi:
+            return self.moments
+        memory = self._memory
+        if memory.both is None or not _is_same(memory.other, other.phi):
+            missing = [(k, k) for k, gram in enumerate((self, other)) if gram._memory.own is None]
+            dtype = max(self.product_dtype, other.product_dtype, key=lambda dtype: np.dtype(dtype).itemsize)
+            found = moments([self.phi, other.phi], [(0, 1), *missing], dtype)
+            memory.other, memory.both = other.phi, found[0, 1]
+            for k, _ in missing:
+                (self, other)[k]._memory.own = found[k, k]
+        return memory.both
+
+    def second_moments(self) -> Vector:
+        """``phiᵀ phi``, in float64."""
+        own = self.moments
+        return own.covariance + own.n * np.outer(self.mean, self.mean)
+
+    def summed(self, *, eigenvalues: bool = False, beside: StreamedGram | None = None) -> SummedGram:
+        """The sums, as programs of JAX take them.
+
+        Args:
+            eigenvalues: whether to work the eigenvalues out, in float64.
+            beside: the Gram that this one is compared with.
+        """
+        both = None if beside is None else self.moments_with(beside)
+        own, exponent = self.moments, self._exponent()
+        unit, dtype = 2.0**-exponent, self.dtype
+        values = cross = cross_dot = None
+        if eigenvalues:
+            values = jnp.asarray(self._eigenvalues() * unit**2, dtype)
+        if both is not None and beside is not None:
+            other = 2.0 ** -beside._exponent()
+            cross = jnp.asarray(both.covariance * unit * other, dtype)
+            cross_dot = jnp.asarray(both.dot * (unit * other) ** 2, dtype)
+        covariance, mean = jnp.asarray(own.covariance * unit**2, dtype), jnp.asarray(self.mean * unit, dtype)
+        dot = jnp.asarray(own.dot * unit**4, dtype)
+        return SummedGram(covariance, mean, dot, jnp.int32(exponent), self.n, values, cross, cross_dot)
+
+    def _exponent(self) -> int:
+        """A whole number e, for which ``tr K / N 4^e`` is about 1; 0 for a zero or an infinite kernel."""
+        size = np.trace(self.second_moments()) / self.n
+        return frexp(size)[1] // 2 if 0 < size < np.inf else 0
+
+    def _eigenvalues(self) -> Vector:
+        if self.centered not in self._memory.eigenvalues:
+            matrix = self.second_moments()
+            finite = np.isfinite(matrix).all()
+            values = np.linalg.eigvalsh(matrix) if finite else np.full(len(matrix), np.nan)
+            self._memory.eigenvalues[self.centered] = values.astype(np.float64)
+        return self._memory.eigenvalues[self.centered]
+
+    def dense(self) -> NoReturn:
+        """Refuses to form ``(N, N)`` entries.
+
+        Raises:
+            ValueError: says how large they are, and what to do.
+        """
+        refuse_dense(self.n)
+
+    def diagonal(self) -> Float[Array, " N"]:
+        """``‖phi[i]‖²``."""
+        return jnp.asarray(np.concatenate([np.einsum("ij,ij->i", rows, rows) for rows in self.rows()]), self.dtype)
+
+    def trace(self) -> Float[Array, ""]:
+        """``‖phi‖²``."""
+        return self.summed().trace()
+
+    def center(self) -> StreamedGram:
+        """The kernel of ``phi`` minus its mean over examples; it shares the sums."""
+        return StreamedGram(self.phi, centered=True, memory=self._memory)
+
+    def eigvalsh(self) -> Array:
+        """The ``min(N, D)`` eigenvalues that can differ from zero, ascending."""
+        return self.summed(eigenvalues=True).eigvalsh()
+
+    def singular_values(self) -> Array:
+        """Square roots of the eigenvalues, largest first; an eigenvalue that is only rounding error counts as zero."""
+        return self.summed(eigenvalues=True).singular_values()
+
+    def inner(self, other: Gram) -> Float[Array, ""]:
+        """``⟨K, L⟩ = ‖phiᵀ psi‖²``."""
+        a, b = summed_pair(self, other)
+        return a.inner(b)
+
+    def frobenius(self) -> Float[Array, ""]:
+        """``‖K‖ = ‖phiᵀ phi‖``."""
+        return self.summed().frobenius()
+
+    def matvec(self, v: Array) -> Array:
+        """``phi (phiᵀ v)``, from two passes."""
+        columns = np.asarray(v)
+        start, weights = 0, np.zeros((self.phi.shape[1], *columns.shape[1:]))
+        for rows in self.rows():
+            weights += rows.T @ columns[start : start + len(rows)]
+            start += len(rows)
+        return jnp.asarray(self.times(weights), self.dtype)
+
+    def times(self, weights: np.ndarray) -> np.ndarray:
+        """``phi w`` for columns ``(D, C)`` or a vector ``(D,)``, from one pass."""
+        weights = weights.astype(self.product_dtype)
+        return np.concatenate([rows @ weights for rows in self.rows()])
+
+    def top_eigh(self, k: int) -> tuple[Array, Array]:
+        """The ``k`` largest eigenvalues, and their eigenvectors ``(N, k)``, from another pass."""
+        values, vectors = np.linalg.eigh(self.second_moments())
+        values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
+        roots = np.sqrt(np.where(values > 0, values, np.inf))
+        return jnp.asarray(values, self.dtype), jnp.asarray(self.times(vectors / roots), self.dtype)
+
+    def take(self, examples: Array) -> FeatureGram:
+        """The kernel of some of the examples, whose features are held."""
+        offset = jnp.asarray(self.moments.means[0], self.dtype) if self.centered else None
+        return FeatureGram(jnp.asarray(self.phi[np.asarray(examples)], self.dtype), offset)  # type: ignore[index]
+
+    def size_exponent(self) -> Array:
+        """Half of the exponent of the mean of the diagonal."""
+        return jnp.int32(self._exponent())
+
+    def divided(self, exponent: Array) -> SummedGram:
+        """The sums in other units."""
+        return self.summed().divided(exponent)
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The features block by block, as they are multiplied."""
+        offset = self.moments.means[0].astype(self.product_dtype) if self.centered else None
+        for _, (block,) in in_blocks([self.phi]):
+            rows = block.astype(self.product_dtype, copy=False)
+            yield rows if offset is None else rows - offset
+
+    def as_lineax(self) -> NoReturn:
+        """Refuses, because features cannot be read within a program.
+
+        Raises:
+            TypeError: says what to do.
+        """
+        raise TypeError("features that are read block by block cannot be read within a program of JAX; use as_scipy().")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        refuse_dense(self.n)
+
+    def __repr__(self) -> str:
+        centered = ", centered=True" if self.centered else ""
+        return f"StreamedGram({self.phi!r}{centered})"
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two arrays are one, or hold the same numbers in memory, such as targets that are made for each metric."""
+    return a is b or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b))
+
+
+def is_streamed(*grams: Any) -> bool:
+    """Whether one of these is read block by block."""
+    return any(isinstance(gram, StreamedGram) for gram in grams)
+
+
+def as_streamed(gram: Any) -> StreamedGram:
+    """A Gram by features as one that is read block by block.
+
+    Raises:
+        ValueError: it is held by its entries.
+    """
+    if isinstance(gram, StreamedGram):
+        return gram
+    if isinstance(gram, FeatureGram):
+        return StreamedGram(np.asarray(gram.features))
+    raise ValueError(
+        "features that are read block by block are compared with other features only; pass a StreamedGram or a "
+        "FeatureGram in place of the kernel (N, N)."
+    )
+
+
+def summed_pair(a: Any, b: Any) -> tuple[SummedGram, SummedGram]:
+    """The sums of two Grams by features on the same examples, with those of their products."""
+    a, b = as_streamed(a), as_streamed(b)
+    if a.n != b.n:
+        raise ValueError(f"both kernels must be on the same examples, got N={a.n} and N={b.n}.")
+    return a.summed(beside=b), b.summed()

@@ -1,0 +1,223 @@
+"""Sums over the features of many examples, which are read block by block and never held together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from ._products import COLUMNS, product
+
+# Bytes of the blocks that are read at once, where the array has no blocks of its own.
+BLOCK_BYTES = 2**24
+# Products of fewer rows take no longer than adding them up.
+LEAST_ROWS = 1024
+
+Pair = tuple[int, int]
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class FeatureBlocks(Protocol):
+    """Features ``(N, D)``: anything with ``shape``, ``dtype`` and slicing, such as a memmap or a stored array.
+
+    If it has ``block_rows`` too, these many rows are read together, or a few times as many.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(N, D)``."""
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the features."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """The features of some examples."""
+
+
+def in_blocks(arrays: Sequence[FeatureBlocks]) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Rows of all arrays, block by block, with the number of the first; the next block is read meanwhile."""
+    n = arrays[0].shape[0]
+    row_bytes = arrays[0].shape[1] * np.dtype(arrays[0].dtype).itemsize
+    unit = getattr(arrays[0], "block_rows", BLOCK_BYTES // row_bytes + 1)
+    rows = -(-LEAST_ROWS // unit) * unit if unit < LEAST_ROWS else unit
+
+    def read(start: int) -> list[np.ndarray]:
+        return [np.asarray(array[start : start + rows]) for array in arrays]
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(read, 0)
+        for start in range(0, n, rows):
+            block = following.result()
+            if start + rows < n:
+                following = pool.submit(read, start + rows)
+            yield start, block
+
+
+@dataclass
+class Moments:
+    """Sums over the rows u of one array, and v of another one, both counted from a row of their own.
+
+    Attributes:
+        n: the number of rows.
+        shifts: what the rows are counted from: a value near the mean, so that few digits cancel.
+        sums: ``Σ u`` and ``Σ v``.
+        squares: ``Σ ‖u‖²`` and ``Σ ‖v‖²``.
+        product: ``Σ u vᵀ``.
+        by_squares: ``Σ ‖v‖² u`` and ``Σ ‖u‖² v``.
+        both: ``Σ ‖u‖² ‖v‖²``.
+    """
+
+    n: int
+    shifts: tuple[Vector, Vector]
+    sums: tuple[Vector, Vector]
+    squares: tuple[float, float]
+    product: Vector
+    by_squares: tuple[Vector, Vector]
+    both: float
+
+    def multiply(self, a: float, b: float) -> None:
+        """Makes the sums those of ``a u`` and ``b v``."""
+        self.sums = a * self.sums[0], b * self.sums[1]
+        self.squares = a * a * self.squares[0], b * b * self.squares[1]
+        self.product *= a * b
+        self.by_squares = a * b * b * self.by_squares[0], a * a * b * self.by_squares[1]
+        self.both *= a * a * b * b
+
+    @property
+    def means(self) -> tuple[Vector, Vector]:
+        """The means of both arrays."""
+        first, second = (shift + total / self.n for shift, total in zip(self.shifts, self.sums, strict=True))
+        return first, second
+
+    @cached_property
+    def covariance(self) -> Vector:
+        """``Σ (u − ū)(v − v̄)ᵀ``."""
+        return self.product - np.outer(self.sums[0], self.sums[1]) / self.n
+
+    @property
+    def dot(self) -> float:
+        """``Σ ‖u − ū‖² ‖v − v̄‖²``: the inner product of the diagonals of both centred kernels."""
+        a, b = self.sums[0] / self.n, self.sums[1] / self.n
+        squares_a, squares_b = a @ a, b @ b
+        linear = self.by_squares[0] @ a + self.by_squares[1] @ b
+        own = squares_b * self.squares[0] + squares_a * self.squares[1]
+        return float(self.both - 2 * linear + own + 4 * (a @ self.product @ b) - 3 * self.n * squares_a * squares_b)
+
+
+def moments(arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any) -> dict[Pair, Moments]:
+    """The moments of pairs of arrays with a row for each example, from one pass over all.
+
+    Args:
+        arrays: of the same examples.
+        pairs: which arrays to multiply; ``(0, 0)`` is the first one with itself.
+        dtype: of the products of a block. These are added up in float64, so that float32 leaves an error of about
+            1e-7 of the largest entries. JAX computes those in float32, and NumPy those in float64.
+    """
+    found: dict[Pair, Moments] = {}
+    shifts: list[Vector] = []
+    units: list[float] = []
+    running: list[BlockSums] | None = None
+    of_block = _compiled_sums if dtype == np.float32 else _sums_in_float64
+    for start, block in in_blocks(arrays):
+        if not shifts:
+            shifts = [_near_mean(rows) for rows in block]
+            units = [_power_of_2(rows) for rows in block]
+            found = {pair: _no_moments(arrays[0].shape[0], [shifts[k] for k in pair]) for pair in pairs}
+            size = len(block[0])
+        moved = [_filled(*of, size if start else 0, dtype) for of in zip(block, shifts, strict=True)]
+        inverse = [np.asarray(1 / unit, dtype) for unit in units]
+        following = of_block(moved, [shift.astype(dtype) for shift in shifts], inverse, tuple(pairs))
+        # One block is multiplied while the sums of the one before it are added up.
+        _add(found, running)
+        running = following
+    _add(found, running)
+    for (i, j), sums in found.items():
+        if i == j:
+            sums.product = np.triu(sums.product) + np.triu(sums.product, 1).T
+        sums.multiply(units[i], units[j])
+    return found
+
+
+class BlockSums(NamedTuple):
+    """What one block adds to the moments of a pair; ``product`` is in rows of blocks from the diagonal on, or whole."""
+
+    sums: tuple[Any, Any]
+    squares: tuple[Any, Any]
+    product: list[Any]
+    by_squares: tuple[Any, Any]
+    both: Any
+
+
+def _sums_of_block(
+    times: Callable[[Any, Any], Any], blocks: list[Any], shifts: list[Any], inverse: list[Any], pairs: Sequence[Pair]
+) -> list[BlockSums]:
+    """The sums of a block, by the products of JAX or of NumPy."""
+    moved = [(rows - shift[None]) * one for rows, shift, one in zip(blocks, shifts, inverse, strict=True)]
+    squares = [(rows * rows).sum(axis=1) for rows in moved]
+    found = []
+    for i, j in pairs:
+        u, v, uu, vv = moved[i], moved[j], squares[i], squares[j]
+        width = COLUMNS if i == j else u.shape[1]
+        product = [times(u[:, k : k + width].T, v[:, k if i == j else 0 :]) for k in range(0, u.shape[1], width)]
+        sums = (u.sum(axis=0), v.sum(axis=0)), (uu.sum(), vv.sum())
+        found.append(BlockSums(*sums, product, (times(vv, u), times(uu, v)), times(uu, vv)))
+    return found
+
+
+@partial(jax.jit, static_argnums=3)
+def _sums_in_float32(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    return _sums_of_block(product, blocks, shifts, inverse, pairs)
+
+
+def _compiled_sums(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    sums: list[BlockSums] = _sums_in_float32(*jax.device_put((blocks, shifts, inverse)), pairs)
+    return sums
+
+
+def _sums_in_float64(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    return _sums_of_block(np.matmul, blocks, shifts, inverse, pairs)
+
+
+def _filled(rows: np.ndarray, shift: Vector, size: int, dtype: Any) -> np.ndarray:
+    """Rows of a dtype; a last block is filled up with the shift, which adds nothing, so that all use one program."""
+    rows = rows.astype(dtype, copy=False)
+    missing = max(0, size - len(rows))
+    return np.concatenate([rows, np.tile(shift.astype(dtype), (missing, 1))]) if missing else rows
+
+
+def _power_of_2(rows: np.ndarray) -> float:
+    """1 for rows of an ordinary size; otherwise the power of two of the largest number."""
+    exponent = math.frexp(float(np.abs(rows).max()))[1]
+    return 1.0 if abs(exponent) < 8 or not np.isfinite(rows).all() else 2.0**exponent
+
+
+def _near_mean(rows: np.ndarray) -> Vector:
+    """The mean of some rows, to the digits of float32; if all are equal, it is exactly that row."""
+    first = rows[:1].astype(float)
+    return (first[0] + (rows.astype(float) - first).mean(axis=0)).astype(np.float32).astype(float)
+
+
+def _no_moments(n: int, shifts: Sequence[Vector]) -> Moments:
+    a, b = shifts
+    u, v = np.zeros_like(a), np.zeros_like(b)
+    return Moments(n, (a, b), (u, v), (0.0, 0.0), np.zeros((len(a), len(b))), (u, v), 0.0)
+
+
+def _add(found: dict[Pair, Moments], block: list[BlockSums] | None) -> None:
+    """Adds the sums of a block, once they are computed."""
+    for sums, new in zip(found.values(), jax.device_get(block or []), strict=bool(block)):
+        first = 0
+        for part in new.product:
+            sums.product[first : first + len(part), sums.product.shape[1] - part.shape[1] :] += part
+            first += len(part)
+        sums.sums = sums.sums[0] + new.sums[0], sums.sums[1] + new.sums[1]
+        sums.squares = sums.squares[0] + float(new.squares[0]), sums.squares[1] + float(new.squares[1])
+        sums.by_squares = sums.by_squares[0] + new.by_squares[0], sums.by_squares[1] + new.by_squares[1]
+        sums.both += float(new.both)

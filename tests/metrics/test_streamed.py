@@ -1,0 +1,221 @@
+"""Features that are read block by block give the numbers of features that are held, and of plain NumPy in float64."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+from nngp_plugins import metrics
+from nngp_plugins.metrics import FeatureGram, StreamedGram
+
+from . import oracles
+
+N, D, E, C = 2500, 7, 5, 3
+
+
+class Blocks:
+    """Features that count how often each row is read; N is no multiple of the blocks."""
+
+    block_rows = 300
+
+    def __init__(self, phi):
+        self.phi, self.shape, self.dtype, self.read = phi, phi.shape, phi.dtype, 0
+
+    def __getitem__(self, rows):
+        assert not isinstance(rows, slice) or rows.stop - rows.start <= 1200, "this is no block"
+        self.read += len(self.phi[rows])
+        return self.phi[rows]
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Two sets of features with means, and labels that the features know something about."""
+    dice = np.random.default_rng(0)
+    y = dice.integers(C, size=N)
+    phi = dice.standard_normal((N, D)) * np.arange(1, D + 1) + 3 + dice.standard_normal((C, D))[y]
+    psi = phi[:, :E] + 0.3 * dice.standard_normal((N, E))
+    return phi.astype(np.float32), psi.astype(np.float32), y
+
+
+@pytest.fixture
+def streams(data):
+    return StreamedGram(Blocks(data[0])), StreamedGram(Blocks(data[1]))
+
+
+ALONE = {
+    "scale": metrics.scale,
+    "effective_rank": metrics.effective_rank,
+    "RankMe": lambda a: metrics.effective_rank(a, of="singular_values"),
+    "von_neumann_entropy": metrics.von_neumann_entropy,
+    "participation_ratio": metrics.participation_ratio,
+    "stable_rank": metrics.stable_rank,
+    "condition_number": metrics.condition_number,
+    "spectrum": metrics.spectrum,
+    "two eigenvalues": lambda a: metrics.spectrum(a, 2),
+    "power_law_exponent": lambda a: metrics.power_law_exponent(a, (1, D)),
+    "trace": lambda a: a.trace(),
+    "frobenius": lambda a: a.frobenius(),
+    "diagonal": lambda a: a.diagonal(),
+    "matvec": lambda a: a.matvec(jnp.cos(jnp.arange(2.0 * N)).reshape(N, 2) / N),
+    "some examples": lambda a: a.take(jnp.arange(5)).dense(),
+    "singular_values": lambda a: a.singular_values(),
+    "leading direction": lambda a: jnp.abs(metrics.spectrum(a, 1, vectors=True)[1]),
+}
+WITH_TARGETS = {
+    "target_alignment": metrics.target_alignment,
+    "class_block_means": metrics.class_block_means,
+    "class_separation": metrics.class_separation,
+    "regression_accuracy": metrics.regression_accuracy,
+    "log_marginal_likelihood": metrics.log_marginal_likelihood,
+}
+OF_TWO = {
+    "cka": metrics.cka,
+    "biased cka": lambda a, b: metrics.cka(a, b, debiased=False),
+    "alignment": lambda a, b: metrics.alignment(a, b, center=False),
+    "kernel_distance": metrics.kernel_distance,
+    "centred kernel_distance": lambda a, b: metrics.kernel_distance(a, b, center=True),
+    "relative_change": metrics.relative_change,
+    "inner": lambda a, b: a.inner(b),
+}
+
+
+def held(phi):
+    """The features in the float of the highest precision, as the suite runs in both."""
+    return FeatureGram(jnp.asarray(phi))
+
+
+def close(found, expected):
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("name", ALONE)
+def test_metrics_of_one_kernel(data, streams, name, centered):
+    stream, gram = streams[0], held(data[0])
+    if centered:
+        stream, gram = stream.center(), gram.center()
+    close(ALONE[name](stream), ALONE[name](gram))
+
+
+@pytest.mark.parametrize("name", WITH_TARGETS)
+def test_metrics_with_targets(data, streams, name):
+    close(WITH_TARGETS[name](streams[0], data[2]), WITH_TARGETS[name](held(data[0]), data[2]))
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_metrics_of_two_kernels(data, streams, name):
+    close(OF_TWO[name](*streams), OF_TWO[name](held(data[0]), held(data[1])))
+
+
+def test_against_float64(data, streams):
+    """The numbers themselves, of kernels that are formed."""
+    kernels = [phi.astype(float) @ phi.T.astype(float) for phi in data[:2]]
+    hsic = [oracles.hsic_debiased(kernels[i], kernels[j]) for i, j in ((0, 1), (0, 0), (1, 1))]
+    close(metrics.cka(*streams), hsic[0] / np.sqrt(hsic[1] * hsic[2]))
+    close(metrics.relative_change(*streams), np.linalg.norm(kernels[0] - kernels[1]) / np.linalg.norm(kernels[1]))
+    cosine = np.sum(kernels[0] * kernels[1]) / np.linalg.norm(kernels[0]) / np.linalg.norm(kernels[1])
+    close(metrics.kernel_distance(*streams), 1 - cosine)
+
+
+def test_a_memmap_and_features_that_are_held_beside_it(data, tmp_path):
+    mapped = np.memmap(tmp_path / "phi", np.float32, "w+", shape=(N, D))
+    mapped[:] = data[0]
+    close(metrics.cka(StreamedGram(mapped), held(data[1])), metrics.cka(held(data[0]), held(data[1])))
+
+
+def test_one_pass_serves_all_metrics(data):
+    blocks = Blocks(data[0])
+    stream = StreamedGram(blocks)
+    for metric in ALONE.values():
+        if metric not in (ALONE["diagonal"], ALONE["matvec"], ALONE["some examples"], ALONE["leading direction"]):
+            metric(stream)
+    metrics.effective_rank(stream.center())
+    assert blocks.read == N
+    # The sums with the targets serve them all, and two metrics look at each example again.
+    for metric in WITH_TARGETS.values():
+        metric(stream, data[2])
+    assert blocks.read == 4 * N
+    other = StreamedGram(Blocks(data[1]))
+    for metric in (metrics.cka, metrics.alignment, lambda a, b: metrics.cka(a, b, debiased=False)):
+        metric(stream, other)
+    assert (blocks.read, other.phi.read) == (5 * N, N)
+
+
+@pytest.mark.parametrize("change", [1e-6, 1e-3])
+def test_small_changes_keep_their_digits(data, change):
+    dice = np.random.default_rng(1)
+    psi = data[0].astype(float)
+    phi = psi + change * dice.standard_normal(psi.shape)
+    stream, other = StreamedGram(phi), StreamedGram(psi)
+    moved = phi @ phi.T - psi @ psi.T
+    base = psi @ psi.T
+    aside = moved - np.sum(moved * base) / np.sum(base**2) * base
+    close(metrics.relative_change(stream, other), np.linalg.norm(moved) / np.linalg.norm(base))
+    sine = np.linalg.norm(aside) / np.linalg.norm(base + moved)
+    expected = sine**2 / (1 + np.sqrt(1 - sine**2))
+    np.testing.assert_allclose(float(metrics.kernel_distance(stream, other)), expected, rtol=1e-3)
+
+
+def test_a_rotation_is_no_change(data):
+    q, _ = np.linalg.qr(np.random.default_rng(2).standard_normal((D, D)))
+    phi = data[0].astype(float)
+    assert float(metrics.kernel_distance(StreamedGram(phi @ q), StreamedGram(phi))) < 1e-12
+    assert float(metrics.cka(StreamedGram(phi @ q), StreamedGram(phi))) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e12])
+def test_features_of_any_size(data, size):
+    stream, other = StreamedGram(np.float32(size) * data[0]), StreamedGram(data[1])
+    close(metrics.cka(stream, other), metrics.cka(held(data[0]), held(data[1])))
+    close(metrics.effective_rank(stream), metrics.effective_rank(held(data[0])))
+
+
+def test_constant_and_zero_features_are_nan():
+    for phi in (np.full((N, 3), 1.7, np.float32), np.zeros((N, 3), np.float32)):
+        stream = StreamedGram(phi)
+        assert np.isnan(metrics.cka(stream, stream))
+        assert np.isnan(metrics.class_separation(stream, np.arange(N) % 2))
+    assert np.isnan(metrics.effective_rank(stream))
+    assert np.isnan(metrics.regression_accuracy(stream, np.arange(N) % 2))
+    assert np.isnan(metrics.log_marginal_likelihood(stream, np.arange(N) % 2))
+    assert np.isnan(metrics.kernel_distance(stream, stream))
+
+
+def test_what_needs_the_kernel_itself_is_refused(data, streams):
+    message = r"this needs the kernel of all N=2,500 examples, 25 MB, which features .*; take some of the examples"
+    for call in (
+        streams[0].dense,
+        lambda: np.asarray(streams[0]),
+        lambda: metrics.bures_distance(*streams),
+        lambda: metrics.neural_collapse(streams[0], data[2]),
+        lambda: metrics.eigenvector_overlap(*streams, k=2),
+        lambda: metrics.cka_matrix(list(streams)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"compared with other features only; pass a StreamedGram or a FeatureGram"):
+        metrics.cka(streams[0], jnp.eye(N))
+    with pytest.raises(ValueError, match=r"on the same examples, got N=2500 and N=10"):
+        metrics.cka(streams[0], StreamedGram(data[0][:10]))
+    with pytest.raises(ValueError, match=r"features have shape \(N, D\), got \(3,\)"):
+        StreamedGram(np.ones(3))
+
+
+def test_stored_features(data, tmp_path):
+    def f(params, x):
+        return {"a": x, "b": {"c": jnp.tanh(x)}}
+
+    options = {"batch_size": 100, "block_size": 200, "progress": False}
+    store = nngp.write_features(f, data[0], {}, tmp_path / "phi.zarr", **options)
+    grams = nngp.gram(store)
+    expected = nngp.gram(f, data[0], {})
+    assert jax.tree.structure(grams) == jax.tree.structure({"a": 0, "b": {"c": 0}})
+    close(metrics.cka(grams["a"], grams["b"]["c"]), metrics.cka(expected["a"], expected["b"]["c"]))
+    close(metrics.effective_rank(grams["b"]["c"]), metrics.effective_rank(expected["b"]["c"]))
+    half = nngp.write_features(f, data[0], {}, tmp_path / "half.zarr", dtype=jnp.bfloat16, **options)
+    assert float(metrics.cka(nngp.gram(half)["a"], grams["a"])) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(TypeError, match=re.escape("pass nngp.gram(store) alone")):
+        nngp.gram(store, data[0])
