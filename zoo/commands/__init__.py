@@ -11,3 +11,5 @@ from . import kernel as kernel
 from . import verify as verify
 from . import features as features
 from . import compare as compare
+from . import replay as replay
+from . import report as report
