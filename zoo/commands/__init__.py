@@ -13,3 +13,4 @@ from . import features as features
 from . import compare as compare
 from . import replay as replay
 from . import report as report
+from . import reproduce as reproduce
