@@ -56,7 +56,7 @@ class _CNN(nn.Module):
 class _GRU(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        both = nn.Bidirectional(nn.RNN(nn.GRUCell(6)), nn.RNN(nn.GRUCell(6)))(x)
+        both: Any = nn.Bidirectional(nn.RNN(nn.GRUCell(6)), nn.RNN(nn.GRUCell(6)))(x)
         return _Dense(10)(both.reshape(len(x), -1))
 
 
@@ -91,6 +91,7 @@ def _accuracies(model: nn.Module, steps: int, seeds: int) -> np.ndarray:
 
         params = model.init(key, x[:1])
         params = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))[0][0]
-        return (model.apply(params, test_x).argmax(axis=1) == test_y).mean()
+        outputs: Any = model.apply(params, test_x)
+        return (outputs.argmax(axis=1) == test_y).mean()
 
     return 100 * np.asarray(trained(jax.random.split(jax.random.key(0), seeds)), float)
