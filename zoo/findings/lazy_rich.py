@@ -22,7 +22,9 @@ def measure(widths: tuple[int, ...] = WIDTHS, seeds: int = 3, steps: int = 200) 
 
     The number is 1 − CKA (debiased) of the last hidden layer on 240 test digits, between initialisation and the end.
     The widths and steps were chosen after a first try: with widths from 64 and 400 steps the slope is −1.43, as narrow
-    networks leave the regime of small changes. It holds if the log-log slope over widths is at most −1.5 for NTK, whose limit is −2, and if the standard
+    networks leave the regime of small changes.
+
+    It holds if the log-log slope over widths is at most −1.5 for NTK, whose limit is −2, and if the standard
     parametrisation at the largest width moves at least ten times as far.
     """
     moved = {width: _moved("ntk", width, 1.0, seeds, steps) for width in widths}
