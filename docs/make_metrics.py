@@ -31,7 +31,8 @@ If it has targets, it also logs {", ".join(f"`{name}`" for name in metrics.of_ta
 All metrics take Grams: a `DenseGram(K)`, a `FeatureGram(phi)`, which does not form `K = phi phiᵀ` if D < N, what
 `nngp.gram(f, x, params)` makes of a model, or an array `(N, N)`. They run under `jit` and `grad`. Over layers, use
 `jax.lax.map`: on a CPU, JAX 0.10 never finishes a `vmap` of eigenvalues beside a `vmap` of a Cholesky decomposition.
-NaN or infinity in features gives nan. `bootstrap` gives a standard error over examples.
+NaN or infinity in features gives nan. `bootstrap` gives a standard error over examples, and
+`permutation_test` the p-value of a CKA: how often features that have nothing to do with each other agree as much.
 
 Metrics that are invariant to scale have their value for features of any size that float32 holds, although the products
 of features of 1e-20 or 1e20 leave its range: kernels are divided by powers of 4, which round nothing. A tracker's

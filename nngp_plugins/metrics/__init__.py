@@ -53,6 +53,7 @@ from ._many import Estimate as Estimate
 from ._many import bootstrap as bootstrap
 from ._many import cka_matrix as cka_matrix
 from ._many import minibatch_cka_matrix as minibatch_cka_matrix
+from ._permutation import permutation_test as permutation_test
 
 # isort: on
 from ._tracked import (

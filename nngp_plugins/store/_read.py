@@ -151,9 +151,9 @@ class StoredArray:
         """
         if not self._store.complete:
             ledgers = " and ".join(map(str, ledger_files(self._store.path))) or self._store.path / LEDGER
-            written = f"{self._store.fraction:.0%} of its {self._kind.unit}s are written, as {ledgers} says"
             raise ValueError(
-                f"{self._store.path} is unfinished, {written}; run {self._kind.writer} again with the same arguments to finish it."
+                f"{self._store.path} is unfinished, {self._store.fraction:.0%} of its {self._kind.unit}s are written, "
+                f"as {ledgers} says; run {self._kind.writer} again with the same arguments to finish it."
             )
         try:
             keys = _positive(key, self.shape)

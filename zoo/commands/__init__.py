@@ -11,3 +11,6 @@ from . import report as report
 from . import kernel as kernel
 from . import verify as verify
 from . import features as features
+from . import compare as compare
+from . import replay as replay
+from . import reproduce as reproduce

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .. import data as datasets, registry
 from .manners import Common, refusing
@@ -12,9 +13,32 @@ if TYPE_CHECKING:
     from ..model import Model
 
 
-def check(model: str, data: str, *, probe: int | None = None, examples: int | None = None) -> None:
+# The options of a run that are no knobs of its model.
+OPTIONS = (
+    "model",
+    "data",
+    "steps",
+    "lr",
+    "optimizer",
+    "schedule",
+    "batch_size",
+    "probe",
+    "per_decade",
+    "keep_kernels",
+    "seed",
+)
+
+
+def knobs_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the knobs of the model of a run, whose run folder keeps them beside its other options."""
+    return {name: value for name, value in config.items() if name not in OPTIONS}
+
+
+def check(
+    model: str, data: str, *, probe: int | None = None, examples: int | None = None, argument: str = "MODEL"
+) -> None:
     """Refuses names, numbers of examples, and a model that does not fit the data, before anything slow is imported."""
-    with refusing("MODEL"):
+    with refusing(argument):
         family = registry.check(model)
     with refusing("--data"):
         about = datasets.check(data)
@@ -24,7 +48,7 @@ def check(model: str, data: str, *, probe: int | None = None, examples: int | No
         with refusing("--examples"):
             datasets.check(data, examples=examples)
         if family is not None:
-            with refusing("MODEL"):
+            with refusing(argument):
                 family.check(model, about.spec)
 
 

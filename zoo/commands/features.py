@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ..features import RESERVED
 from . import begin
 from .app import Data, Layers, Model, Seed, command
 from .manners import CommandError, Common, refusing, writable
-
-RESERVED = ("ids", "labels", "about")
 
 
 @command("nngp-zoo features linen/cnn --run runs/cnn --out cnn.npz", knobs=True)
@@ -50,7 +49,9 @@ def features(
     if pool is not None:
         with refusing("--pool", pool):
             f = f.pool(pool)
-    arrays = _features(f, params, state, x)
+    from ..features import features_of
+
+    arrays = features_of(f, params, state, x)
     for name in RESERVED:
         if name in arrays:
             raise CommandError(f"--layer: the layer {name!r} has a name that the file keeps for itself.")
@@ -74,15 +75,6 @@ def _weights(net: Any, run: Path | None, seed: int, batch: Any) -> tuple[Any, An
     if found is None:
         raise CommandError(f"--run {run}: it holds no {checkpoint.NAME}, which `nngp-zoo track` writes.")
     return found
-
-
-def _features(f: Any, params: Any, state: Any, x: np.ndarray) -> dict[str, np.ndarray]:
-    import jax
-
-    run = jax.jit(lambda x: f(params, x, state=state))
-    parts = [run(x[i : i + 100]) for i in range(0, len(x), 100)]
-    whole = {name: np.concatenate([np.asarray(part[name], np.float32) for part in parts]) for name in parts[0]}
-    return {name: a.reshape(len(a), -1) / np.sqrt(a[0].size).astype(np.float32) for name, a in whole.items()}
 
 
 def _save(path: Path, arrays: dict[str, Any], **others: Any) -> None:

@@ -123,6 +123,10 @@ class Common:
         for one in what:
             self.console.print(one, soft_wrap=isinstance(one, str))
 
+    def warn(self, message: str) -> None:
+        """Prints a line on stderr, whatever the options."""
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(f"nngp-zoo: {message}")
+
     def finish(self, result: Mapping[str, Any] | list[Any]) -> None:
         """Prints the result for scripts, if they asked for it."""
         if self.as_json:

@@ -53,7 +53,7 @@ def track(
     every = range(seed, seed + seeds)
     folders = {one: run if seeds == 1 else run / f"seed-{one}" for one in every}
     for one, folder in folders.items():
-        _check_folder(folder, config | {"seed": one})
+        check_folder(folder, config | {"seed": one})
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
     from ..tasks import TASKS
@@ -63,12 +63,12 @@ def track(
     for one, folder in folders.items():
         last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
-        common.say(title, _table(last), *_findings(last), f"report: {folder / 'report.html'}")
+        common.say(title, table(last), *_findings(last), f"report: {folder / 'report.html'}")
         results.append({"run": str(folder), "seed": one, **scores, **_result(last)})
     common.finish({"runs": results})
 
 
-def _check_folder(folder: Path, config: dict[str, Any]) -> None:
+def check_folder(folder: Path, config: dict[str, Any]) -> None:
     """Refuses a folder that holds a run of another command."""
     try:
         there = json.loads((folder / "run.json").read_text())["config"]
@@ -86,7 +86,7 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _result(history: History) -> dict[str, Any]:
-    return {"layers": _numbers(history), "findings": _findings(history)}
+    return {"layers": numbers(history), "findings": _findings(history)}
 
 
 def _findings(history: History) -> list[str]:
@@ -95,13 +95,14 @@ def _findings(history: History) -> list[str]:
     return findings(history)
 
 
-def _numbers(history: History) -> dict[str, dict[str, float]]:
+def numbers(history: History) -> dict[str, dict[str, float]]:
+    """Returns how far the kernel of each layer moved, for scripts."""
     names = ("cka", "relative_change", "effective_rank", "target_alignment")
     last = {name: history.metric(name)[-1] for name in names}
     return {layer: {name: float(last[name][i]) for name in names} for i, layer in enumerate(history.layers)}
 
 
-def _table(history: History) -> Table:
+def table(history: History) -> Table:
     """Returns a table of how far the kernel of each layer moved."""
     from rich.table import Table
 

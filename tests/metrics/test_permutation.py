@@ -1,0 +1,72 @@
+"""p-values of CKA against a count in float64, and their distribution for independent features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from nngp_plugins.metrics import DenseGram, FeatureGram, permutation_test
+
+from . import oracles
+
+KEY = jax.random.key(3)
+
+
+def features(n, widths, seed):
+    """Features of layers that share a little, float64, with an offset."""
+    rng = np.random.default_rng(seed)
+    common = np.random.default_rng(9).normal(size=(n, 40))
+    return [rng.normal(size=(n, d)) + 0.3 * common[:, :d] + 5 for d in widths]
+
+
+def counted(phi, psi, n, hsic):
+    """The definition, with the permutations that the key gives."""
+    k, l = phi @ phi.T, psi @ psi.T  # noqa: E741
+    orders = [np.asarray(jax.random.permutation(key, len(k))) for key in jax.random.split(KEY, n)]
+    return (1 + sum(hsic(k, l[np.ix_(order, order)]) >= hsic(k, l) for order in orders)) / (1 + n)
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+@pytest.mark.parametrize("form", [FeatureGram, lambda phi: DenseGram(phi @ phi.T)], ids=["features", "entries"])
+def test_it_is_the_count_of_the_definition(form, debiased):
+    first, second = features(14, (3, 5), 0), features(14, (4, 2), 1)
+    a, b = ([form(jnp.asarray(f, jnp.float32)) for f in layers] for layers in (first, second))
+    hsic = oracles.hsic_debiased if debiased else oracles.hsic_biased
+    expected = [[counted(f, g, 60, hsic) for g in second] for f in first]
+    measured = permutation_test(a, dict(zip("xy", b, strict=True)), 60, KEY, debiased=debiased)
+    np.testing.assert_allclose(measured, expected, atol=1e-6)
+    assert 0.02 < np.min(expected) < np.max(expected) < 0.98  # so that the order of the examples decides
+
+
+def test_both_forms_agree_and_a_layer_with_itself_is_as_alike_as_can_be():
+    phi = [FeatureGram(jnp.asarray(f, jnp.float32)) for f in features(30, (3, 40), 0)]
+    by_features, by_entries = (np.asarray(permutation_test(layers, None, 99, KEY)) for layers in (phi[:1], phi))
+    assert by_entries[0, 0] == by_features[0, 0] == by_entries[1, 1] == np.float32(0.01)
+
+
+def test_p_values_of_independent_features_are_uniform():
+    x = jax.random.normal(jax.random.key(0), (2, 200, 12, 3)) ** 3
+
+    @jax.jit
+    def p_value(key, phi, psi):
+        return permutation_test([FeatureGram(phi)], [FeatureGram(psi)], 99, key)[0, 0]
+
+    p = jax.lax.map(lambda one: p_value(*one), (jax.random.split(jax.random.key(1), 200), *x))
+    assert scipy.stats.kstest(np.asarray(p, float), "uniform").pvalue > 0.01
+
+
+def test_equal_examples_and_flaws():
+    """Of two classes many permutations give the same kernel, and all of those count."""
+    y = np.eye(2)[[0, 0, 0, 1, 1, 1]]
+    layers = [FeatureGram(jnp.asarray(f, jnp.float32)) for f in (1000 * y + 3, 0 * y, 0 * y + 0.1)]
+    measured = np.asarray(permutation_test(layers, None, 2000, KEY))
+    assert measured[0, 0] == pytest.approx(2 / 20, abs=0.03)
+    assert np.isnan(measured.ravel()[1:]).all()
+
+
+def test_bad_input():
+    told = r"takes layers on the same N >= 4 examples and n >= 1, got 1 and {} layers, N=\[{}\] and n={}\."
+    for b, n, message in (([], 9, (0, 5, 9)), ([jnp.eye(6)], 9, (1, "5, 6", 9)), ([jnp.eye(5)], 0, (1, 5, 0))):
+        with pytest.raises(ValueError, match=told.format(*message)):
+            permutation_test([jnp.eye(5)], b, n, KEY)

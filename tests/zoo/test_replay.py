@@ -1,0 +1,147 @@
+"""The history of saved checkpoints against that of a live training."""
+
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import serialization
+from flax.training.train_state import TrainState
+from helpers.commands import run
+
+import nngp_plugins as nngp
+import zoo
+
+
+@pytest.fixture
+def nngp_zoo(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    return partial(run, capfd)
+
+
+OPTIONS = ("--data", "moons", "--probe", 20, "--width", 4, "--quiet")
+
+
+@pytest.fixture(scope="module", params=[4, pytest.param(50, marks=pytest.mark.exhaustive)])
+def trained(request, tmp_path_factory):
+    """A loop that knows nothing of the zoo: it saves a TrainState with Orbax at every step, and tracks live."""
+    folder = tmp_path_factory.mktemp("training")
+    data = zoo.load("moons")
+    model = zoo.get("linen/mlp", data.spec, width=4)
+    x, y, _ = data.probe(20)
+    params, _ = model.init(jax.random.key(0))
+    state = TrainState.create(apply_fn=model.f, params=params, tx=optax.adam(1e-2))
+
+    @jax.jit
+    def step(state):
+        def loss(p):
+            outputs = model.f(p, data.train_x[:64])
+            return optax.softmax_cross_entropy_with_integer_labels(outputs, data.train_y[:64]).mean()
+
+        return state.apply_gradients(grads=jax.grad(loss)(state.params))
+
+    keep = ocp.CheckpointManagerOptions(max_to_keep=None)
+    states = []
+    with (
+        ocp.CheckpointManager(folder / "orbax", options=keep) as manager,
+        nngp.KernelTracker(model.f.layers(), x, targets=y, schedule=nngp.every(1)) as tracker,
+    ):
+        for i in range(request.param):
+            manager.save(i, args=ocp.args.StandardSave(state))
+            tracker(i, state.params)
+            states.append(state)
+            state = step(state)
+    return folder, states, tracker.history
+
+
+def assert_same(run, live):
+    history = nngp.History.load(run)
+    np.testing.assert_array_equal(history.steps, live.steps)
+    for name in live.metrics:
+        np.testing.assert_allclose(history.metric(name), live.metric(name), rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_orbax_equals_live_tracking_and_goes_on(trained, nngp_zoo, tmp_path):
+    """The checkpoints that were measured are empty folders at the second call, which does not read them again."""
+    folder, states, live = trained
+    some = len(states) // 2
+    (tmp_path / "ckpt").mkdir()
+    command = ("replay", "linen/mlp", tmp_path / "ckpt", "--run", tmp_path / "run", *OPTIONS)
+    for steps in (range(some), range(some, len(states))):
+        for i in steps:
+            (folder / "orbax" / str(i)).rename(tmp_path / "ckpt" / str(i))
+        done = nngp_zoo(*command)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        for i in steps:
+            (tmp_path / "ckpt" / str(i)).rename(folder / "orbax" / str(i))
+            (tmp_path / "ckpt" / str(i)).mkdir()
+    assert_same(tmp_path / "run", live)
+    page = tmp_path / "run" / "report.html"
+    assert "linen/mlp on moons, from checkpoints" in page.read_text()
+    page.unlink()
+    assert nngp_zoo("report", tmp_path / "run").stdout == f"report: {page}\n"
+    assert "<title>run" in page.read_text()
+
+
+def write(form, path, state):
+    """A checkpoint of a TrainState or of parameters, as users of each library write them."""
+    tree = serialization.to_state_dict(state.params)
+    flat = {f"params/{a}/{b}": np.asarray(value) for a, part in tree.items() for b, value in part.items()}
+    step = int(state.step)
+    if form == "msgpack":
+        (path / f"checkpoint_{step}").write_bytes(serialization.to_bytes(state))
+    elif form == "npz":
+        np.savez(path / f"v2-step{step:04d}.npz", **flat, **{f"ema_{name}": 0 * a for name, a in flat.items()})
+    else:
+        numpy = pytest.importorskip("safetensors.numpy")
+        numpy.save_file({name.replace("/", "."): a for name, a in flat.items()}, path / f"{step}.safetensors")
+
+
+@pytest.mark.every(3)
+@pytest.mark.parametrize("form", ["npz", "msgpack", "safetensors"])
+def test_other_libraries(trained, nngp_zoo, tmp_path, form):
+    """Damaged files, and those of other models, are named and left out."""
+    _, states, live = trained
+    (tmp_path / "ckpt").mkdir()
+    for state in states:
+        write(form, tmp_path / "ckpt", state)
+    (tmp_path / "ckpt" / "torn_900.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "ckpt" / "other_901.npz", **{"params/dense_0/bias": np.zeros(3)})
+    np.savez(tmp_path / "ckpt" / "other_902.npz", w=np.zeros(3))
+    done = nngp_zoo("replay", "linen/mlp", tmp_path / "ckpt", "--run", tmp_path / "run", "--json", *OPTIONS)
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert told["steps"] == live.steps.tolist()
+    torn, other, nothing = told["left_out"].values()
+    assert torn.startswith("it cannot be read: ")
+    assert other == "it is of another model: params/dense_0/bias has shape (3,), not (4,)."
+    assert nothing == "it is of another model: it holds no dense_0/bias, only w, ..."
+    assert done.stderr.count("is left out: ") == done.stderr.count("\n") == 3
+    assert_same(tmp_path / "run", live)
+
+
+# fmt: off
+REFUSED = [
+    (("linen/mlp", "no"), "CHECKPOINTS: there is no no."),
+    (("linen/mlp", "empty"), "CHECKPOINTS: empty holds no checkpoint with a step in its name."),
+    (("linen/mlp", "a_1.npz", "b_1.npz"), "CHECKPOINTS: a_1.npz and b_1.npz are both of step 1."),
+    (("linen/mlp", "nameless.npz"), "CHECKPOINTS: the name of nameless.npz holds no step, such as in step_100.npz."),
+    (("linen/ml", "a_1.npz"), "MODEL: unknown model 'linen/ml'"),
+    (("report", "empty"), "RUN empty: it is no run folder."),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_bad_input(nngp_zoo, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("a_1.npz", "b_1.npz", "nameless.npz"):
+        (tmp_path / name).touch()
+    done = nngp_zoo(*(arguments if arguments[0] == "report" else ("replay", *arguments, "--run", "run")))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"nngp-zoo: {message}")
+    assert not (tmp_path / "run").exists()
