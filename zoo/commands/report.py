@@ -31,7 +31,7 @@ def report(
     with refusing("RUN", runs[0] if len(runs) == 1 else None):
         page = write_report(runs[0] if len(runs) == 1 else runs, path=out)
         found = {str(run): findings(History.load(run)) for run in runs}
-    for run, sentences in found.items():
-        common.say(*([run] if len(runs) > 1 else []), *sentences)
+    for name, sentences in found.items():
+        common.say(*([name] if len(runs) > 1 else []), *sentences)
     common.say(f"report: {page}")
     common.finish({"report": str(page), "findings": found})
