@@ -20,8 +20,8 @@ def platform_with(flags):
 
 # Most of the time of the tests goes into compiling small functions that need not run fast. On a CPU, the flags change
 # how code is generated, and none changes what it computes: the first two generate it without optimisation and in one
-# piece, and the last, which JAX 0.12 no longer has, halves the time of a compilation. On a GPU, XLA would time many ways
-# to run each product. Workers of xdist inherit the flags, and share the memory of a GPU.
+# piece, and the last, which JAX 0.12 no longer has, halves the time of a compilation. On a GPU, XLA would time many
+# ways to run each product. Workers of xdist inherit the flags, and share the memory of a GPU.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 QUICKER = "--xla_cpu_use_fusion_emitters=false"
 TUNING = "--xla_gpu_autotune_level"

@@ -115,10 +115,8 @@ def test_outputs_and_kernels_agree(family, spec, knobs):
     linen = noisy(linen)
     values = {"linen": (linen, linen_state)}
     params, state = models["nnx"].shapes
-    values["nnx"] = (
-        to_nnx(family, linen, params),
-        models["nnx"].init(jax.random.key(1))[1] if jax.tree.leaves(state) else state,
-    )
+    state = models["nnx"].init(jax.random.key(1))[1] if jax.tree.leaves(state) else state
+    values["nnx"] = to_nnx(family, linen, params), state
     if f"haiku/{family}" not in ELSEWHERE:
         params, state = models["haiku"].shapes
         state = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), state)
