@@ -12,7 +12,7 @@ from nngp_plugins.metrics import DenseGram, FeatureGram
 
 X = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
 F = nngp.from_haiku(hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([40, 5])(x))))
-PARAMS, _ = F.init(jax.random.key(0), X)
+PARAMS, _ = jax.jit(F.init)(jax.random.key(0), X)
 
 
 @pytest.mark.parametrize("batch_size", [0, 8])

@@ -14,7 +14,7 @@ X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 LABELS = np.arange(12) % 3
 NET = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(3)])
 F = nngp.from_linen(NET)
-PARAMS, _ = F.init(jax.random.key(0), X)
+PARAMS, _ = jax.jit(F.init)(jax.random.key(0), X)
 
 
 def drawing(params, x, rng):

@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 NET = Net()
 F = nngp.from_linen(NET).layers()
-VARIABLES = NET.init(jax.random.key(1), X)
+VARIABLES = jax.jit(NET.init)(jax.random.key(1), X)
 
 
 def tracker(**options):
