@@ -57,7 +57,7 @@ def whole(tmp_path):
 class TestKilled:
     @pytest.mark.once
     @pytest.mark.parametrize(
-        ("least", "most", "pause"), [(4, 4, 0.005), pytest.param(20, 200, 0.03, marks=pytest.mark.exhaustive)]
+        ("least", "most", "pause"), [(4, 4, 0.005), pytest.param(10, 60, 0.03, marks=pytest.mark.exhaustive)]
     )
     def test_at_random_moments(self, forks, least, most, pause, tmp_path):
         whole, killed = tmp_path / "whole", tmp_path / "killed"
