@@ -22,7 +22,6 @@ STORES = {"device": True, "host": False}
 PLACES = [
     {"store_on_device": store, "memory_budget": budget} for store, budget in itertools.product((True, False), (None, 1))
 ]
-every_place = pytest.mark.parametrize("place", PLACES, ids=lambda place: ", ".join(map(str, place.values())))
 both_stores = pytest.mark.parametrize("store_on_device", STORES.values(), ids=STORES)
 with_and_without_x2 = pytest.mark.parametrize("other", [False, True], ids=["x2=None", "x2"])
 
@@ -86,15 +85,20 @@ def from_definition(formula, y1, y2):
     return np.einsum(formula, y1, y2) / terms
 
 
-@pytest.mark.every(12)
-@with_and_without_x2
-@every_place
+# float64 shows the least mistake
+CHECKED = [(name, "float64") for name in AXES] + [(name, "float32") for name in ("default", "diagonal", "batch traced")]
+
+
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    # float64 shows the least mistake
-    [(name, "float64") for name in AXES] + [(name, "float32") for name in ("default", "diagonal", "batch traced")],
+    ("name", "dtype", "other", "place"),
+    [  # Each with the next place, and both values of `other` with all places.
+        (*axes, other, PLACES[(i + i // 4 + 2 * other) % 4])
+        for i, axes in enumerate(CHECKED)
+        for other in (False, True)
+    ],
 )
-def test_all_axes_agree_with_einsum(name, dtype, place, other):
+def test_all_axes_agree_with_einsum(name, dtype, other, place):
     axes, formula = AXES[name]
     rows2 = ROWS[formula.split(",")[1][0]]
     with jax.enable_x64(dtype == "float64"):
@@ -106,11 +110,12 @@ def test_all_axes_agree_with_einsum(name, dtype, place, other):
         assert_close(kernel, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.every(6)
-@with_and_without_x2
-@every_place
-@pytest.mark.parametrize("diagonal_axes", [(), 0], ids=["paired", "batch diagonal"])
-def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, place, other):
+@pytest.mark.every(2)
+@pytest.mark.parametrize(
+    ("diagonal_axes", "other", "place"),
+    [(axes, other, PLACES[2 * i + other]) for i, axes in enumerate([(), 0]) for other in (False, True)],
+)
+def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other, place):
     # the axes of the first output keep their order, each followed by its partner; what the second has more comes last
     formulas = {"a": ("t", "", ""), "b": ("ht", "h", "H"), "c": ("hwt", "hw", "HW")}
     shapes = {"a": (4,), "b": (3, 4), "c": (2, 5, 4)}
@@ -245,15 +250,13 @@ def test_kernels_are_jax_arrays_on_the_device_or_numpy_arrays(name, store_on_dev
 # outputs of two shapes
 
 
-@pytest.mark.every(4)
-@every_place
 @pytest.mark.parametrize(
-    ("axes", "shape1", "shape2", "formula", "terms"),
+    ("axes", "shape1", "shape2", "formula", "terms", "place"),
     [
-        ({}, (2, 4), (5, 4), "nhc,mHc->nmhH", 4),
-        ({"diagonal_axes": 1}, (4, 2, 3), (4, 6, 3), "nhwc,mhWc->nmhwW", 3),
-        ({"trace_axes": 1}, (4, 5), (4,), "ncd,mc->nmd", 4),
-        ({"trace_axes": 1}, (4,), (4, 5), "nc,mcd->nmd", 4),
+        ({}, (2, 4), (5, 4), "nhc,mHc->nmhH", 4, PLACES[0]),
+        ({"diagonal_axes": 1}, (4, 2, 3), (4, 6, 3), "nhwc,mhWc->nmhwW", 3, PLACES[1]),
+        ({"trace_axes": 1}, (4, 5), (4,), "ncd,mc->nmd", 4, PLACES[2]),
+        ({"trace_axes": 1}, (4,), (4, 5), "nc,mcd->nmd", 4, PLACES[3]),
     ],
     ids=["widths", "widths of images", "one has more axes", "the other has more axes"],
 )
