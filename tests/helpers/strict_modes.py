@@ -35,4 +35,8 @@ def setting(**values):
             jax.config.update(name, value)
 
 
-in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+# Without jit, each operation of each shape compiles by itself.
+SLOW = {"jax_disable_jit": [pytest.mark.exhaustive]}
+in_every_mode = pytest.mark.parametrize(
+    "mode", [pytest.param(values, id=name, marks=SLOW.get(name, [])) for name, values in MODES.items()]
+)
