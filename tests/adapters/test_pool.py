@@ -132,7 +132,7 @@ def test_images_are_pooled_over_height_and_width_in_every_framework():
     network = hk.without_apply_rng(hk.transform(lambda x: hk.Conv2D(5, 3, name="conv")(x)))
     outputs["linen"] = nngp.from_linen(Linen()), Linen().init(jax.random.key(0), x)["params"]
     outputs["nnx"] = nngp.from_nnx(model := Nnx(nnx.Rngs(0))), model
-    outputs["haiku"] = nngp.from_haiku(network), network.init(jax.random.key(0), x)
+    outputs["haiku"] = nngp.from_haiku(network), jax.jit(network.init)(jax.random.key(0), x)
     for f, params in outputs.values():
         whole = np.asarray(f(params, x))
         assert_close(f.layers("conv").pool()(params, x)["conv"], whole.mean(axis=(1, 2)))
@@ -146,7 +146,7 @@ def test_time_in_front():
     cell = nn.RNN(nn.LSTMCell(D), time_major=True, name="rnn")
     f = nngp.from_linen(cell, batch_axis=1)
     x = normal(0, T, N, 3)
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     whole = np.asarray(f(params, x))
     assert whole.shape == (N, T, D)
     assert_close(f.pool("last")(params, x), whole[:, -1])

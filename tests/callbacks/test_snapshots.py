@@ -355,7 +355,7 @@ class Noisy(nn.Module):
 
 class TestModelsThatDraw:
     f = nngp.from_linen(Noisy(), rngs=("noise",))
-    params = f.init(jax.random.key(1), X)[0]
+    params = jax.jit(f.init)(jax.random.key(1), X)[0]
     key = jax.random.key(7)
 
     @pytest.mark.parametrize("batch_size", [None, 4])

@@ -362,7 +362,7 @@ class TestBadInput:
 
     def test_train_state(self, probe):
         f = nngp.from_linen(nn.Dense(2))
-        params, _ = f.init(jax.random.key(0), probe)
+        params, _ = jax.jit(f.init)(jax.random.key(0), probe)
         train_state = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1))
         with pytest.raises(TypeError, match=r"params is a TrainState; pass its \.params"):
             nngp.KernelTracker(f.layers(), probe)(0, train_state)

@@ -137,7 +137,7 @@ def test_train_state():
         nngp.KernelTracker(f.layers(), probe, schedule=SCHEDULE) as outer,
     ):
         tx = optax.chain(optax.sgd(0.3, momentum=0.9), nngp.track_kernel(inner))
-        state = TrainState.create(apply_fn=net.apply, params=f.init(jax.random.key(1), X)[0], tx=tx)
+        state = TrainState.create(apply_fn=net.apply, params=jax.jit(f.init)(jax.random.key(1), X)[0], tx=tx)
 
         @jax.jit
         def step(state):
