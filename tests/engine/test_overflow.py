@@ -42,6 +42,7 @@ def batched(size, batch_size=4, trace_axes=(-1,), cross_terms=False, **options):
     return nngp.batch(kernel_fn, batch_size, **options)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", WAYS)
 class TestBatch:
     def test_of_an_example_with_itself(self, way):
