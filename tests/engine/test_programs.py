@@ -170,8 +170,9 @@ def test_a_layer_that_does_not_fit_alone_is_in_blocks():
     batched = nngp.batch(kernel_fn, 2, check=False, memory_budget=4 * 8 * 40)
     plan = nngp.plan(batched, x, None, None)
     assert [(len(group.leaves), group.block_rows) for group in plan.groups] == [(1, 40)] * 5 + [(1, 6)]
+    kernels = batched(x, None, None)
     for name, kernel in jax.jit(kernel_fn)(x, None, None).items():
-        assert_close(batched(x, None, None)[name], kernel)
+        assert_close(kernels[name], kernel)
 
 
 def test_layers_that_meet_each_other_are_held_together():
