@@ -41,7 +41,7 @@ def sizes():
     for i, family in enumerate(FAMILIES):
         chosen = "linen" if family in SLOW else FRAMEWORKS[i % len(FRAMEWORKS)]
         for framework in FRAMEWORKS:
-            is_long = framework != chosen or family == "resnet18"
+            is_long = framework != chosen or family in ("resnet18", "transformer")  # char-lm is a transformer
             yield pytest.param(f"{framework}/{family}", marks=pytest.mark.exhaustive if is_long else pytest.mark.once)
 
 
