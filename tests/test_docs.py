@@ -1,3 +1,4 @@
+import functools
 import re
 import runpy
 from pathlib import Path
@@ -14,9 +15,17 @@ BLOCKS = [
 ]
 
 
+@functools.cache
+def run(code):
+    """The names that a block leaves."""
+    names = {"__name__": "__main__"}
+    exec(compile(code, "docs", "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize("code", BLOCKS)
 def test_code_in_the_docs_runs(code):
-    exec(compile(code, "docs", "exec"), {"__name__": "__main__"})
+    run(code)
 
 
 def test_links_lead_to_files():
@@ -27,9 +36,7 @@ def test_links_lead_to_files():
 
 def test_documented_shapes_are_true():
     """The comments of the README's Haiku block."""
-    block = next(param.values[0] for param in BLOCKS if "import haiku" in param.values[0])
-    names = {}
-    exec(block, names)
+    names = run(next(param.values[0] for param in BLOCKS if "import haiku" in param.values[0]))
     shapes = names["f"].layer_shapes(names["params"], names["x"], state=names["state"])
     assert {name: y.shape for name, y in shapes.items()} == {
         "conv": (32, 8, 8, 16),
