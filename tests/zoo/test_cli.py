@@ -14,7 +14,6 @@ import pytest
 
 import nngp_plugins as nngp
 import zoo
-from zoo.__main__ import main
 
 ENV = {**os.environ, "COLUMNS": "200", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
 
@@ -35,20 +34,6 @@ def nngp_zoo(*arguments):
     process = start(*arguments)
     stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
-
-
-@pytest.fixture
-def here(capfd, monkeypatch):
-    """The command in this process, which has imported everything already."""
-
-    def run(*arguments):
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            main([*map(str, arguments)])
-        out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, end.value.code, out, err)
-
-    return run
 
 
 TRACK = ("track", "haiku/mlp", "--steps", 60, "--probe", 60, "--width", 64)

@@ -10,3 +10,4 @@ from . import track as track
 from . import kernel as kernel
 from . import verify as verify
 from . import features as features
+from . import coordcheck as coordcheck
