@@ -11,3 +11,4 @@ from . import kernel as kernel
 from . import verify as verify
 from . import features as features
 from . import coordcheck as coordcheck
+from . import scan as scan

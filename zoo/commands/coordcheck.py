@@ -101,12 +101,12 @@ def _numbers(layer: Layer) -> dict[str, Any]:
 
 
 def _draw(title: str, widths: tuple[int, ...], layers: list[Layer], path: Path) -> None:
-    from .. import pictures
+    from .. import written
     from ..coordinates import QUANTITIES
 
-    def curve(y: np.ndarray) -> pictures.Curve:
+    def curve(y: np.ndarray) -> written.Curve:
         return widths, y.mean(axis=1), y.std(axis=1, ddof=1) / y.shape[1] ** 0.5
 
     panels = {text: {layer.name: curve(layer.values[key]) for layer in layers} for key, text in QUANTITIES.items()}
     with refusing("--out", path):
-        pictures.save(pictures.log_log(title, "width", panels), path)
+        written.save(written.log_log(title, "width", panels), path)
