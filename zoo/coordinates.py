@@ -51,7 +51,7 @@ def slope(x: Sequence[float], y: np.ndarray) -> Slope:
         y: a quantity ``(W, S)`` of S seeds.
 
     Returns:
-        The mean over seeds and its standard error; nan if a value is zero, which has no logarithm.
+        The mean over seeds and its standard error, nan for one seed; both nan if a value is not positive.
 
     Example:
         >>> import numpy as np
@@ -61,7 +61,8 @@ def slope(x: Sequence[float], y: np.ndarray) -> Slope:
     if not (y > 0).all():
         return Slope(np.nan, np.nan)
     each = np.polyfit(np.log(x), np.log(y), 1)[0]
-    return Slope(float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5))
+    error = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
+    return Slope(float(each.mean()), float(error))
 
 
 @dataclass(frozen=True)

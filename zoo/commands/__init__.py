@@ -12,3 +12,4 @@ from . import verify as verify
 from . import features as features
 from . import coordcheck as coordcheck
 from . import scan as scan
+from . import sweep as sweep

@@ -159,7 +159,7 @@ def listed(option: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...
     try:
         values = tuple(kind(word.strip()) for word in text.split(","))
     except ValueError:
-        raise CommandError(f"{option} {text}: write it as numbers that are separated by commas.") from None
+        raise CommandError(f"{option} {text}: write it as values that are separated by commas.") from None
     if len(set(values)) < len(values):
         raise CommandError(f"{option} {text}: it has one value twice.")
     return values
