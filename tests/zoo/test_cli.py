@@ -1,13 +1,11 @@
 """The commands as users run them, and their manners."""
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import jax
 import numpy as np
@@ -31,17 +29,6 @@ def run_main(arguments):
     with pytest.raises(SystemExit) as end:
         main([*map(str, arguments)])
     return end.value.code
-
-
-@pytest.fixture
-def here(capfd):
-    """The command with all that it prints, by whatever means."""
-
-    def run(*arguments):
-        code = run_main(arguments)
-        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
-
-    return run
 
 
 def nngp_zoo(*arguments):
