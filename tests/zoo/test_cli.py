@@ -1,11 +1,13 @@
 """The commands as users run them, and their manners."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import jax
 import numpy as np
