@@ -46,6 +46,13 @@ def test_lazy_rich():
 
 
 @pytest.mark.exhaustive
+def test_coordcheck():
+    verdict = reproduce("coordcheck", widths=(32, 128, 512), seeds=2)
+    assert verdict.holds, verdict.lines
+    assert not reproduce("coordcheck", widths=(32, 33), seeds=2, steps=1).holds
+
+
+@pytest.mark.exhaustive
 def test_cka_width():
     verdict = reproduce("cka-width", widths=(2, 16), seeds=2, steps=40)
     assert verdict.holds, verdict.lines

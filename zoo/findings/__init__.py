@@ -33,6 +33,10 @@ FINDINGS: dict[str, Finding] = {
         "from a small init, the kernel of a deep linear network aligns with the target before the loss falls",
         "Atanasov, Bordelon & Pehlevan, Neural Networks as Kernel Learners, ICLR 2022",
     ),
+    "coordcheck": Finding(
+        "with Adam, layers of wide networks grow in standard parametrisation, and keep their size in µP",
+        "Yang et al., Tensor Programs V, NeurIPS 2021, appendix D.1",
+    ),
     "cka-width": Finding(
         "the wider networks are, the more alike are those that were trained from different seeds",
         "Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019, figure 7",
