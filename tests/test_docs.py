@@ -52,7 +52,7 @@ def test_the_reference_has_every_public_name_once():
         for name in getattr(module, "__all__", vars(module))
         if not name.startswith("_") and not isinstance(getattr(module, name), types.ModuleType)
     }
-    # another name of KernelPlan, what a module imports for its types, and write_report, which is in the room report, too
+    # another name of KernelPlan; what a module imports for its types; write_report is the entry report.write_report
     public -= {"Job", "callbacks.writers.Any", "callbacks.writers.TYPE_CHECKING", "write_report"}
     others = {"callbacks.writers.Console", "gp.sklearn.NNGPFeatures", "closed_form.dense", "closed_form.DenseKernelFn"}
     assert sorted(entries) == sorted(public | others)

@@ -14,7 +14,7 @@ def test_the_script_names_another_zoo_that_comes_first(tmp_path):
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo" / "__init__.py").touch()
     done = subprocess.run(
-        [sys.executable, "-c", "import nngp_zoo; nngp_zoo.main()"],
+        [sys.executable, "-P", "-c", "import nngp_zoo; nngp_zoo.main()"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
         text=True,
