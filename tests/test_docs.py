@@ -1,3 +1,4 @@
+import functools
 import re
 import runpy
 import types
@@ -31,10 +32,18 @@ PUBLIC = {
 }
 
 
+@functools.cache
+def run(code):
+    """The names that a block leaves."""
+    names = {"__name__": "__main__"}
+    exec(compile(code, "docs", "exec"), names)
+    return names
+
+
 @pytest.mark.parametrize("code", BLOCKS)
 def test_code_in_the_docs_runs(code, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs", "exec"), {"__name__": "__main__"})
+    monkeypatch.chdir(tmp_path)  # the tutorial writes run folders
+    run(code)
 
 
 def test_links_lead_to_files():
@@ -60,9 +69,7 @@ def test_the_reference_has_every_public_name_once():
 
 def test_documented_shapes_are_true():
     """The comments of the README's Haiku block."""
-    block = next(param.values[0] for param in BLOCKS if "import haiku" in param.values[0])
-    names = {}
-    exec(block, names)
+    names = run(next(param.values[0] for param in BLOCKS if "import haiku" in param.values[0]))
     shapes = names["f"].layer_shapes(names["params"], names["x"], state=names["state"])
     assert {name: y.shape for name, y in shapes.items()} == {
         "conv": (32, 8, 8, 16),

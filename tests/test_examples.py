@@ -28,7 +28,7 @@ def test_any_function(capsys):
 
 @pytest.mark.parametrize("name", ["flax_training_callback", "nnx_training_callback"])
 def test_training_callbacks_learn_and_track(name, capsys):
-    history = run(name)
+    history = run(name, steps=150)
     assert history.scalar("loss")[-1] < 0.2 * history.scalar("loss")[0]
     assert len(history.layers) == 3
     cka = history.metric("cka")
@@ -38,7 +38,7 @@ def test_training_callbacks_learn_and_track(name, capsys):
 
 
 def test_haiku_experiment(capsys):
-    histories = run("haiku_experiment")
+    histories = run("haiku_experiment", learning_rates=(0.003, 0.3))
     distance = [1 - history.metric("cka")[-1, 0] for history in histories.values()]
     assert (np.diff(distance) > 0).all()  # a larger learning rate moves the kernel further
     assert capsys.readouterr().out.count("learning rate") == len(histories)

@@ -12,7 +12,7 @@ from nngp_plugins.metrics import DenseGram, FeatureGram
 
 X = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
 F = nngp.from_haiku(hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([40, 5])(x))))
-PARAMS, _ = F.init(jax.random.key(0), X)
+PARAMS, _ = jax.jit(F.init)(jax.random.key(0), X)
 
 
 @pytest.mark.parametrize("batch_size", [0, 8])
@@ -85,7 +85,7 @@ def test_complex_outputs_are_refused():
 @in_every_mode
 def test_in_the_strict_modes_of_jax(mode):
     x, w = jnp.asarray(X), jnp.full((1, 6), 0.5)
-    with setting(*mode):
+    with setting(**mode):
         grams = [nngp.gram(lambda w, x: jnp.tanh(x * w), x, w, batch_size=size) for size in (0, 8)]
     y = np.tanh(0.5 * X.astype(np.float64))
     for gram in grams:

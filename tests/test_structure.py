@@ -51,10 +51,13 @@ def modules():
 
 def nodes(tree, when):
     """All nodes, or only those that run when the module is imported: no function bodies, no ``TYPE_CHECKING``."""
+    if when == "ever":
+        yield from ast.walk(tree)
+        return
     for node in ast.iter_child_nodes(tree):
         is_later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         is_later |= isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if when == "ever" or not is_later:
+        if not is_later:
             yield node
             yield from nodes(node, when)
 

@@ -6,12 +6,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NoReturn
 
 NEEDED = ("typer", "rich", "sklearn", "flax", "haiku", "optax", "plotly", "jinja2", "tensorstore")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Checks that the packages of the zoo are installed, and runs the command.
 
     Args:

@@ -22,6 +22,7 @@ class Family:
         example: the inputs that it is built for unless the caller names others.
         task: what it is trained for, see :mod:`zoo.tasks`.
         limit: the Gaussian process that it becomes in the limit of infinite width at initialisation, with its source.
+        pool: how its last layer pools positions, a name of :meth:`nngp_plugins.ModelFn.pool`.
     """
 
     file: str
@@ -30,6 +31,7 @@ class Family:
     example: Spec
     task: str = "classify"
     limit: str = ""
+    pool: str = "mean"
 
     def check(self, name: str, spec: Spec) -> None:
         """Refuses inputs of another kind.
@@ -56,8 +58,8 @@ FAMILIES: dict[str, Family] = {
     "wide-resnet": Family("resnet", "wide_resnet", ("image",), IMAGE, limit="batch normalisation (Yang et al. 2019)"),
     "vit": Family("vit", "vit", ("image",), IMAGE, limit=_ATTENTION),
     "mlp-mixer": Family("mixer", "mlp_mixer", ("image",), IMAGE, limit=_MLP),
-    "lstm": Family("recurrent", "lstm", READ, SEQUENCE, limit=_RNN),
-    "gru": Family("recurrent", "gru", READ, SEQUENCE, limit=_RNN),
+    "lstm": Family("recurrent", "lstm", READ, SEQUENCE, limit=_RNN, pool="last"),
+    "gru": Family("recurrent", "gru", READ, SEQUENCE, limit=_RNN, pool="last"),
     "transformer": Family("transformer", "transformer", READ, TOKENS, limit=_ATTENTION),
     "char-lm": Family("transformer", "char_lm", ("tokens",), TOKENS, "next token", _ATTENTION),
     "autoencoder": Family("autoencoder", "autoencoder", ANY, IMAGE, "reconstruct", _MLP),

@@ -99,7 +99,8 @@ def begun(path: Path, job: StoreJob, *, resume: bool) -> Iterator[OpenStore]:
     if path.exists() or path.is_symlink():
         if not resume:
             raise FileExistsError(f"path={str(path)!r} exists; name another folder, or resume=True to go on with it.")
-        if not path.is_dir() or (not (path / JOB).exists() and not _is_killed_start(path)):
+        # In this order, because another process may be about to write the job, which comes before all else.
+        if not path.is_dir() or not (_is_killed_start(path) or (path / JOB).exists()):
             raise FileExistsError(f"path={str(path)!r} exists and holds {job.kind.none}; name another folder.")
         checked(path)
     path.mkdir(parents=True, exist_ok=True)

@@ -281,7 +281,7 @@ def test_sown_in_a_scan():
             return scan(name="blocks")(x, None)[0]
 
     f = nngp.from_linen(Model())
-    params, _ = f.init(jax.random.key(0), X)
+    params, _ = jax.jit(f.init)(jax.random.key(0), X)
     _, state = Model().apply({"params": params}, X, mutable="intermediates")
     (marks,) = state["intermediates"]["blocks"]["mark"]
     layers = jax.jit(f.layers())(params, X)

@@ -103,7 +103,7 @@ class TestMultiTransform:
     def test_method(self, method, wrap, x):
         transformed = hk.multi_transform(build)
         f = nngp.from_haiku(wrap(transformed), method=method)
-        params, state = f.init(jax.random.key(0), x)
+        params, state = jax.jit(f.init)(jax.random.key(0), x)
         assert state == {}
         equal(f(params, x), transformed.apply[method](params, None, x))
 
@@ -116,7 +116,7 @@ class TestMultiTransform:
             return run, {"run": run}
 
         f = nngp.from_haiku(wrap(hk.multi_transform_with_state(counting)), method="run")
-        params, state = f.init(jax.random.key(0), x)
+        params, state = jax.jit(f.init)(jax.random.key(0), x)
         equal(f(params, x, state=jax.tree.map(lambda s: 3 * s, state)), 3 * x)
 
     @pytest.mark.parametrize("method", [None, "decode"])
@@ -157,7 +157,7 @@ class TestCallForms:
         transformed = hk.transform(model)
         sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_haiku(transformed)
-        params, _ = f.init(jax.random.key(0), sequences)
+        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
         equal(f(params, sequences), transformed.apply(params, None, sequences))
         # what runs inside the scan has no value outside; all that is given must be one
         layers = jax.jit(f.layers())(params, sequences)
@@ -179,7 +179,7 @@ class TestCallForms:
     def test_layers_around_a_transformation(self, inner, inner_names, x):
         transformed = hk.transform(lambda x: hk.Linear(2, name="head")(inner(x)))
         f = nngp.from_haiku(transformed)
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         layers = jax.jit(f.layers())(params, x)
         assert list(layers) == [*inner_names, "head"]
         np.testing.assert_allclose(layers["head"], transformed.apply(params, None, x), rtol=1e-5)
@@ -189,7 +189,7 @@ class TestCallForms:
         transformed = hk.transform(lambda x: hk.MultiHeadAttention(2, 4, w_init=initial)(x, x, x))
         sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_haiku(transformed)
-        params, _ = f.init(jax.random.key(0), sequences)
+        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
         layers = f.layers("*/query", "*/linear")(params, sequences)
         assert list(layers) == ["multi_head_attention/query", "multi_head_attention/linear"]
         equal(layers["multi_head_attention/linear"], transformed.apply(params, None, sequences))

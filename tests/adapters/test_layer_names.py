@@ -187,7 +187,7 @@ class TestPatterns:
 
     @pytest.fixture
     def params(self):
-        return self.f.init(jax.random.key(0), X)[0]
+        return jax.jit(self.f.init)(jax.random.key(0), X)[0]
 
     @pytest.mark.parametrize(
         ("patterns", "expected"),

@@ -161,7 +161,7 @@ def haiku_twice(x):
 )
 class TestNames:
     def test_repeated_calls_and_tuples(self, f, x):
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         layers = jax.jit(f.layers())(params, x)
         # `mean` and `loss` lack the batch axis and are left out; `parts:0` is the array of `parts/d`
         assert list(layers) == ["dense", "dense#1", "parts/d", "parts:1:twice", "output"]
@@ -171,7 +171,7 @@ class TestNames:
         close(layers["dense#1"], layers["dense"] @ kernel)
 
     def test_patterns_choose_among_the_calls(self, f, x):
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         assert list(f.layers("dense#*")(params, x)) == ["dense#1"]
         assert list(f.layers("parts*")(params, x)) == ["parts/d", "parts:1:twice"]
 
@@ -185,7 +185,7 @@ class Multi(nn.Module):
 
 def test_outputs_in_a_dict(x):
     f = nngp.from_linen(Multi())
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     layers = f.layers()(params, x)
     assert list(layers) == ["d", "output:logits"]
     np.testing.assert_array_equal(layers["output:logits"], f(params, x)["logits"])
@@ -275,7 +275,7 @@ class NNXBlock(nnx.Module):
 class TestSown:
     def test_linen(self, where, names, transform, x):
         f = nngp.from_linen(LinenSows(where))
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         layers = transform(f.layers())(params, x)
         assert [name for name in layers if name != "output"] == names
 
@@ -286,7 +286,7 @@ class TestSown:
 
     def test_linen_nested(self, where, names, transform, x):
         f = nngp.from_linen(LinenBlock(where))
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         layers = transform(f.layers())(params, x)
         # the block returns the array of its last layer
         assert list(layers) == ["pre", *(f"block/{name}" for name in names), "post"]
@@ -311,7 +311,7 @@ class LinenSharedSow(nn.Module):
 
 def test_linen_sown_between_calls_of_one_module(x):
     f = nngp.from_linen(LinenSharedSow())
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     layers = f.layers()(params, x)
     close(layers["mark#1"], layers["z#1"] + 2)
     assert list(layers) == ["z", "mark", "z#1", "mark#1", "a"]
@@ -319,7 +319,7 @@ def test_linen_sown_between_calls_of_one_module(x):
 
 def test_sown_values(x):
     f = nngp.from_linen(LinenSows(sow_between))
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     layers = f.layers()(params, x)
     np.testing.assert_array_equal(layers["mark"], 2 * layers["z"])
 
@@ -366,7 +366,7 @@ def test_nnx_recording_leaves_the_users_classes_alone(x):
 
 def test_haiku_names_are_haikus_paths(x):
     f = nngp.from_haiku(hk.transform(lambda x: hk.nets.MLP([5, 2])(x)))
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     # the MLP returns the array of its last layer
     layers = f.layers()(params, x)
     assert list(layers) == ["mlp/~/linear_0", "mlp/~/linear_1"]

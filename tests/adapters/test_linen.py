@@ -135,14 +135,14 @@ class TestCallForms:
     def test_spread(self, spread, pack, x):
         f = nngp.from_linen(Pair(), spread=spread)
         inputs = pack({"u": x, "v": 2 * x}.items()) if pack is dict else pack((x, 2 * x))
-        params, _ = f.init(jax.random.key(0), inputs)
+        params, _ = jax.jit(f.init)(jax.random.key(0), inputs)
         equal(f(params, inputs), Pair().apply({"params": params}, x, 2 * x))
         assert list(f.layers()(params, inputs)) == ["left", "right", "output"]
 
     @pytest.mark.parametrize("method", ["encode", Pair.encode])
     def test_method(self, method, x):
         f = nngp.from_linen(Pair(), method=method)
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         assert set(params) == {"left"}
         equal(f(params, x), Pair().apply({"params": params}, x, method=method))
         assert list(f.layers()(params, x)) == ["left"]
@@ -165,7 +165,7 @@ class TestCallForms:
 
         sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_linen(Model())
-        params, _ = f.init(jax.random.key(0), sequences)
+        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
         layers = jax.jit(f.layers())(params, sequences)
         gates = [f"LSTMCell_0/{a}{b}" for b in "ifgo" for a in "ih"]
         assert sorted(layers) == sorted([*gates, "LSTMCell_0:0:0", "RNN_0", "Dense_0"])
@@ -176,7 +176,7 @@ class TestCallForms:
         module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
         sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_linen(module)
-        params, _ = f.init(jax.random.key(0), sequences)
+        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
         equal(f(params, sequences), module.apply({"params": params}, sequences))
         assert list(f.layers()(params, sequences)) == ["query", "key", "value", "out"]
 
@@ -189,7 +189,7 @@ class TestCallForms:
                 return self.activation(self.inner(x) @ self.inner.variables["params"]["kernel"].T)
 
         f = nngp.from_linen(Tied(nn.Dense(4, use_bias=False)))
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         kernel = params["inner"]["kernel"]
         np.testing.assert_allclose(f(params, x), jnp.tanh(x @ kernel @ kernel.T), rtol=1e-5)
 
@@ -199,7 +199,7 @@ def test_an_apply_and_an_init_that_the_user_overwrote(x):
     module, own = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
     module.apply, module.init = jax.jit(module.apply), jax.jit(module.init)
     f = nngp.from_linen(module, method="__call__")
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     jax.tree.map(equal, params, own.init(jax.random.key(0), x)["params"])
     np.testing.assert_allclose(f(params, x), own.apply({"params": params}, x), rtol=1e-6)
     assert list(f.layers()(params, x)) == ["layers_0", "layers_2"]

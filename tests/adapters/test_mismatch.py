@@ -2,6 +2,7 @@
 them what the framework said."""
 
 import re
+from functools import cache, partial
 from itertools import pairwise
 
 import equinox as eqx
@@ -29,30 +30,34 @@ class Linen(nn.Module):
         raise ValueError("this model\nrefuses")
 
 
+@cache
 def linen(*widths):
     f = nngp.from_linen(Linen(widths))
-    return f, f.init(jax.random.key(0), jnp.ones((1, widths[0])))[0]
+    return f, jax.jit(f.init)(jax.random.key(0), jnp.ones((1, widths[0])))[0]
 
 
 def dense(*widths):
     return nnx.Sequential(*(nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in pairwise(widths)))
 
 
+@cache
 def from_nnx(*widths):
     f = nngp.from_nnx(dense(*widths))
     return f, f.split(dense(*widths))[0]
 
 
+@cache
 def haiku(*widths):
     def net(x, is_training):
         x = hk.BatchNorm(False, False, 0.9)(x, is_training)
         return hk.nets.MLP(widths[1:])(x)
 
     f = nngp.from_haiku(hk.without_apply_rng(hk.transform_with_state(net)), is_training=False)
-    params, _ = f.init(jax.random.key(0), jnp.ones((2, widths[0])), is_training=True)
+    params, _ = jax.jit(partial(f.init, is_training=True))(jax.random.key(0), jnp.ones((2, widths[0])))
     return f, params
 
 
+@cache
 def equinox(*widths):
     sizes = pairwise(widths)
     model = eqx.nn.Sequential([eqx.nn.Linear(a, b, key=jax.random.key(0)) for a, b in sizes])
@@ -88,7 +93,7 @@ def call(f, framework, params, x):
     """As the layers of the model under jit, the deepest that errors come from."""
     kwargs = {}
     if framework == "haiku":
-        _, state = f.init(jax.random.key(0), jnp.ones((2, 3)), is_training=True)
+        _, state = jax.jit(partial(f.init, is_training=True))(jax.random.key(0), jnp.ones((2, 3)))
         kwargs = {"state": state}
     return jax.jit(lambda params, x: f.layers()(params, x, **kwargs))(params, x)
 

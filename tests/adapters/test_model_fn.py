@@ -130,7 +130,7 @@ class TestHash:
         f = nngp.from_linen(module)
         assert f == nngp.from_linen(module)
         assert hash(f) == hash(nngp.from_linen(module))
-        params, _ = f.init(jax.random.key(0), x)
+        params, _ = jax.jit(f.init)(jax.random.key(0), x)
         close(jax.jit(f)(params, x), module.apply({"params": params}, x))
         assert f != nngp.from_linen(nn.Sequential([nn.Dense(3)]))
 

@@ -97,14 +97,14 @@ def make(framework, end):
     """The ModelFn, its parameters, and the outputs of both layers, by hand."""
     if framework == "linen":
         f = nngp.from_linen(Linen(end))
-        params = f.init(jax.random.key(0), X)[0]
+        params = jax.jit(f.init)(jax.random.key(0), X)[0]
         ws = [params[name]["kernel"] for name in ("act", "output")]
     elif framework == "nnx":
         params = NNX(end, nnx.Rngs(0))
         f, ws = nngp.from_nnx(params), [params.act.kernel[...], params.output.kernel[...]]
     elif framework == "haiku":
         f = nngp.from_haiku(hk.without_apply_rng(hk.transform(partial(haiku, end))))
-        params = f.init(jax.random.key(0), X)[0]
+        params = jax.jit(f.init)(jax.random.key(0), X)[0]
         ws = [params[name]["w"] for name in ("act", "output")]
     elif framework == "equinox":
         a, b = jax.random.split(jax.random.key(0))
@@ -172,7 +172,7 @@ class LinenAround(nn.Module):
 
 def test_modules_that_share_a_scope():
     f = nngp.from_linen(LinenAround(Shared))
-    params, _ = f.init(jax.random.key(0), X)
+    params, _ = jax.jit(f.init)(jax.random.key(0), X)
     layers = f.layers()(params, X)
     assert list(layers) == ["act", "head"]
     close(layers["act"], np.maximum(X @ params["act"]["kernel"], 0), rtol=1e-5, atol=1e-6)
@@ -189,7 +189,7 @@ def test_a_scan_over_such_layers():
     """The inner calls of one step are no layers, and each step is one."""
     stack = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
     f = nngp.from_linen(Scanned(stack))
-    params, _ = f.init(jax.random.key(0), X)
+    params, _ = jax.jit(f.init)(jax.random.key(0), X)
     layers = f.layers()(params, X)
     assert list(layers) == ["act/0", "act/1", "head"]
     h = X
@@ -217,7 +217,7 @@ class Rematted(hk.Linear):
 def test_inner_calls_within_a_transformation():
     net = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(2, name="head")(Rematted(3, name="act").twice(x))))
     f = nngp.from_haiku(net)
-    params, _ = f.init(jax.random.key(0), X)
+    params, _ = jax.jit(f.init)(jax.random.key(0), X)
     layers = f.layers()(params, X)
     assert list(layers) == ["act", "act#1", "head"]
     once = np.maximum(X @ params["act"]["w"], 0)

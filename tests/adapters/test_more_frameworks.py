@@ -177,7 +177,7 @@ class TestLayers:
 
     @pytest.fixture
     def params(self):
-        return self.f.init(jax.random.key(0), X)[0]
+        return jax.jit(self.f.init)(jax.random.key(0), X)[0]
 
     def test_patterns_that_leave_out(self, params):
         assert list(self.f.layers("!layers_2")(params, X)) == ["layers_0", "layers_3"]
@@ -193,7 +193,7 @@ class TestLayers:
                 return {"aux": h.mean(axis=0), "logits": nn.Dense(2, name="head")(h)}
 
         f = nngp.from_linen(Mean())
-        params, _ = f.init(jax.random.key(0), X)
+        params, _ = jax.jit(f.init)(jax.random.key(0), X)
         assert list(f.layers()(params, X)) == ["hidden", "head"]
         with pytest.raises(
             ValueError, match=r"'output:aux', which is no layer: it has no row for each example: its shape is \(7,\)"

@@ -1,5 +1,7 @@
 """Pooled layers: each pooled kernel against one by hand."""
 
+import functools
+
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -37,7 +39,7 @@ class Encoder(nn.Module):
 
 INPUTS = {"tokens": TOKENS, "mask": MASK}
 F = nngp.from_linen(Encoder())
-PARAMS, _ = F.init(jax.random.key(0), INPUTS)
+PARAMS, _ = jax.jit(F.init)(jax.random.key(0), INPUTS)
 NAMES = ["embed", "blocks/0/dense", "blocks/1/dense"]
 LAYERS = F.layers(*NAMES)
 POOLED = {
@@ -52,19 +54,29 @@ def largest(y, mask):
     return jnp.max(y, axis=1, where=mask[..., None], initial=-jnp.inf)
 
 
-def by_hand(how, inputs=INPUTS):
-    outputs = LAYERS(PARAMS, inputs)
+@functools.cache
+def whole_outputs():
+    return jax.jit(LAYERS)(PARAMS, INPUTS)
+
+
+def by_hand(how):
+    outputs = whole_outputs()
     return {name: gram(POOLED[how](np.asarray(outputs[name], np.float64))) for name in NAMES}
 
 
-@pytest.mark.parametrize("how", POOLED)
-@pytest.mark.parametrize("mask", ["mask", lambda inputs: inputs["tokens"]], ids=["key", "function"])
+def of_tokens(inputs):
+    return inputs["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("how", "mask"), [("mean", "mask"), ("first", of_tokens), ("last", "mask"), ("max", of_tokens)], ids=POOLED
+)
 def test_kernels_of_pooled_layers(how, mask):
     f = LAYERS.pool(largest if how == "max" else how, mask=mask)
     kernel_fn, expected = nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch), by_hand(how)
     assert list(f.layer_shapes(PARAMS, INPUTS)) == NAMES
     assert {y.shape for y in f.layer_shapes(PARAMS, INPUTS).values()} == {(N, D)}
-    for kernels in (kernel_fn(INPUTS, None, PARAMS), nngp.batch(kernel_fn, 4)(INPUTS, None, PARAMS)):
+    for kernels in (jax.jit(kernel_fn)(INPUTS, None, PARAMS), nngp.batch(kernel_fn, 4)(INPUTS, None, PARAMS)):
         assert_close([kernels[name] for name in NAMES], [expected[name] for name in NAMES])
 
 
@@ -82,12 +94,12 @@ def test_grams_and_trackers_of_pooled_layers():
 
 def test_sentences_padded_to_another_length_have_the_same_kernel():
     longer = {name: np.pad(array, [(0, 0), (0, 16)]) for name, array in INPUTS.items()}
-    for how in ("mean", "first", "last"):
-        f = LAYERS.pool(how, mask="mask")
-        short, long = (nngp.gram(f, x, PARAMS) for x in (INPUTS, longer))
-        for name in NAMES:
-            assert_close(long[name].dense(), short[name].dense())
-    unpooled = (nngp.gram(LAYERS, x, PARAMS)["blocks/1/dense"] for x in (INPUTS, longer))
+    fs = {how: LAYERS.pool(how, mask="mask") for how in ("mean", "first", "last")} | {"unpooled": LAYERS}
+    kernel_fns = {how: nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch) for how, f in fs.items()}
+    kernels = jax.jit(lambda x: {how: kernel_fn(x, None, PARAMS) for how, kernel_fn in kernel_fns.items()})
+    short, long = kernels(INPUTS), kernels(longer)
+    unpooled = [of.pop("unpooled")["blocks/1/dense"] for of in (short, long)]
+    assert_close(long, short)
     assert nngp.metrics.cka(*unpooled) < 0.999  # which is why layers can be pooled
 
 
@@ -120,7 +132,7 @@ def test_images_are_pooled_over_height_and_width_in_every_framework():
     network = hk.without_apply_rng(hk.transform(lambda x: hk.Conv2D(5, 3, name="conv")(x)))
     outputs["linen"] = nngp.from_linen(Linen()), Linen().init(jax.random.key(0), x)["params"]
     outputs["nnx"] = nngp.from_nnx(model := Nnx(nnx.Rngs(0))), model
-    outputs["haiku"] = nngp.from_haiku(network), network.init(jax.random.key(0), x)
+    outputs["haiku"] = nngp.from_haiku(network), jax.jit(network.init)(jax.random.key(0), x)
     for f, params in outputs.values():
         whole = np.asarray(f(params, x))
         assert_close(f.layers("conv").pool()(params, x)["conv"], whole.mean(axis=(1, 2)))
@@ -134,7 +146,7 @@ def test_time_in_front():
     cell = nn.RNN(nn.LSTMCell(D), time_major=True, name="rnn")
     f = nngp.from_linen(cell, batch_axis=1)
     x = normal(0, T, N, 3)
-    params, _ = f.init(jax.random.key(0), x)
+    params, _ = jax.jit(f.init)(jax.random.key(0), x)
     whole = np.asarray(f(params, x))
     assert whole.shape == (N, T, D)
     assert_close(f.pool("last")(params, x), whole[:, -1])

@@ -257,7 +257,7 @@ class EquinoxNet(eqx.Module):
 def test_inside_modules(make):
     """The path of the module comes before the name."""
     f = make()
-    params, _ = f.init(jax.random.key(0), X)
+    params, _ = jax.jit(f.init)(jax.random.key(0), X)
     layers = jax.jit(f.layers())(params, X)
     assert list(layers) == ["part/d", "part/relu", "part"]
     np.testing.assert_array_equal(layers["part/relu"], np.maximum(layers["part/d"], 0))

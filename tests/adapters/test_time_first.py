@@ -21,7 +21,7 @@ def net(x):
 
 
 MODEL = hk.without_apply_rng(hk.transform(net))
-PARAMS = MODEL.init(jax.random.key(0), X)
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0), X)
 OUTPUTS = np.asarray(MODEL.apply(PARAMS, X), np.float64).swapaxes(0, 1)
 KERNEL = np.einsum("ntd,mtd->nm", OUTPUTS, OUTPUTS) / OUTPUTS[0].size
 F = nngp.from_haiku(MODEL, batch_axis=1)

@@ -1,4 +1,4 @@
-"""``make attack``: attacks the tracker and the kernel store at random, and counts what became of it."""
+"""``make attack``: attacks the tracker, kernels and features at random, and counts what became of it."""
 
 import argparse
 import platform

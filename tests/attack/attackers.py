@@ -26,7 +26,7 @@ class Target:
     """A victim, and the numbers that it has if nothing attacks it.
 
     Attributes:
-        kind: ``tracker`` or ``store``.
+        kind: ``tracker``, ``store`` or ``features``.
         whole: a folder that a job wrote without an attack.
         numbers: what that folder gives.
         seconds: how long a job takes.

@@ -50,7 +50,16 @@ def write(path):
     nngp.write_kernel(kernel_fn, X1, X2, PARAMS, Path(path) / "k.zarr", **options)
 
 
-JOBS = {"tracker": train, "store": write}
+def write_features(path):
+    """Writes ten blocks of features for each of two layers."""
+    params = {"hidden": normal(2, 5, 9), "head": normal(3, 9, 2)}
+    options = {"batch_size": 5, "block_size": 2, "ids": range(len(X1)), "progress": False}
+    nngp.write_features(layers, X1, params, Path(path) / "phi.zarr", **options)
+
+
+JOBS = {"tracker": train, "store": write, "features": write_features}
+FOLDERS = {"tracker": "run", "store": "k.zarr", "features": "phi.zarr"}
+OPEN = {"store": nngp.open_kernel, "features": nngp.open_features}
 
 
 def run(path, kind):
@@ -65,11 +74,16 @@ def numbers(path, kind):
         ValueError: a file is damaged, or the job is unfinished.
         OSError: a file cannot be read.
     """
-    if kind == "store":
-        return {"kernel": nngp.open_kernel(Path(path) / "k.zarr")[...]}
+    if kind in OPEN:
+        return arrays_of(OPEN[kind](Path(path) / FOLDERS[kind]))
     history = nngp.History.load(Path(path) / "run")
     kernels = {f"{name} {step}": history.kernel(name, step) for name in LAYERS for step in history.steps.tolist()}
     return {**rows_of(history), **kernels}
+
+
+def arrays_of(store):
+    ids = {} if (ids := getattr(store, "ids", None)) is None else {"ids": np.asarray(ids)}
+    return {name: array[...] for name, array in store.arrays.items()} | ids
 
 
 def rows_of(history):
@@ -80,13 +94,13 @@ def rows_of(history):
 
 def partial_numbers(path, kind):
     """Those that an unfinished job left, and the kernels that it says the disk did not take."""
-    if kind == "store":
-        if not (Path(path) / "k.zarr" / "job.json").exists():
+    if kind in OPEN:
+        if not (Path(path) / FOLDERS[kind] / "job.json").exists():
             return {}, []
-        store = nngp.open_kernel(Path(path) / "k.zarr")
+        store = OPEN[kind](Path(path) / FOLDERS[kind])
         if store.fraction:
             store.verify()
-        return ({"kernel": store[...]} if store.complete else {}), []
+        return (arrays_of(store) if store.complete else {}), []
     run = Path(path) / "run"
     # The folder says what it is before it has a first line.
     if not (run / "metrics.jsonl").exists():

@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 BEGIN = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -38,7 +36,7 @@ same(history(sharded), history(x))
 kernels = [nngp.empirical_nngp_fn(f)(y, None, jnp.eye(8)) for y in (x, sharded)]
 alone, spread = (nngp.metrics.cka(k["hidden"], k["square"]) for k in kernels)
 np.testing.assert_allclose(alone, spread, rtol=1e-4)
-print("ok")
+print("a probe on an explicit mesh")
 """
 TRAINING = """
 def f(params, x):
@@ -84,26 +82,22 @@ with tempfile.TemporaryDirectory() as folder:
     assert devices == 1
     assert expected.metric("relative_change")[-1].min() > 0.01
     spread = lambda a: jax.device_put(a, NamedSharding(mesh, P("data")))
-    hook, inner, devices = train(spread, kinds[KIND], folder + "/eight")
-    assert devices == 8
-    same(hook, expected)
-    same(inner, expected)
-    for layer in expected.layers:
-        kernel = expected.kernel(layer, 4)
-        np.testing.assert_allclose(hook.kernel(layer, 4), kernel, atol=1e-5 * abs(kernel).max())
-        np.testing.assert_allclose(inner.kernel(layer, 4), kernel, atol=1e-5 * abs(kernel).max())
-print("ok")
+    for kind, place in kinds.items():
+        hook, inner, devices = train(spread, place, folder + "/" + kind)
+        assert devices == 8
+        same(hook, expected)
+        same(inner, expected)
+        for layer in expected.layers:
+            kernel = expected.kernel(layer, 4)
+            np.testing.assert_allclose(hook.kernel(layer, 4), kernel, atol=1e-5 * abs(kernel).max(), err_msg=kind)
+            np.testing.assert_allclose(inner.kernel(layer, 4), kernel, atol=1e-5 * abs(kernel).max(), err_msg=kind)
+print("parameters replicated, and sharded")
 """
 
 
-@pytest.mark.parametrize(
-    "script",
-    [EXPLICIT, f"KIND = 'replicated'\n{TRAINING}", f"KIND = 'sharded'\n{TRAINING}"],
-    ids=["a probe on an explicit mesh", "replicated", "sharded"],
-)
-def test_on_eight_devices(script):
+def test_on_eight_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", BEGIN + script]
+    command = [sys.executable, "-W", "error", "-c", BEGIN + EXPLICIT + TRAINING]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.stdout == "ok\n", run.stderr
+    assert run.stdout == "a probe on an explicit mesh\nparameters replicated, and sharded\n", run.stderr

@@ -14,7 +14,7 @@ X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 LABELS = np.arange(12) % 3
 NET = nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(3)])
 F = nngp.from_linen(NET)
-PARAMS, _ = F.init(jax.random.key(0), X)
+PARAMS, _ = jax.jit(F.init)(jax.random.key(0), X)
 
 
 def drawing(params, x, rng):
@@ -180,16 +180,17 @@ class TestVmap:
     def test_the_way_that_the_error_tells(self):
         trackers = [make() for _ in range(2)]
         keys = jax.random.split(jax.random.key(0), 2)
-        params = jax.vmap(lambda key: F.init(key, X)[0])(keys)
+        params = jax.jit(jax.vmap(lambda key: F.init(key, X)[0]))(keys)
         grad = jax.grad(lambda params: jnp.mean((F(params, X) - 1) ** 2))
+        step_fn = jax.jit(lambda params: jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.vmap(grad)(params)))
         for step in range(5):
             for i, tracker in enumerate(trackers):
                 tracker(step, jax.tree.map(lambda leaf, i=i: leaf[i], params))
-            params = jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.vmap(grad)(params))
+            params = step_fn(params)
         for tracker, key in zip(trackers, keys, strict=True):
             tracker.close()
             alone = make()
-            train(alone, key)
+            jax.jit(lambda key, alone=alone: train(alone, key))(key)
             alone.close()
             assert alone.history.steps.tolist() == tracker.history.steps.tolist() == [0, 2, 4]
             for metric in ("relative_change", "scale"):

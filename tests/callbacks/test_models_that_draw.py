@@ -23,7 +23,7 @@ class LinenVAE(nn.Module):
 
 def linen():
     f = nngp.from_linen(LinenVAE(), rngs=("noise",))
-    return f, f.init(jax.random.key(1), PROBE)[0]
+    return f, jax.jit(f.init)(jax.random.key(1), PROBE)[0]
 
 
 class NNXVAE(nnx.Module):
@@ -46,7 +46,7 @@ def haiku():
         return hk.Linear(6, name="decoder")(hk.dropout(hk.next_rng_key(), 0.5, mean))
 
     f = nngp.from_haiku(hk.transform(vae))
-    return f, f.init(jax.random.key(1), PROBE)[0]
+    return f, jax.jit(f.init)(jax.random.key(1), PROBE)[0]
 
 
 class EquinoxVAE(eqx.Module):

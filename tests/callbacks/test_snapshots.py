@@ -20,7 +20,7 @@ Y = jnp.arange(30) % 3
 PROBE = X[:10]
 NET = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(3)])
 F = nngp.from_linen(NET)
-PARAMS = F.init(jax.random.key(1), X)[0]
+PARAMS = jax.jit(F.init)(jax.random.key(1), X)[0]
 
 
 def train(on_step, optimizer, steps):
@@ -192,7 +192,7 @@ class Normed(nn.Module):
 
 
 NORMED = Normed()
-NORMED_VARIABLES = NORMED.init(jax.random.key(1), X, train=False)
+NORMED_VARIABLES = jax.jit(partial(NORMED.init, train=False))(jax.random.key(1), X)
 TRAINING = nngp.from_linen(NORMED, train=True, mutable=["batch_stats"])
 
 
@@ -355,7 +355,7 @@ class Noisy(nn.Module):
 
 class TestModelsThatDraw:
     f = nngp.from_linen(Noisy(), rngs=("noise",))
-    params = f.init(jax.random.key(1), X)[0]
+    params = jax.jit(f.init)(jax.random.key(1), X)[0]
     key = jax.random.key(7)
 
     @pytest.mark.parametrize("batch_size", [None, 4])

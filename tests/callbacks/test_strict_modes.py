@@ -51,7 +51,7 @@ def scale(w):
 @pytest.mark.parametrize("train", [train_in_python, train_in_a_scan])
 @in_every_mode
 def test_a_training(mode, train, tmp_path):
-    with setting(*mode), make(run=tmp_path, batch_size=4) as tracker:
+    with setting(**mode), make(run=tmp_path, batch_size=4) as tracker:
         train(tracker)
     np.testing.assert_allclose(tracker.history.metric("scale"), [scale(w) for w in (1, 2)], rtol=1e-5)
     assert np.isnan(tracker.history.metric("kernel_velocity")[0]).all()
@@ -61,7 +61,7 @@ def test_a_training(mode, train, tmp_path):
 
 @in_every_mode
 def test_a_run_that_goes_on(mode, tmp_path):
-    with setting(*mode):
+    with setting(**mode):
         for step, w in enumerate([W, W + RATE]):
             with make(run=tmp_path) as tracker:
                 tracker(0, W)  # measured again in a run that goes on
@@ -74,7 +74,7 @@ def test_a_run_that_goes_on(mode, tmp_path):
 def test_a_layer_that_diverges(mode, value):
     """The layer of a masked attention holds infinities, and its output is finite."""
     bad, loss = jnp.full((1, 3), value), jnp.float32(value)
-    with setting(mode, True):
+    with setting(**{mode: True}):
         tracker = make()
         tracker(0, W)
         tracker(1, bad, loss=loss)
@@ -87,10 +87,10 @@ def test_a_layer_that_diverges(mode, value):
 @pytest.mark.parametrize("wide_first", [True, False])
 def test_64_bits_are_switched_between_snapshots(wide_first, tmp_path):
     x = X.astype(np.float64)
-    with setting("jax_enable_x64", wide_first):
+    with setting(jax_enable_x64=wide_first):
         tracker = nngp.KernelTracker(f, x, schedule=nngp.every(1), run=tmp_path, keep_kernels=True)
     for step, wide in enumerate([wide_first, not wide_first, wide_first]):
-        with setting("jax_enable_x64", wide):
+        with setting(jax_enable_x64=wide):
             tracker(step, np.full((1, 3), 1.0 + step), loss=np.float64(0.5))
             tracker.flush()
     tracker.close()
@@ -104,17 +104,17 @@ def test_64_bits_are_switched_between_snapshots(wide_first, tmp_path):
 @pytest.mark.parametrize("wide_first", [True, False])
 def test_64_bits_are_switched_before_a_run_goes_on(wide_first, tmp_path):
     x = X.astype(np.float64)
-    with setting("jax_enable_x64", wide_first), nngp.KernelTracker(f, x, run=tmp_path) as tracker:
+    with setting(jax_enable_x64=wide_first), nngp.KernelTracker(f, x, run=tmp_path) as tracker:
         tracker(0, np.ones((1, 3)))
     told = f"other probe, as JAX takes it: jax_enable_x64 is {wide_first} there, {not wide_first} now; go on with the"
-    with setting("jax_enable_x64", not wide_first), pytest.raises(ValueError, match=told):
+    with setting(jax_enable_x64=not wide_first), pytest.raises(ValueError, match=told):
         nngp.KernelTracker(f, x, run=tmp_path)
 
 
 @pytest.mark.parametrize("wide_first", [True, False])
 def test_the_same_probe_in_float32_goes_on_with_other_numbers_of_bits(wide_first, tmp_path):
     for step, wide in enumerate([wide_first, not wide_first, wide_first]):
-        with setting("jax_enable_x64", wide), make(run=tmp_path, keep_kernels=True) as tracker:
+        with setting(jax_enable_x64=wide), make(run=tmp_path, keep_kernels=True) as tracker:
             tracker(0, np.full((1, 3), 1.0))
             tracker(step, np.full((1, 3), 1.0 + step))
     assert tracker.history.steps.tolist() == [0, 1, 2]

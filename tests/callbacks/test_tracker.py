@@ -1,6 +1,7 @@
 """The tracker on real networks, against the metrics recomputed from saved weights in float64 NumPy."""
 
 from collections import OrderedDict
+from functools import partial
 
 import flax.linen as nn
 import haiku as hk
@@ -85,7 +86,7 @@ class TestRealTraining:
         x, y = digits
         probe, labels = x[-30:], y[-30:]
         f = nngp.from_linen(LinenMLP())
-        params, _ = f.init(jax.random.key(0), x[:1])
+        params, _ = jax.jit(f.init)(jax.random.key(0), x[:1])
         optimizer = optax.adam(1e-2)
         opt_state = optimizer.init(params)
 
@@ -122,10 +123,15 @@ class TestRealTraining:
         model = NNXMLP(nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
         saved = {}
+
+        @nnx.jit
+        def train_step(model, optimizer):
+            optimizer.update(model, nnx.grad(lambda model: cross_entropy(model(x[:64]), y[:64]))(model))
+
         with nngp.KernelTracker(nngp.from_nnx(model).layers(), probe, schedule=nngp.every(4)) as tracker:
             for step in range(11):
                 if step:
-                    optimizer.update(model, nnx.grad(lambda model: cross_entropy(model(x[:64]), y[:64]))(model))
+                    train_step(model, optimizer)
                 weights = {n: (getattr(model, n).kernel[...], getattr(model, n).bias[...]) for n in ("wide", "head")}
                 saved[step] = mlp_layers(weights, probe)
                 tracker(step, model)
@@ -137,7 +143,7 @@ class TestRealTraining:
         probe = x[-30:]
         transformed = hk.transform_with_state(haiku_net)
         f = nngp.from_haiku(transformed)
-        params, state = f.init(jax.random.key(0), x[:64], is_training=True)
+        params, state = jax.jit(partial(f.init, is_training=True))(jax.random.key(0), x[:64])
 
         @jax.jit
         def train_step(params, state, step):
@@ -356,7 +362,7 @@ class TestBadInput:
 
     def test_train_state(self, probe):
         f = nngp.from_linen(nn.Dense(2))
-        params, _ = f.init(jax.random.key(0), probe)
+        params, _ = jax.jit(f.init)(jax.random.key(0), probe)
         train_state = TrainState.create(apply_fn=None, params=params, tx=optax.sgd(0.1))
         with pytest.raises(TypeError, match=r"params is a TrainState; pass its \.params"):
             nngp.KernelTracker(f.layers(), probe)(0, train_state)

@@ -28,7 +28,7 @@ class Net(nn.Module):
 
 NET = Net()
 F = nngp.from_linen(NET).layers()
-VARIABLES = NET.init(jax.random.key(1), X)
+VARIABLES = jax.jit(NET.init)(jax.random.key(1), X)
 
 
 def tracker(**options):
@@ -41,8 +41,11 @@ def loss_fn(params, batch_stats):
     return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean(), new["batch_stats"]
 
 
+loss_and_grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+
 def train_step(optimizer, params, opt_state, batch_stats):
-    (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch_stats)
+    (loss, new), grads = loss_and_grads(params, batch_stats)
     model_state = {"batch_stats": batch_stats}
     updates, opt_state = optimizer.update(grads, opt_state, params, model_state=model_state, loss=loss)
     return optax.apply_updates(params, updates), opt_state, new, loss
@@ -134,7 +137,7 @@ def test_train_state():
         nngp.KernelTracker(f.layers(), probe, schedule=SCHEDULE) as outer,
     ):
         tx = optax.chain(optax.sgd(0.3, momentum=0.9), nngp.track_kernel(inner))
-        state = TrainState.create(apply_fn=net.apply, params=f.init(jax.random.key(1), X)[0], tx=tx)
+        state = TrainState.create(apply_fn=net.apply, params=jax.jit(f.init)(jax.random.key(1), X)[0], tx=tx)
 
         @jax.jit
         def step(state):

@@ -85,30 +85,37 @@ def from_definition(formula, y1, y2):
     return np.einsum(formula, y1, y2) / terms
 
 
-@pytest.mark.every(6)
-@with_and_without_x2
+# float64 shows the least mistake
+CHECKED = [(name, "float64") for name in AXES] + [(name, "float32") for name in ("default", "diagonal", "batch traced")]
+
+
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    # float64 shows the least mistake
-    [(name, "float64") for name in AXES] + [(name, "float32") for name in ("default", "diagonal", "batch traced")],
+    ("name", "dtype", "other", "place"),
+    [  # Each with the next place, and both values of `other` with all places.
+        (*axes, other, PLACES[(i + i // 4 + 2 * other) % 4])
+        for i, axes in enumerate(CHECKED)
+        for other in (False, True)
+    ],
 )
-def test_all_axes_agree_with_einsum(name, dtype, other):
+def test_all_axes_agree_with_einsum(name, dtype, other, place):
     axes, formula = AXES[name]
     rows2 = ROWS[formula.split(",")[1][0]]
     with jax.enable_x64(dtype == "float64"):
         x1, x2 = normal(0, 8, 2, 3, 4, dtype=dtype), normal(1, rows2, 2, 3, 4, dtype=dtype) if other else None
         y1, y2 = (1.5 * np.asarray(x, np.float64) for x in (x1, x2 if other else x1))
         expected = from_definition(formula, y1, y2)
-        for place in PLACES:
-            kernel = batch(nngp.empirical_nngp_fn(scaled, **axes), 3, check=False, **place)(x1, x2, 1.5)
-            assert kernel.dtype == dtype
-            assert_close(kernel, expected, TOLERANCE[dtype])
+        kernel = batch(nngp.empirical_nngp_fn(scaled, **axes), 3, check=False, **place)(x1, x2, 1.5)
+        assert kernel.dtype == dtype
+        assert_close(kernel, expected, TOLERANCE[dtype])
 
 
-@pytest.mark.every(6)
-@with_and_without_x2
-@pytest.mark.parametrize("diagonal_axes", [(), 0], ids=["paired", "batch diagonal"])
-def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other):
+@pytest.mark.every(2)
+@pytest.mark.parametrize(
+    ("diagonal_axes", "other", "place"),
+    [(axes, other, PLACES[2 * i + other]) for i, axes in enumerate([(), 0]) for other in (False, True)],
+)
+def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other, place):
     # the axes of the first output keep their order, each followed by its partner; what the second has more comes last
     formulas = {"a": ("t", "", ""), "b": ("ht", "h", "H"), "c": ("hwt", "hw", "HW")}
     shapes = {"a": (4,), "b": (3, 4), "c": (2, 5, 4)}
@@ -117,15 +124,14 @@ def test_all_pairs_of_outputs_agree_with_einsum(diagonal_axes, other):
     x2 = {name: normal(9 + i, ROWS[second], *shape) for i, (name, shape) in enumerate(shapes.items())}
     x2 = x2 if other else None
     kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x, diagonal_axes=diagonal_axes, cross_terms=True)
-    for place in PLACES:
-        kernel = batch(kernel_fn, 3, check=False, **place)(x1, x2, None)
-        for one, two in itertools.product(shapes, repeat=2):
-            (axes1, free1, _), (axes2, _, free2) = formulas[one], formulas[two]
-            free = "".join(a + b for a, b in itertools.zip_longest(free1, free2, fillvalue=""))
-            result = ("n" if diagonal_axes == 0 else "nm") + free
-            formula = f"n{axes1},{second}{axes2.upper().replace('T', 't')}->{result}"
-            expected = np.einsum(formula, x1[one], (x2 or x1)[two], dtype=np.float64) / 4
-            assert_close(kernel[one][two], expected)
+    kernel = batch(kernel_fn, 3, check=False, **place)(x1, x2, None)
+    for one, two in itertools.product(shapes, repeat=2):
+        (axes1, free1, _), (axes2, _, free2) = formulas[one], formulas[two]
+        free = "".join(a + b for a, b in itertools.zip_longest(free1, free2, fillvalue=""))
+        result = ("n" if diagonal_axes == 0 else "nm") + free
+        formula = f"n{axes1},{second}{axes2.upper().replace('T', 't')}->{result}"
+        expected = np.einsum(formula, x1[one], (x2 or x1)[two], dtype=np.float64) / 4
+        assert_close(kernel[one][two], expected)
 
 
 # models
@@ -212,18 +218,21 @@ def output_dtypes():
 MODELS = [linen_layers, linen_unhashable, nnx_state, nnx_live_model, haiku_state, tokens, dict_inputs]
 
 
+# Half of the models without x2 and in blocks on the host, and the others with x2 and on the device.
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", [*MODELS, ordered_outputs, output_dtypes])
-def test_all_models_agree_with_the_unbatched_kernel(model):
+@pytest.mark.parametrize(("n2", "place"), [(None, PLACES[3]), (5, PLACES[0])], ids=["x2=None", "x2"])
+def test_all_models_agree_with_the_unbatched_kernel(model, n2, place):
     f, params, make, kwargs = model()
     kernel_fn = nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch)
-    for x1, x2, place in [(make(0, 7), None, PLACES[3]), (make(0, 7), make(2, 5), PLACES[0])]:
-        expected = jax.jit(partial(kernel_fn, x1, x2, **kwargs))(params=params)
-        kernel = batch(kernel_fn, 3, **place)(x1, x2, params, **kwargs)
-        assert_close(kernel, expected)
-        for a, b in zip(jax.tree.leaves(kernel), jax.tree.leaves(expected), strict=True):
-            assert a.dtype == b.dtype
-        if isinstance(expected, dict):
-            assert list(kernel) == list(expected)
+    x1, x2 = make(0, 7), None if n2 is None else make(2, n2)
+    expected = jax.jit(partial(kernel_fn, x1, x2, **kwargs))(params=params)
+    kernel = batch(kernel_fn, 3, **place)(x1, x2, params, **kwargs)
+    assert_close(kernel, expected)
+    for a, b in zip(jax.tree.leaves(kernel), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+    if isinstance(expected, dict):
+        assert list(kernel) == list(expected)
 
 
 # where the result is
@@ -241,22 +250,20 @@ def test_kernels_are_jax_arrays_on_the_device_or_numpy_arrays(name, store_on_dev
 # outputs of two shapes
 
 
-@pytest.mark.every(3)
 @pytest.mark.parametrize(
-    ("axes", "shape1", "shape2", "formula", "terms"),
+    ("axes", "shape1", "shape2", "formula", "terms", "place"),
     [
-        ({}, (2, 4), (5, 4), "nhc,mHc->nmhH", 4),
-        ({"diagonal_axes": 1}, (4, 2, 3), (4, 6, 3), "nhwc,mhWc->nmhwW", 3),
-        ({"trace_axes": 1}, (4, 5), (4,), "ncd,mc->nmd", 4),
-        ({"trace_axes": 1}, (4,), (4, 5), "nc,mcd->nmd", 4),
+        ({}, (2, 4), (5, 4), "nhc,mHc->nmhH", 4, PLACES[0]),
+        ({"diagonal_axes": 1}, (4, 2, 3), (4, 6, 3), "nhwc,mhWc->nmhwW", 3, PLACES[1]),
+        ({"trace_axes": 1}, (4, 5), (4,), "ncd,mc->nmd", 4, PLACES[2]),
+        ({"trace_axes": 1}, (4,), (4, 5), "nc,mcd->nmd", 4, PLACES[3]),
     ],
     ids=["widths", "widths of images", "one has more axes", "the other has more axes"],
 )
-def test_untraced_axes_may_differ_between_x1_and_x2(axes, shape1, shape2, formula, terms):
+def test_untraced_axes_may_differ_between_x1_and_x2(axes, shape1, shape2, formula, terms, place):
     x1, x2 = normal(0, 8, *shape1), normal(1, 5, *shape2)
-    for place in PLACES:
-        kernel = batch(nngp.empirical_nngp_fn(scaled, **axes), 3, **place)(x1, x2, 1.5)
-        assert_close(kernel, 1.5**2 * np.einsum(formula, x1, x2, dtype=np.float64) / terms)
+    kernel = batch(nngp.empirical_nngp_fn(scaled, **axes), 3, **place)(x1, x2, 1.5)
+    assert_close(kernel, 1.5**2 * np.einsum(formula, x1, x2, dtype=np.float64) / terms)
 
 
 # outputs that are already there

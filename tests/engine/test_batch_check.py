@@ -1,5 +1,7 @@
 """Outputs that depend on the other examples in the batch: batches of them are refused, not silently wrong."""
 
+from functools import partial
+
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -42,7 +44,7 @@ class NNX(nnx.Module):
 
 
 def linen():
-    variables = Linen().init(jax.random.key(0), X1, train=False)
+    variables = jax.jit(partial(Linen().init, train=False))(jax.random.key(0), X1)
     train = nngp.from_linen(Linen(), mutable=["batch_stats"], train=True)
     return train, nngp.from_linen(Linen(), train=False), variables, {"rng": KEY}
 
@@ -52,7 +54,7 @@ def haiku():
         return hk.BatchNorm(True, True, 0.9, name="norm")(hk.Linear(8, name="hidden")(x), is_training)
 
     f = nngp.from_haiku(hk.transform_with_state(net), is_training=True)
-    params, state = f.init(jax.random.key(0), X1)
+    params, state = jax.jit(f.init)(jax.random.key(0), X1)
     return f, nngp.from_haiku(hk.transform_with_state(net), is_training=False), params, {"state": state}
 
 
@@ -247,7 +249,7 @@ def test_a_layer_that_is_as_long_as_the_batch_by_chance():
             return nn.Dense(3, name="head")(x + nn.Embed(4, 6, name="position")(jnp.arange(4)).mean(axis=0))
 
     f = nngp.from_linen(Positions())
-    params, _ = f.init(jax.random.key(0), X1)
+    params, _ = jax.jit(f.init)(jax.random.key(0), X1)
     for batch_size in (4, 5):
         assert set(kernel(f.layers(), params=params, batch_size=batch_size)) == {"head"}
 

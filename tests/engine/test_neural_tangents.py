@@ -30,10 +30,18 @@ def kernels(empirical_nngp_fn):
     x1, x2 = (np.sin(np.arange(n * 12.0, dtype=np.float32) ** 1.5).reshape(n, 3, 2, 2) for n in (2, 3))
     w = np.cos(np.arange(6, dtype=np.float32)).reshape(2, 3)
     key = jax.random.PRNGKey(0)
-    for roles in itertools.product(["free", "trace", "diagonal"], repeat=4):
-        trace, diagonal = (tuple(i for i in range(4) if roles[i] == role) for role in ("trace", "diagonal"))
-        for other in (None, x2) if roles[0] == "free" else (None,):
-            yield f"{trace} {diagonal} {other is None}", empirical_nngp_fn(image, trace, diagonal)(x1, other, w)
+
+    @jax.jit  # one program for all, as compiling each by itself takes long
+    def of_all_axes(x1, x2, w):
+        found = {}
+        for roles in itertools.product(["free", "trace", "diagonal"], repeat=4):
+            trace, diagonal = (tuple(i for i in range(4) if roles[i] == role) for role in ("trace", "diagonal"))
+            for other in (None, x2) if roles[0] == "free" else (None,):
+                name = f"{trace} {diagonal} {other is None}"
+                found[name] = empirical_nngp_fn(image, trace, diagonal)(x1, other, w)
+        return found
+
+    yield from of_all_axes(x1, x2, w).items()
     kernel_fn = empirical_nngp_fn(image)
     yield from enumerate(jax.tree_util.tree_leaves(empirical_nngp_fn(outputs)(x1, x2, w)))
     yield "a pair of values", kernel_fn(x1, x2, w, scale=(2.0, 3.0))

@@ -50,10 +50,12 @@ def check(kernel, y1, y2, trace, diagonal, dtype):
     assert np.all(abs(np.asarray(kernel, np.float64) - expected) <= TOLERANCE[dtype] * scale), (trace, diagonal)
 
 
-LARGE = [pytest.param(ndim, dtype, marks=pytest.mark.exhaustive) for ndim, dtype in [(4, "float32"), (5, "float32")]]
+# float64 shows the least mistake.
+LARGE = [pytest.param(ndim, "float32", marks=pytest.mark.exhaustive) for ndim in (3, 4, 5)]
+CASES = [(1, "float32"), (2, "float32"), *((ndim, "float64") for ndim in range(1, 5)), *LARGE]
 
 
-@pytest.mark.parametrize(("ndim", "dtype"), [*itertools.product(range(1, 4), TOLERANCE), (4, "float64"), *LARGE])
+@pytest.mark.parametrize(("ndim", "dtype"), CASES)
 def test_every_disjoint_pair_of_axes_sets_agrees_with_einsum(ndim, dtype):
     random = np.random.default_rng(ndim)
     pairs = list(disjoint_pairs(ndim))

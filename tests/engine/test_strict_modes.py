@@ -38,7 +38,7 @@ def assert_kernels(kernels, x1, x2):
 def test_kernels(mode, tmp_path):
     kernel_fn, folded = nngp.empirical_nngp_fn(f), nngp.empirical_nngp_fn(noisy)
     crossed = nngp.empirical_nngp_fn(f, cross_terms=True)
-    with setting(*mode):
+    with setting(**mode):
         assert_kernels(kernel_fn(X1, None, W), X1, X1)
         cross = crossed(X1, X2, W)["y"]["sign"]
         np.testing.assert_allclose(np.asarray(cross), outputs(X1)["y"] @ outputs(X2)["sign"].T / 4, rtol=1e-5)

@@ -85,8 +85,15 @@ def metrics_of(form, shape):
 def assert_gradients(metrics, phi):
     """Each against finite differences; all in one program, as they compile for long."""
     rng = np.random.default_rng(9)
-    gradients = jax.jit(lambda phi: {name: jax.grad(metric)(phi) for name, metric in metrics.items()})(phi)
-    values = jax.jit(lambda phi: {name: metric(phi) for name, metric in metrics.items()})
+
+    @jax.jit
+    def both(phi):
+        return {name: jax.value_and_grad(metric)(phi) for name, metric in metrics.items()}
+
+    def values(phi):
+        return {name: value for name, (value, _) in both(phi).items()}
+
+    gradients = {name: gradient for name, (_, gradient) in both(phi).items()}
     for name, gradient in gradients.items():
         assert np.isfinite(gradient).all(), name
         assert np.abs(gradient).max() > 1e-4, name

@@ -1,6 +1,6 @@
 """Every metric under every setting of JAX that users make to find mistakes in their own programs."""
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -15,36 +15,27 @@ N = 12
 Y = np.arange(N) % 3
 ONE_HOT = np.eye(3)[Y]
 CLASSIFIER, LOGITS = normal(5, 4, 3), normal(6, N, 3)
-REFUSING = {
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "nan": lambda: jax.debug_nans(True),
-    "infinity": lambda: jax.debug_infs(True),
-    "leaks": lambda: jax.checking_leaks(),
-    "transfers": lambda: jax.transfer_guard("disallow"),
-}
-OTHERS = {
+
+
+@contextmanager
+def refusing(x64=False):
+    """Everything that JAX can be told to refuse; each refuses it beside the others, too."""
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+        jax.transfer_guard("disallow"),
+        jax.enable_x64(x64),
+    ):
+        yield
+
+
+SETTINGS = {
+    "64 bits": lambda: refusing(x64=True),
     "no jit": jax.disable_jit,
-    **{
-        f"products at {p}": lambda p=p: jax.default_matmul_precision(p)
-        for p in ("bfloat16", "tensorfloat32", "highest")
-    },
+    "products at bfloat16": lambda: jax.default_matmul_precision("bfloat16"),
 }
-
-
-def all_of(settings, *more):
-    @contextmanager
-    def during():
-        with ExitStack() as stack:
-            for setting in (*settings, *more):
-                stack.enter_context(setting())
-            yield
-
-    return during
-
-
-# What refuses something refuses it beside the others, too; each by itself is for the sweep.
-SETTINGS = REFUSING | OTHERS | {"64 bits": all_of(REFUSING.values(), lambda: jax.enable_x64(True))}
 SWEEP = [pytest.param(setting, id=name, marks=pytest.mark.exhaustive) for name, setting in SETTINGS.items()]
 
 
@@ -79,41 +70,51 @@ OF_TWO = {
 }
 
 
-def values(key):
-    """The values of every metric, and what else the room does, of features and of kernels in host memory."""
-    phi, psi = normal(0, N, 4) + 0.5, normal(1, N, 4) + 0.5
-    grams = {"features": (FeatureGram(phi), FeatureGram(psi))}
-    grams["dense"] = tuple(DenseGram(f @ f.T) for f in (normal(3, N, 20), normal(4, N, 20)))
+FEATURES = normal(0, N, 4) + 0.5, normal(1, N, 4) + 0.5
+KERNELS = tuple(f @ f.T for f in (normal(3, N, 20), normal(4, N, 20)))
+ARRAYS = FEATURES, KERNELS, normal(2, N, 5, 4), jax.random.key(0)
+
+
+def values(features, kernels, wide, key):
+    """The values of every metric, and what else the room does, of features and of kernels."""
+    grams = {"features": [*map(FeatureGram, features)], "dense": [*map(DenseGram, kernels)]}
     found = {}
     for form, (a, b) in grams.items():
         found |= {f"{form}, {name}": metric(a) for name, metric in OF_ONE.items()}
         found |= {f"{form}, {name}": metric(a, b) for name, metric in OF_TWO.items()}
-    a, b = FeatureGram(phi), FeatureGram(psi)
-    found["array"] = metrics.cka(phi @ phi.T, psi @ psi.T)
+    a, b = grams["features"]
+    found["array"] = metrics.cka(*kernels)
     found["NC3"] = metrics.neural_collapse(a, Y, classifier=CLASSIFIER)
-    found["bootstrap"], error = metrics.bootstrap(metrics.cka, (a, b), 5, key)
-    assert 0 < jax.device_get(error) < 1
+    found["bootstrap"] = metrics.bootstrap(metrics.cka, (a, b), 5, key)
     every = {**metrics.DEFAULT, **metrics.of_targets(Y)}
     del every["kernel_velocity"]  # It divides by the steps, which are nan at the first snapshot.
     found["evaluate_layer"] = metrics.evaluate_layer(every, a, b, b, 1.0)
-    wide = jax.device_put(normal(2, N, 5, 4))
     found["evaluate"] = jax.jit(lambda y: metrics.evaluate(every, *[metrics.stacked_grams({"wide": y})] * 3, 1.0))(wide)
-    return jax.device_get(found)
+    return found
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return values(jax.random.key(0))
+    """Of one program, which leaks nothing: JAX would compile eager calls again and again while it looks for leaks."""
+    with jax.checking_leaks():
+        return jax.device_get(jax.jit(values)(*ARRAYS))
 
 
-@pytest.mark.parametrize("setting", [pytest.param(all_of(REFUSING.values()), id="all that refuse something"), *SWEEP])
-def test_every_metric(setting, expected):
-    key = jax.random.key(0)
-    with setting():
-        found = values(key)
+def assert_equal(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, value), want in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(value, want, rtol=2e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("setting", [pytest.param(refusing, id="all that refuse something"), *SWEEP])
+def test_every_metric(setting, expected):
+    """Eager calls with features and kernels in host memory."""
+    *arrays, wide, key = ARRAYS
+    wide = jax.device_put(wide)
+    with setting():
+        found = jax.device_get(values(*arrays, wide, key))
+    assert 0 < found["bootstrap"][1] < 1
+    assert_equal(found, expected)
 
 
 def test_gradients_of_metrics_with_64_bits_and_strict_dtypes():
@@ -121,6 +122,6 @@ def test_gradients_of_metrics_with_64_bits_and_strict_dtypes():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         phi, psi = (jnp.asarray(normal(seed, N, 4)) for seed in (0, 1))
         for metric in (metrics.cka, metrics.relative_change, metrics.kernel_distance):
-            gradient = jax.grad(lambda f, metric=metric: metric(FeatureGram(f), FeatureGram(psi)))(phi)
+            gradient = jax.jit(jax.grad(lambda f, metric=metric: metric(FeatureGram(f), FeatureGram(psi))))(phi)
             assert gradient.dtype == np.float32
             assert np.isfinite(gradient).all()

@@ -72,13 +72,12 @@ def test_evaluate_is_every_metric_of_every_layer():
     metrics = {**DEFAULT, **of_targets(TARGETS)}
     values, (traces, centered) = jax.jit(lambda *grams: evaluate(metrics, *grams, 4.0))(now, first, before)
     assert set(values) == set(metrics)
+    of_one = jax.jit(lambda gram, reference: {name: metric(gram, reference) for name, metric in metrics.items()})
     for i in range(3):
         gram, reference = layer(now, i), layer(first, i)
-        for name, metric in metrics.items():
-            expected = metric(gram, reference)
-            if name == "kernel_velocity":
-                expected = kernel_distance(gram, layer(before, i)) / 4
-            np.testing.assert_allclose(values[name][i], expected, 1e-4, 1e-5, err_msg=name)
+        expected = of_one(gram, reference) | {"kernel_velocity": kernel_distance(gram, layer(before, i)) / 4}
+        for name, value in expected.items():
+            np.testing.assert_allclose(values[name][i], value, 1e-4, 1e-5, err_msg=name)
         np.testing.assert_allclose(traces[i], np.trace(now.matrix[i]), rtol=1e-5)
         np.testing.assert_allclose(centered[i], np.trace(now.centered[i]), rtol=1e-5)
 

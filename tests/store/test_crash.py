@@ -106,7 +106,7 @@ def test_killed_while_it_begins(forks, job, pauses, files_of, tmp_path):
     assert len(set(stages)) >= 3, stages
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(32, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [5, pytest.param(16, marks=pytest.mark.exhaustive)])
 def test_killed_at_random_moments(forks, job, kills, files_of, tmp_path):
     kind, final, begun = job
     dice, stages, path, fraction = random.Random(kills), [], tmp_path / "0.zarr", 0.0

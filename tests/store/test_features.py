@@ -93,7 +93,7 @@ def test_every_example_goes_through_the_network_once(tmp_path):
 @pytest.mark.parametrize("count", [0, 4, 8])
 def test_a_resumed_job_gives_the_same_bytes(path, finished, files_of, count):
     keep(path, count)
-    with pytest.raises(ValueError, match=rf"is unfinished, {count / 9:.0%} of its blocks are written; run write_feat"):
+    with pytest.raises(ValueError, match=rf"is unfinished, {count / 9:.0%} of its blocks are written, as "):
         nngp.open_features(path)["hidden"][0]
     assert write(path).complete
     files = files_of(path)

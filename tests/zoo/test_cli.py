@@ -1,12 +1,13 @@
 """The commands as users run them, and their manners."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import jax
 import numpy as np
@@ -15,40 +16,28 @@ import pytest
 import nngp_plugins as nngp
 import zoo
 from zoo.__main__ import main
-
-ENV = {**os.environ, "COLUMNS": "200", "JAX_PLATFORMS": "cpu", "TERM": "dumb"}
+from zoo.training import Training
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_cache(tmp_path_factory):
-    """All processes compile the same functions."""
-    ENV["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    ENV["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+def wide_lines():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        yield
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "zoo", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+def run_main(arguments):
+    """The exit code of the command in this process, which has imported everything already."""
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, arguments)])
+    return end.value.code
 
 
 def nngp_zoo(*arguments):
-    process = start(*arguments)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
-
-
-@pytest.fixture
-def here(capfd, monkeypatch):
-    """The command in this process, which has imported everything already."""
-
-    def run(*arguments):
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            main([*map(str, arguments)])
-        out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, end.value.code, out, err)
-
-    return run
+    """The command for fixtures that several tests share."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = run_main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 TRACK = ("track", "haiku/mlp", "--steps", 60, "--probe", 60, "--width", 64)
@@ -109,26 +98,41 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(tracked, 
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.once
-def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path):
-    """With the same rows as a run that was not: the same steps, and the same numbers."""
-    data = zoo.load("digits")
-    np.savez(tmp_path / "d.npz", x=data.train_x[:200], y=data.train_y[:200])
-    arguments = ("track", "linen/wide-resnet", "--data", tmp_path / "d.npz", "--width", 2, "--steps", 100, "--quiet")
-    arguments += ("--probe", 20, "--batch-size", 8)
-    process = start(*arguments, "--run", tmp_path / "a")
-    rows = tmp_path / "a" / "metrics.jsonl"
-    while process.poll() is None and (not rows.exists() or rows.read_bytes().count(b"\n") < 4):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, out) == (130, "")
-    assert err == "nngp-zoo: interrupted; the run is saved, and the same command finishes it\n"
+NET = """
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(8)(x.reshape(len(x), -1))
+        return nn.Dense(self.classes)(nn.relu(nn.BatchNorm(not train)(x)))
+"""
+
+
+def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, here, monkeypatch):
+    """With the same rows as a run that was not: the same steps, and the same numbers, of a model with a state."""
+    (tmp_path / "net.py").write_text(NET)
+    arguments = ("track", f"{tmp_path}/net.py:Net", "--steps", 30, "--quiet", "--probe", 20, "--batch-size", 8)
+    batch = Training.batch
+
+    def ctrl_c(self, step, seed):
+        if step == 17:
+            signal.raise_signal(signal.SIGINT)
+        return batch(self, step, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "batch", ctrl_c)
+        interrupted = here(*arguments, "--run", tmp_path / "a")
+    told = "nngp-zoo: interrupted; the run is saved, and the same command finishes it\n"
+    assert (interrupted.returncode, interrupted.stdout, interrupted.stderr) == (130, "", told)
     with np.load(tmp_path / "a" / "checkpoint.npz") as checkpoint:
-        assert 0 < checkpoint["step"] < 100
-    finished = nngp_zoo(*arguments, "--run", tmp_path / "a")
+        assert checkpoint["step"] == 17
+    finished = here(*arguments, "--run", tmp_path / "a")
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-    assert nngp_zoo(*arguments, "--run", tmp_path / "b").returncode == 0
+    assert here(*arguments, "--run", tmp_path / "b").returncode == 0
     a, b = (nngp.History.load(tmp_path / name) for name in "ab")
     assert a.steps.tolist() == b.steps.tolist()
     for name in ("loss", "test_accuracy"):
@@ -263,8 +267,7 @@ def test_kernel_again_goes_on_with_what_is_there(written, here):
     command = here("verify", path)
     assert (command.returncode, command.stdout) == (1, "")
     assert f"1 of 32 tiles are damaged or missing: {tile}" in command.stderr
-    # Not in this process, whose flags of XLA may change the last bits.
-    assert nngp_zoo(*arguments).returncode == 0
+    assert here(*arguments).returncode == 0
     assert tile.read_bytes() == before
     other = here(*arguments[:-1], 4)
     assert other.returncode == 2
@@ -279,7 +282,8 @@ def test_kernel_again_goes_on_with_what_is_there(written, here):
 
 def test_verify(written, tmp_path, here):
     path = shutil.copytree(written[0], tmp_path / "k.zarr")
-    good = nngp_zoo("verify", path)
+    command = [sys.executable, "-m", "zoo", "verify", path]
+    good = subprocess.run(command, env={**os.environ, "TERM": "dumb"}, capture_output=True, text=True, check=False)
     assert (good.returncode, good.stdout) == (0, f"{path}: 100% written, and every written tile matches its checksum\n")
     ledger = path / "ledger.jsonl"
     lines = ledger.read_bytes().splitlines(keepends=True)

@@ -1,7 +1,5 @@
 """Parametrisations, against their definitions and against mathematics that does not know of them."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,45 +122,3 @@ def test_schedules_start_and_end_where_they_say():
     assert [round(float(f(100)), 6) for f in ends.values()] == [0.0, 0.0, 0.0]
     assert float(ends["warmup-cosine"](10)) == 0.5
     assert schedule("constant", 0.5, 100) == 0.5
-
-
-def slopes(model_of, widths=(32, 128, 512), lr=3e-3, seeds=2):
-    """Log-log slopes of the root mean square of each layer against width, after 4 steps of Adam."""
-    from zoo.training import Training
-
-    data = zoo.load("digits")
-    x, found = data.probe(100)[0], {}
-    for width in widths:
-        model = model_of(width, data.spec)
-        training = Training(model, data, model.optimizer("adam", lr))
-        layers = model.f.layers()
-        rms = jax.jit(lambda p, f=layers: {k: jnp.sqrt((y**2).mean()) for k, y in f(p, x).items()})
-        for seed in range(seeds):
-            now = training.start(seed)
-            for step in range(1, 5):
-                now, _ = training.step(now, step, seed)
-            for layer, size in rms(now.params).items():
-                found.setdefault(layer, []).append(np.log(size))
-    log = np.repeat(np.log(widths), seeds)
-    return {layer: np.polyfit(log, sizes, 1)[0] for layer, sizes in found.items()}
-
-
-@pytest.mark.once
-def test_activations_keep_their_size_in_mup_and_grow_in_standard():
-    """And they grow when the rate of one layer is left as it is."""
-
-    def mup(width, spec):
-        return zoo.get("linen/mlp", spec, width=width, parametrisation="mup", base_width=64)
-
-    def wrong(width, spec):
-        model = mup(width, spec)
-        one = [s._replace(adam=1.0) if s.adam != 1 and s.init == 1 else s for s in model.scales]
-        return dataclasses.replace(model, scales=tuple(one))
-
-    right = slopes(mup)
-    assert abs(right["dense_0"]) < 0.05
-    assert abs(right["dense_1"]) < 0.08  # two seeds and small widths
-    assert slopes(wrong)["dense_1"] > 0.2
-    standard = slopes(lambda width, spec: zoo.get("linen/mlp", spec, width=width))
-    assert standard["head"] > 0.25
-    assert standard["dense_1"] > right["dense_1"] + 0.05

@@ -3,7 +3,6 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
@@ -22,15 +21,15 @@ ELSEWHERE = {"haiku/gru": "Haiku's GRU resets the state before the product, Flax
 def noisy(params):
     """Fresh biases are zero, which would hide a bias that was dropped."""
     noise = np.random.default_rng(0)
-    params = jax.tree.map(lambda w: w + 0.1 * noise.normal(size=w.shape).astype(w.dtype), params)
+    params = jax.tree.map(lambda w: np.asarray(w) + 0.1 * noise.normal(size=w.shape).astype(w.dtype), params)
     for cell in params.values():
         if isinstance(cell, dict) and "hn" in cell:  # NNX's GRU has no such bias
-            cell["hn"]["bias"] = jnp.zeros_like(cell["hn"]["bias"])
+            cell["hn"]["bias"] = np.zeros_like(cell["hn"]["bias"])
     return params
 
 
 def fused(cell, gates, what, of):
-    return jnp.concatenate([cell[f"{what}{gate}"][of] for gate in gates], axis=-1)
+    return np.concatenate([cell[f"{what}{gate}"][of] for gate in gates], axis=-1)
 
 
 def to_nnx(family, linen, params):
@@ -42,7 +41,7 @@ def to_nnx(family, linen, params):
         dense = {f"dense_{s}": {"kernel": fused(cell, gates, s, "kernel")} for s in "ih"}
         dense[f"dense_{side}"]["bias"] = fused(cell, gates, side, "bias")
         linen[name.replace("cell", "rnn")] = {"cell": dense}
-    state = jax.tree.map(jnp.copy, params)
+    state = jax.tree.map(lambda leaf: leaf, params)
     nnx.replace_by_pure_dict(state, linen)
     return state
 
@@ -74,11 +73,11 @@ def to_haiku(family, linen, params):
         key = leaf if leaf in keys else "offset" if leaf == "bias" and "offset" in keys else of.get(leaf, leaf)
         found.setdefault(name, {})[key] = value.reshape(keys[key].shape)
     for name, cell in cells.items():
-        w = jnp.concatenate([fused(cell, "igfo", side, "kernel") for side in "ih"])
+        w = np.concatenate([fused(cell, "igfo", side, "kernel") for side in "ih"])
         bias = {gate: cell[f"h{gate}"]["bias"] - (gate == "f") for gate in "igfo"}  # Haiku adds 1 to the forget gate
-        b = jnp.concatenate([bias[gate] for gate in "igfo"])
+        b = np.concatenate([bias[gate] for gate in "igfo"])
         found[name.replace("cell", "rnn") + "/linear"] = {"w": w, "b": b}
-    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, dict(params))
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, dict(params))
     return found
 
 
@@ -115,10 +114,12 @@ def test_outputs_and_kernels_agree(family, spec, knobs):
     linen, linen_state = models["linen"].init(jax.random.key(0))
     linen = noisy(linen)
     values = {"linen": (linen, linen_state)}
-    params, state = models["nnx"].init(jax.random.key(1))
+    params, state = models["nnx"].shapes
+    state = models["nnx"].init(jax.random.key(1))[1] if jax.tree.leaves(state) else state
     values["nnx"] = to_nnx(family, linen, params), state
     if f"haiku/{family}" not in ELSEWHERE:
-        params, state = models["haiku"].init(jax.random.key(1))
+        params, state = models["haiku"].shapes
+        state = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), state)
         values["haiku"] = to_haiku(family, linen, params), statistics_to_haiku(family, linen_state or {}, state)
     results = {name: run(models[name], x, *of) for name, of in values.items()}
     for framework, (y, _) in results.items():

@@ -14,3 +14,6 @@ from . import features as features
 from . import compare as compare
 from . import replay as replay
 from . import reproduce as reproduce
+from . import coordcheck as coordcheck
+from . import scan as scan
+from . import sweep as sweep

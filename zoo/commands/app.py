@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..choices import CHOICES
 from ..data import DATASETS
-from .manners import EXIT_CODES, CommandError, Common, as_number, manners, refusing
+from .manners import EXIT_CODES, CommandError, Common, as_number, listed, manners, refusing
 
 app = typer.Typer(
     name="nngp-zoo",
@@ -47,6 +47,10 @@ def _knob(kind: Any, text: str, options: dict[str, Any]) -> Any:
     return Annotated[kind | None, typer.Option(help=text, rich_help_panel="Model", **options)]
 
 
+def _several(name: str) -> Any:
+    return _knob(str, f"{_KNOBS[name][1].removesuffix('.')}; several values are separated by commas.", {})
+
+
 _MODEL = {name: _knob(*about) for name, about in _KNOBS.items()}
 _MODEL["given"] = Annotated[
     list[str] | None,
@@ -54,15 +58,18 @@ _MODEL["given"] = Annotated[
 ]
 
 
-def command(example: str, *, knobs: bool = False, again: str = "the same command starts anew") -> Callable[..., Any]:
+def command(
+    example: str, *, knobs: bool = False, several: Sequence[str] = (), again: str = "the same command starts anew"
+) -> Callable[..., Any]:
     """Registers a command; its first argument is a :class:`Common`, and the options of that are added here.
 
     Args:
         example: a command line that ``--help`` shows.
         knobs: whether it takes the knobs of a model.
+        several: the knobs of which it takes several values, ``--width 32,64``; they become tuples.
         again: what the same command does after Ctrl-C.
     """
-    shared = _SHARED | (_MODEL if knobs else {})
+    shared = _SHARED | (_MODEL if knobs else {}) | {name: _several(name) for name in several}
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
@@ -76,7 +83,7 @@ def command(example: str, *, knobs: bool = False, again: str = "the same command
         def run(**given: Any) -> None:
             with manners(again):
                 values = {name: given.pop(name) for name in shared}
-                common = Common(values.pop("quiet"), values.pop("as_json"), _given_knobs(values))
+                common = Common(values.pop("quiet"), values.pop("as_json"), _given_knobs(values, several))
                 function(common, **given)
 
         vars(run)["__signature__"] = inspect.Signature(parameters)
@@ -88,11 +95,11 @@ def command(example: str, *, knobs: bool = False, again: str = "the same command
     return register
 
 
-def _given_knobs(values: dict[str, Any]) -> dict[str, Any]:
+def _given_knobs(values: dict[str, Any], several: Sequence[str]) -> dict[str, Any]:
     """The knobs that were given, checked as far as that needs no model."""
     from ..registry import check_knob
 
-    named = {f"--{name.replace('_', '-')}": (name, value) for name, value in values.items() if name != "given"}
+    named = {_option(name): (name, value) for name, value in values.items() if name not in ("given", *several)}
     for word in values.get("given") or ():
         knob, equals, value = word.partition("=")
         if not equals:
@@ -104,7 +111,17 @@ def _given_knobs(values: dict[str, Any]) -> dict[str, Any]:
             with refusing(option, value):
                 check_knob(knob, value)
             knobs[knob] = value
+    for name in several:
+        if values[name] is not None:
+            knobs[name] = listed(_option(name), values[name], _KNOBS[name][0])
+            with refusing(_option(name), values[name]):
+                for value in knobs[name]:
+                    check_knob(name, value)
     return knobs
+
+
+def _option(knob: str) -> str:
+    return f"--{knob.replace('_', '-')}"
 
 
 def _print_version(wanted: bool) -> None:

@@ -34,11 +34,9 @@ def features(
     `ids`, `labels` and `about`.
     """
     begin.check(model, data, probe=probe)
-    if out.suffix != ".npz":
-        raise CommandError(f"--out {out}: it must end in .npz.")
     if run is not None and not run.is_dir():
         raise CommandError(f"--run {run}: there is no such folder.")
-    writable("--out", out)
+    writable("--out", out, suffix=".npz")
     net, dataset = begin.load(common, model, data)
     with refusing("--probe"):
         x, y, ids = dataset.probe(probe)

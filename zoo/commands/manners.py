@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,8 +158,21 @@ def positive(option: str, value: float) -> None:
         raise CommandError(f"{option} {value}: it must be a positive number.")
 
 
-def writable(option: str, path: Path) -> None:
-    """Refuses a folder, or a file, that cannot be made; it leaves nothing behind."""
+def listed(option: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Returns the values of an option that takes several, separated by commas, each once."""
+    try:
+        values = tuple(kind(word.strip()) for word in text.split(","))
+    except ValueError:
+        raise CommandError(f"{option} {text}: write it as values that are separated by commas.") from None
+    if len(set(values)) < len(values):
+        raise CommandError(f"{option} {text}: it has one value twice.")
+    return values
+
+
+def writable(option: str, path: Path, *, suffix: str = "") -> None:
+    """Refuses a folder, or a file, that cannot be made or does not end in ``suffix``; it leaves nothing behind."""
+    if not path.name.endswith(suffix):
+        raise CommandError(f"{option} {path}: it must end in {suffix}.")
     folder = path.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import command
-from .manners import CommandError, Common, refusing
+from .manners import Common, refusing
 
 
 @command("nngp-zoo report runs/cnn", again="the same command starts anew")
@@ -22,9 +22,6 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a run, or of several, also of one that goes on or was interrupted."""
-    for run in runs:
-        if not (run / "metrics.jsonl").is_file():
-            raise CommandError(f"RUN {run}: it is no run folder.")
     from nngp_plugins import History, write_report
     from nngp_plugins.report import findings
 

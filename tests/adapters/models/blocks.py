@@ -78,7 +78,7 @@ class LinenTransformer(nn.Module):
 
 def linen() -> Twins:
     scanned, unrolled = LinenTransformer(), LinenTransformer(scanned=False)
-    params = scanned.init(jax.random.key(0), sequences())["params"]
+    params = jax.jit(scanned.init)(jax.random.key(0), sequences())["params"]
     same = {name: params[name] for name in ("embed", "head")}
     same |= {f"blocks_{i}": of_layer(params["blocks"], i) for i in range(DEPTH)}
 
@@ -189,7 +189,7 @@ def haiku_transformer(scanned):
 
 def haiku() -> Twins:
     scanned, unrolled = haiku_transformer(True), haiku_transformer(False)
-    params = scanned.init(jax.random.key(0), sequences())
+    params = jax.jit(scanned.init)(jax.random.key(0), sequences())
     same = {}
     for path, arrays in params.items():
         of_block = path.startswith("blocks/block/")

@@ -1,0 +1,130 @@
+"""Grids of trainings that are finished by the same command."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import nngp_plugins as nngp
+from zoo.sweeps import Cell, curves, grid, run_cells
+
+SWEEP = ("sweep", "linen/mlp", "--data", "moons", "--depth", "1", "--steps", 2, "--probe", 20)
+
+
+def cells_in(folder):
+    return sorted(path.parent.name for path in folder.glob("*/cell.json"))
+
+
+def test_a_sweep_that_was_stopped_runs_only_what_is_left(tmp_path, here):
+    """Stopped after one of three cells, as Ctrl-C does, and then with another rate."""
+    options = (*SWEEP, "--lr", "0.1", "--jobs", 1, "--out", tmp_path)
+
+    def stop():
+        raise KeyboardInterrupt("stopped")
+
+    def cell(width):
+        words = ["--data", "moons", "--steps", 2, "--batch-size", 128, "--probe", 20]
+        own = ["--set", f"width={width}", "--set", "depth=1", "--optimizer", "adam", "--lr", 0.1, "--seed", 0]
+        run = tmp_path / f"width-{width}_depth-1_optimizer-adam_lr-0.1_seed-0"
+        arguments = ["track", "linen/mlp", *words, *own, "--run", run, "--quiet"]
+        return Cell({}, run, [*map(str, arguments)])
+
+    with pytest.raises(KeyboardInterrupt, match="stopped"):
+        run_cells([cell(4), cell(8)], 1, stop)
+    first = tmp_path / "width-4_depth-1_optimizer-adam_lr-0.1_seed-0"
+    assert cells_in(tmp_path) == [first.name]
+    before = (first / "metrics.jsonl").stat()
+    command = here(*options, "--width", "4,8", "--json")
+    assert command.returncode == 0, command.stderr
+    assert (first / "metrics.jsonl").stat() == before
+    assert len(cells_in(tmp_path)) == 2
+    result = json.loads(command.stdout)
+    assert [(row["width"], row["depth"], row["lr"], row["seed"]) for row in result["cells"]] == [
+        (4, 1, 0.1, 0),
+        (8, 1, 0.1, 0),
+    ]
+    history = nngp.History.load(first)
+    changes = history.metric("relative_change")[-1]
+    assert result["cells"][0]["drift"] == pytest.approx(changes.mean())
+    assert result["cells"][0]["drift/dense_0"] == pytest.approx(changes[0])
+    (slope,) = result["slopes"]
+    drifts = [row["drift"] for row in result["cells"]]
+    assert slope["slope"] == pytest.approx(np.log2(drifts[1] / drifts[0]))
+    with (tmp_path / "sweep.csv").open() as file:
+        assert [float(row["loss"]) for row in csv.DictReader(file)] == [row["loss"] for row in result["cells"]]
+    assert "drift of linen" in (tmp_path / "sweep.html").read_text().replace("\\u002f", "/")
+    other = here(*options, "--width", "4,8", "--steps", 3)
+    assert other.returncode == 2
+    assert f"--out {tmp_path}: {first.name} was trained with other options; name another" in other.stderr
+
+
+def test_a_cell_that_diverged_is_in_the_table_and_is_not_run_again(tmp_path, here, recwarn):
+    options = (*SWEEP, "--width", "4", "--lr", "1e38", "--optimizer", "sgd", "--jobs", 1, "--out", tmp_path)
+    command = here(*options)
+    assert command.returncode == 0, command.stderr
+    assert "diverged: the loss is nan at step" in command.stderr
+    assert "diverged" in command.stdout
+    assert json.loads((tmp_path / cells_in(tmp_path)[0] / "cell.json").read_text())["code"] == 3
+    again = here(*options, "--json")
+    assert again.stderr.count("diverged") == 0
+    assert json.loads(again.stdout)["cells"][0]["drift"] is None
+
+
+def test_slopes_are_those_of_power_laws():
+    axes = {"width": (8, 32), "optimizer": ("adam",), "lr": (0.1, 0.01, 1.0), "seed": (0, 1)}
+    rows = [
+        {**cell, "drift": (1 + cell["seed"]) * cell["width"] ** -0.5 * cell["lr"] ** (1 + 0.2 * cell["seed"])}
+        for cell in grid(axes)
+    ]
+    found = curves(rows, axes)
+    assert [(curve.axis, curve.name) for curve in found] == [
+        *(("width", f"lr {lr}") for lr in axes["lr"]),
+        ("lr", "width 8"),
+        ("lr", "width 32"),
+    ]
+    for curve in found:
+        expected = (-0.5, 0.0) if curve.axis == "width" else (1.1, 0.1)
+        np.testing.assert_allclose([curve.slope.value, curve.slope.error], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("linen/mpl",), "MODEL: unknown model 'linen/mpl'; did you mean 'linen/mlp'"),
+        (("linen/mlp", "--lr", "0.1,nan"), "--lr nan: it must be a positive number."),
+        (("linen/mlp", "--lr", "0.1;1"), "--lr 0.1;1: write it as values that are separated by commas."),
+        (("linen/mlp", "--optimizer", "adam,adan"), "--optimizer: unknown optimizer 'adan'; did you mean 'adam'"),
+        (("linen/mlp", "--seed", "0,-1"), "--seed 0,-1: seeds must not be negative."),
+        (("linen/mlp", "--parametrisation", "mup,mop"), "--parametrisation mup,mop: unknown parametrisation 'mop'"),
+        (("linen/vit", "--width", "16,20"), "MODEL: width=20 must be a multiple of 16"),
+    ],
+)
+def test_refused(here, tmp_path, arguments, message):
+    command = here("sweep", *arguments, "--out", tmp_path / "new")
+    assert (command.returncode, command.stderr.count("\n"), command.stdout) == (2, 1, "")
+    assert command.stderr.startswith(f"nngp-zoo: {message}")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.exhaustive
+def test_a_sweep_in_processes_is_finished_after_a_kill(tmp_path):
+    words = (*SWEEP, "--width", "4,8,16", "--lr", "0.1", "--jobs", "2", "--out", tmp_path)
+    command = [sys.executable, "-m", "zoo", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not cells_in(tmp_path):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = cells_in(tmp_path)
+    assert 0 < len(done) < 3
+    time.sleep(5)  # the trainings that it left behind end
+    before = {name: (tmp_path / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(cells_in(tmp_path)) == 3
+    assert {name: (tmp_path / name / "metrics.jsonl").stat().st_mtime_ns for name in done} == before
+    assert "3/3" in finished.stderr
