@@ -6,11 +6,12 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test packages attack lint bench clean
+.PHONY: help demo test docs packages attack lint bench clean
 
 help:
 	@echo "make demo       train a CNN on digits, track its kernels, write runs/demo/report.html"
 	@echo "make test       run the test suite"
+	@echo "make docs       build the pages of docs/ and the reference as a site in site/, and check its links"
 	@echo "make packages   run the models of other people's packages, see docs/models.md"
 	@echo "make attack     kill, fault and damage trainings and kernel stores at random, 20 minutes"
 	@echo "make lint       check style and types"
@@ -29,6 +30,15 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+.venv-docs/.ready: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# the reference is read from the source, so that nothing of the project is installed
+docs: .venv-docs/.ready
+	.venv-docs/bin/zensical build --strict --clean --config-file mkdocs.yml
 
 # with the versions of the requirements, and nothing that these ask for and the models do not need
 .venv-packages/.ready: tests/adapters/models/packages/requirements.txt
@@ -54,4 +64,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/harness.py
 
 clean:
-	rm -rf $(VENV) .venv-peer .venv-packages runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peer .venv-packages .venv-docs site runs .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ Y = np.arange(N) % 4
 UNRELATED = "cka of unrelated features, over D / N"
 INTRO = f"""# Metrics
 
-Metrics are numbers from kernels. Each one is the published quantity ([the code](../nngp_plugins/metrics)).
+Metrics are numbers from kernels. Each one is the published quantity (in `nngp_plugins/metrics`).
 `nngp.metrics.catalogue()` holds this page as data. A tracker logs `metrics.DEFAULT`:
 {", ".join(f"`{name}`" for name in metrics.DEFAULT)}.
 If it has targets, it also logs {", ".join(f"`{name}`" for name in metrics.of_targets(Y))}.

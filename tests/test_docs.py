@@ -1,6 +1,7 @@
 import functools
 import re
 import runpy
+import types
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,27 @@ import pytest
 import nngp_plugins as nngp
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks_of(page):
+    """The blocks of Python on a page. Those of the tutorial go on from each other, so they are one."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return ["\n".join(blocks)] if page.name == "tutorial.md" else blocks
+
+
 BLOCKS = [
     pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}", marks=[] if page.parent == ROOT else pytest.mark.exhaustive)
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    for page in PAGES
+    for i, code in enumerate(blocks_of(page))
 ]
+PUBLIC = {
+    "": nngp,
+    "metrics.": nngp.metrics,
+    "gp.": nngp.gp,
+    "callbacks.writers.": nngp.writers,
+    "report.": nngp.report,
+}
 
 
 @functools.cache
@@ -24,7 +41,8 @@ def run(code):
 
 
 @pytest.mark.parametrize("code", BLOCKS)
-def test_code_in_the_docs_runs(code):
+def test_code_in_the_docs_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the tutorial writes run folders
     run(code)
 
 
@@ -32,6 +50,21 @@ def test_links_lead_to_files():
     for page in ROOT.glob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_has_every_public_name_once():
+    pages = "".join(page.read_text() for page in sorted((ROOT / "docs" / "reference").glob("*.md")))
+    entries = re.findall(r"^::: nngp_plugins\.(.*)$", pages, flags=re.MULTILINE)
+    public = {
+        f"{room}{name}"
+        for room, module in PUBLIC.items()
+        for name in getattr(module, "__all__", vars(module))
+        if not name.startswith("_") and not isinstance(getattr(module, name), types.ModuleType)
+    }
+    # another name of KernelPlan; what a module imports for its types; write_report is the entry report.write_report
+    public -= {"Job", "callbacks.writers.Any", "callbacks.writers.TYPE_CHECKING", "write_report"}
+    others = {"callbacks.writers.Console", "gp.sklearn.NNGPFeatures", "closed_form.dense", "closed_form.DenseKernelFn"}
+    assert sorted(entries) == sorted(public | others)
 
 
 def test_documented_shapes_are_true():

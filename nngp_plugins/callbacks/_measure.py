@@ -109,6 +109,10 @@ class Measurement:
         unseen: why no layer covers a module that owns parameters, by the path of the module.
     """
 
+    f: Callable[..., Any]
+    probe_x: Any
+    n: int
+
     def __init__(
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):

@@ -55,6 +55,8 @@ class Recorder:
         reference: the :class:`Reference` of the layers; None before the first snapshot, and after :meth:`close`.
     """
 
+    metrics: Mapping[str, Metric]
+
     def __init__(
         self,
         metrics: Mapping[str, Metric],

@@ -123,7 +123,7 @@ class KernelTracker:
         check_arguments(f, schedule, batch_size, rng, keep_kernels, run, config)
         check_concrete(probe_x=probe_x, targets=targets, rng=rng)
         with not_strict():
-            self.measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
+            self.measurement: Measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
             labels = own(check_targets(targets, self.measurement.n))
             if metrics is None:
                 metrics = default_metrics(labels if labels.size else None)
@@ -155,9 +155,9 @@ class KernelTracker:
         rows = [] if folder is None else folder.rows
         if folder is not None and rows:
             self.measurement.expected_shapes = folder.about.get("layers")
-        self.history = History(rows, run=None if folder is None else folder.path, config=config)
-        self.recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
-        self.clock = Clock(schedule, rows)
+        self.history: History = History(rows, run=None if folder is None else folder.path, config=config)
+        self.recorder: Recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
+        self.clock: Clock = Clock(schedule, rows)
         self._given = Given(self.measurement.f)
         self._closed, self._process = False, os.getpid()
 

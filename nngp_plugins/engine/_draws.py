@@ -109,6 +109,12 @@ class Draws:
         at_once: networks that run side by side; None for what the device is good at.
     """
 
+    key: Array
+    several: bool
+    counts: list[int]
+    tolerance: float | None
+    at_once: int | None
+
     def __init__(self, key: Array, n_samples: Count, tolerance: float | None, at_once: int | None):
         self.several = isinstance(n_samples, Iterable)
         try:

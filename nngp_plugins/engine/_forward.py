@@ -45,6 +45,10 @@ class NetworkOutputs:
         batch_rows: the number of examples in a forward pass, over all devices.
     """
 
+    argument: str
+    n: int
+    batch_rows: int
+
     def __init__(
         self,
         argument: str,

@@ -55,6 +55,13 @@ class FeatureSide:
         noise: the rounding error of its eigenvalues.
     """
 
+    phi: Any
+    y: Any
+    n: int
+    matrix: np.ndarray
+    trace: float
+    noise: float
+
     def __init__(self, phi: Any, y: Any):
         self.phi, self.y = phi, y
         self.n, width = phi.shape
@@ -122,6 +129,12 @@ class DenseSide:
         y: targets ``(N, C)``.
         noise: the rounding error of the eigenvalues.
     """
+
+    matrix: np.ndarray
+    y: np.ndarray
+    n: int
+    trace: float
+    noise: float
 
     def __init__(self, matrix: np.ndarray, y: Any, eps: float):
         self.matrix, self.y = matrix, np.asarray(y, np.float64)

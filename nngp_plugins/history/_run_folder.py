@@ -72,7 +72,7 @@ class RunFolder:
         self._warned = self._is_next_ready = False
         self._lock: FolderLock | None = None
         try:
-            self.path = Path(path).absolute()
+            self.path: Path = Path(path).absolute()
             refuse_others(self.path, self._argument)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path, self._argument)
@@ -93,7 +93,7 @@ class RunFolder:
             check_plain(self.path / KERNELS, "a run folder")
         is_there = (self.path / RUN).exists()
         old = read_about(self.path) if is_there else {}
-        self.rows = read_rows(self.path, self._lines.take_lines(), old)
+        self.rows: list[Row] = read_rows(self.path, self._lines.take_lines(), old)
         if self.rows:
             about = self._resumed(old, about, resume)
             # What is damaged is found before anything is changed.
@@ -108,7 +108,7 @@ class RunFolder:
             if is_there:
                 # This may find that another tracker writes here, so it comes before all changes.
                 self._lines.open()
-            self.about = self._described(about)
+            self.about: dict[str, Any] = self._described(about)
             replace_file(self.path / RUN, self._files.pop(RUN))
             self._lines.open()
             if about["keep_kernels"]:

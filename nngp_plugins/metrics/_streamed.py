@@ -54,6 +54,9 @@ class StreamedGram(Gram):
         4.0
     """
 
+    phi: FeatureBlocks
+    centered: bool
+
     def __init__(self, phi: FeatureBlocks, *, centered: bool = False, memory: _Memory | None = None):
         if len(phi.shape) != 2 or not all(phi.shape):
             raise ValueError(f"features have shape (N, D), got {tuple(phi.shape)}.")

@@ -37,7 +37,7 @@ class Store(Generic[A]):
     _array: ClassVar[type[Any]]
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = checked(Path(path))
+        self.path: Path = checked(Path(path))
         self._job = load_job(self.path, self._kind)
         self._layouts = load_layouts(self.path, self._job)
         check_group(self.path, self._layouts, self._kind)

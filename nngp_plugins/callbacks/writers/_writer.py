@@ -31,7 +31,8 @@ class Guarded:
         most: the snapshots that may wait for a writer, until it is dropped.
     """
 
-    patience, most = 20.0, 10_000
+    patience: float = 20.0
+    most: int = 10_000
 
     def __init__(self, writer: Writer, warn: Callable[[str], None]):
         self._writer, self._warn, self._warned, self._dropped = writer, warn, False, False
