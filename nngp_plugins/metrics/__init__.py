@@ -34,6 +34,10 @@ from ._change import kernel_distance as kernel_distance
 from ._change import relative_change as relative_change
 from ._velocity import Velocity as Velocity
 from ._velocity import centered_kernel_velocity as centered_kernel_velocity
+from ._gulp import gulp as gulp
+from ._distances import distance_correlation as distance_correlation
+from ._distances import mutual_knn as mutual_knn
+from ._distances import rsa as rsa
 from ._spread import effective_rank as effective_rank
 from ._spread import participation_ratio as participation_ratio
 from ._spread import scale as scale
