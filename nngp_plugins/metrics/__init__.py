@@ -53,7 +53,7 @@ from ._classes import target_alignment as target_alignment
 from ._neural_collapse import neural_collapse as neural_collapse
 from ._regression import log_marginal_likelihood as log_marginal_likelihood
 from ._regression import regression_accuracy as regression_accuracy
-from ._many import Estimate as Estimate
+from ._many import Bootstrapped as Bootstrapped
 from ._many import bootstrap as bootstrap
 from ._many import cka_matrix as cka_matrix
 from ._many import minibatch_cka_matrix as minibatch_cka_matrix
