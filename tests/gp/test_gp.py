@@ -260,6 +260,15 @@ def test_features_that_are_read_block_by_block(shape):
     assert stored.read == shape[0]
 
 
+def test_stored_features(tmp_path):
+    x, params, test, y = normal(0, 50, 3), normal(1, 3, 5), normal(2, M, 5), normal(3, 50)
+    options = {"batch_size": 20, "block_size": 20, "progress": False}
+    store = nngp.write_features(lambda params, x: x @ params, x, params, tmp_path / "features", **options)
+    ours, held = (nngp.gp.fit(gram, y, nugget=0.1) for gram in (nngp.gram(store), FeatureGram(store[:])))
+    np.testing.assert_allclose(ours.mean(test), held.mean(test), rtol=1e-8)
+    np.testing.assert_allclose(ours.mean(test), process(store[:], y, test, 0.1)["mean"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [0, 16])
 @pytest.mark.parametrize("width", [5, 64], ids=["narrow", "wide"])
 def test_from_model_runs_each_example_once(width, batch_size):
