@@ -32,7 +32,8 @@ All metrics take Grams: a `DenseGram(K)`, a `FeatureGram(phi)`, which does not f
 `nngp.gram(f, x, params)` makes of a model, or an array `(N, N)`. They run under `jit` and `grad`. Over layers, use
 `jax.lax.map`: on a CPU, JAX 0.10 never finishes a `vmap` of eigenvalues beside a `vmap` of a Cholesky decomposition.
 NaN or infinity in features gives nan. `bootstrap` gives a standard error over examples, and
-`permutation_test` the p-value of a CKA: how often features that have nothing to do with each other agree as much.
+`permutation_test` the p-value of `cka`, `rsa`, `distance_correlation`, `mutual_knn` or `gulp`: how often features that
+have nothing to do with each other agree as much.
 
 Metrics that are invariant to scale have their value for features of any size that float32 holds, although the products
 of features of 1e-20 or 1e20 leave its range: kernels are divided by powers of 4, which round nothing. A tracker's
@@ -101,7 +102,8 @@ def unrelated(d: int, seed: int) -> list[metrics.FeatureGram]:
 
 def panels() -> dict[str, Callable[..., Any]]:
     """The function that each panel draws, of a Gram and of the Gram on the right."""
-    pairs = ("cka", "alignment", "kernel_distance", "relative_change", "bures_distance")
+    pairs = ("cka", "alignment", "kernel_distance", "relative_change", "bures_distance", "gulp")
+    pairs += ("rsa", "distance_correlation", "mutual_knn")
     singles = ("scale", "effective_rank", "von_neumann_entropy", "participation_ratio", "stable_rank")
     targets = ("target_alignment", "class_separation", "regression_accuracy", "log_marginal_likelihood")
     return {
@@ -135,7 +137,11 @@ def picture() -> str:
 
     drawn, signals, columns = panels(), np.linspace(0, 0.95, 12), 5
     figure = make_subplots(
-        5, columns, subplot_titles=[*drawn, UNRELATED], horizontal_spacing=0.045, vertical_spacing=0.075
+        -(-(len(drawn) + 1) // columns),
+        columns,
+        subplot_titles=[*drawn, UNRELATED],
+        horizontal_spacing=0.045,
+        vertical_spacing=0.075,
     )
 
     def draw(i: int, x: Any, values: Any, dash: str = "solid") -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ..metrics import FeatureGram, Gram
+from ..metrics import FeatureGram, Gram, StreamedGram
 from ._factor import factor, spectral
 from ._posterior import DensePosterior, Factor, FeaturePosterior
 from ._select import by_left_out, by_likelihood
@@ -24,9 +24,9 @@ def fit(
     """The posterior of a Gaussian process whose prior has this kernel and mean zero.
 
     Features with ``D < N`` are solved on their own side: two passes over the examples, ``(D, D)`` matrices, never an
-    ``(N, N)`` one. Wider features and kernels are solved by ``(N, N)``. The work is done on the host, in float64
-    whatever the dtype of the kernel: the noise is often smaller than what float32 resolves beside the largest
-    eigenvalue.
+    ``(N, N)`` one. Stored features, as ``nngp.gram(store)``, are read block by block, and never held together. Wider
+    features and kernels are solved by ``(N, N)``. The work is done on the host, in float64 whatever the dtype of the
+    kernel: the noise is often smaller than what float32 resolves beside the largest eigenvalue.
 
     With ``nugget=0`` and a singular kernel, such as that of duplicates, the answer is that of the pseudo-inverse: the
     limit of a small nugget.
@@ -34,8 +34,8 @@ def fit(
     Args:
         kernel: a Gram, such as :func:`nngp_plugins.gram` returns, or a kernel ``(N, N)``. Wrap features ``(N, D)`` as
             ``FeatureGram(phi)``; ``phi`` may be a memory map, which is read in blocks.
-        y: targets. Integers, strings and booleans ``(N,)`` are labels: regression on one-hot rows minus 1/C. Floats
-            ``(N,)`` or ``(N, C)`` are regressed on as they are; remove their mean first.
+        y: targets; :func:`nngp_plugins.metrics.labels_of` says which are labels, and these are regressed on as one-hot
+            rows minus 1/C. Numbers are regressed on as they are; remove their mean first.
         nugget: variance of the noise, relative to ``tr K / N``; None for 1e-3.
         select: ``"lml"`` chooses the nugget and the scale of the kernel that maximise the log marginal likelihood,
             ``"loo"`` those with the least squared error of left-out examples, and the scale that their errors have.
@@ -45,8 +45,8 @@ def fit(
         A :class:`FeaturePosterior` for features, a :class:`DensePosterior` for entries.
 
     Raises:
-        ValueError: a kernel that is not square, symmetric and positive semi-definite, is zero, or holds NaN; y of
-            another length, or that may be labels or not; a negative nugget; a nugget beside ``select=``.
+        ValueError: a kernel that is not square, symmetric and positive semi-definite, is zero, or holds NaN; centred
+            features that are read block by block; y of another length; a negative nugget; a nugget beside ``select=``.
         TypeError: the call is inside ``jit``, where :func:`nngp_plugins.metrics.log_marginal_likelihood` works.
 
     Warns:
@@ -65,7 +65,7 @@ def fit(
     refuse_options(nugget, select)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((kernel, y))):
         raise TypeError("gp.fit decides by values, so it cannot run inside jit; metrics.log_marginal_likelihood can.")
-    phi: Any = kernel.features if isinstance(kernel, FeatureGram) else None
+    phi = features_of_gram(kernel)
     rows = entries_of(kernel) if phi is None else phi
     targets = Targets.of(y, rows.shape[0])
     side = by_entries(rows, targets) if phi is None else by_features(phi, targets)
@@ -96,6 +96,20 @@ def refuse_options(nugget: float | None, select: str | None) -> None:
         raise ValueError(f"nugget={nugget} and select={select!r} were both given; select= chooses the nugget.")
     if nugget is not None and not 0 <= nugget < np.inf:
         raise ValueError(f"nugget={nugget} must be 0 or more; it is relative to tr K / N.")
+
+
+def features_of_gram(kernel: Any) -> Any:
+    """The features of a Gram, with a shape and slices of rows; None if it is known by its entries.
+
+    Raises:
+        ValueError: they are read block by block, less their mean.
+    """
+    if not isinstance(kernel, StreamedGram):
+        return kernel.features if isinstance(kernel, FeatureGram) else None
+    if kernel.centered:
+        raise ValueError("kernel is centred; pass the features as they are stored, as those of test examples will be.")
+    # Of more features than examples, the examples are what fits into memory.
+    return kernel.phi if kernel.phi.shape[1] < kernel.n else kernel.phi[: kernel.n]
 
 
 def entries_of(kernel: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from ._factor import Cholesky, Spectral, rounding
 
 ROWS = 4096
-"""Examples per block; no array of all examples is ever made by the side of features."""
+"""Examples per block, at least; no array of all examples is ever made by the side of features."""
 
 Factor = Cholesky | Spectral
 
@@ -73,8 +73,11 @@ class FeatureSide:
         self.noise = rounding(self.matrix, np.finfo(float).eps)
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, self.n, ROWS):
-            rows = slice(start, start + ROWS)
+        stored = getattr(self.phi, "block_rows", 1)
+        # A stored block is read once, as a whole.
+        size = -(-ROWS // stored) * stored
+        for start in range(0, self.n, size):
+            rows = slice(start, start + size)
             yield np.asarray(self.phi[rows], np.float64), np.asarray(self.y[rows], np.float64)
 
     def weights(self, factor: Factor) -> np.ndarray:

@@ -34,6 +34,10 @@ from ._change import kernel_distance as kernel_distance
 from ._change import relative_change as relative_change
 from ._velocity import Velocity as Velocity
 from ._velocity import centered_kernel_velocity as centered_kernel_velocity
+from ._gulp import gulp as gulp
+from ._distances import distance_correlation as distance_correlation
+from ._distances import mutual_knn as mutual_knn
+from ._distances import rsa as rsa
 from ._spread import effective_rank as effective_rank
 from ._spread import participation_ratio as participation_ratio
 from ._spread import scale as scale
@@ -49,7 +53,7 @@ from ._classes import target_alignment as target_alignment
 from ._neural_collapse import neural_collapse as neural_collapse
 from ._regression import log_marginal_likelihood as log_marginal_likelihood
 from ._regression import regression_accuracy as regression_accuracy
-from ._many import Estimate as Estimate
+from ._many import Bootstrapped as Bootstrapped
 from ._many import bootstrap as bootstrap
 from ._many import cka_matrix as cka_matrix
 from ._many import minibatch_cka_matrix as minibatch_cka_matrix

@@ -226,7 +226,7 @@ def _sums(cross: Array, own_a: Array, own_b: Array, diagonal_a: Array, diagonal_
     return _Sums(*(factor * part for part in (cross, own_a, own_b, noise_a, noise_b)))
 
 
-class Estimate(NamedTuple):
+class Bootstrapped(NamedTuple):
     """A metric with its uncertainty over examples.
 
     Attributes:
@@ -238,7 +238,7 @@ class Estimate(NamedTuple):
     standard_error: Array
 
 
-def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> Estimate:
+def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> Bootstrapped:
     """A metric with its standard error over the choice of examples, by drawing N of them with replacement n times.
 
     An example that is drawn twice is its own neighbour, which biases debiased estimators on resamples. The value is
@@ -285,4 +285,4 @@ def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> E
     def errors(key: Array) -> Array:
         return jnp.std(jax.lax.map(resampled, jax.random.split(key, n)), axis=0, ddof=1)
 
-    return Estimate(metric(*arguments), errors(key))
+    return Bootstrapped(metric(*arguments), errors(key))

@@ -11,7 +11,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct
 
 import nngp_plugins as nngp
-from nngp_plugins.metrics import DenseGram, FeatureGram
+from nngp_plugins.metrics import DenseGram, FeatureGram, StreamedGram
 
 N, M = 40, 7
 
@@ -214,6 +214,61 @@ def test_labels_are_regressed_on_one_hot():
     )
 
 
+def test_labels_are_those_of_trackers():
+    phi, _, test = data(6)
+    labels = np.argmax(phi[:, :3], axis=1)
+    as_integers = nngp.gp.fit(FeatureGram(phi), labels)
+    for y in (np.float32(labels), np.eye(3)[labels], labels[:, None]):
+        ours = nngp.gp.fit(FeatureGram(phi), y)
+        assert list(ours.classes) == [0, 1, 2]
+        np.testing.assert_array_equal(ours.mean(test), as_integers.mean(test))
+    absent = nngp.gp.fit(FeatureGram(phi), np.eye(4)[labels])
+    assert list(absent.classes) == [0, 1, 2, 3]
+    numbers = nngp.gp.fit(FeatureGram(phi), np.float32(labels[:, None]))
+    np.testing.assert_allclose(numbers.mean(test), process(phi, 1.0 * labels, test, 1e-3)["mean"][:, None], rtol=1e-6)
+
+
+class Stored:
+    """Features that may be read in slices of a few rows only, as those of a store that does not fit in memory."""
+
+    def __init__(self, phi, block_rows):
+        self.phi, self.shape, self.dtype, self.block_rows = phi, phi.shape, phi.dtype, block_rows
+        self.read = 0
+
+    def __getitem__(self, rows):
+        start, stop, _ = rows.indices(len(self.phi))
+        assert start % self.block_rows == 0
+        assert stop - start <= max(5000, self.shape[1])
+        self.read += stop - start
+        return self.phi[rows]
+
+
+@pytest.mark.parametrize("shape", [(9001, 5), (20, 30)], ids=["narrow", "wide"])
+def test_features_that_are_read_block_by_block(shape):
+    phi, test = normal(0, *shape), normal(1, M, shape[1])
+    y = 3 * np.sin(phi[:, 0]) + normal(2, shape[0])
+    stored = Stored(phi, 1000)
+    for options in ({"nugget": 0.1}, {"select": "loo"}):
+        ours, held = (nngp.gp.fit(gram, y, **options) for gram in (StreamedGram(stored), FeatureGram(phi)))
+        for method in ("mean", "variance"):
+            np.testing.assert_allclose(getattr(ours, method)(test), getattr(held, method)(test), rtol=1e-8)
+        np.testing.assert_allclose(ours.log_marginal_likelihood(), held.log_marginal_likelihood(), rtol=1e-8)
+        for left_out, expected in zip(ours.leave_one_out(), held.leave_one_out(), strict=True):
+            np.testing.assert_allclose(left_out, expected, rtol=1e-8)
+    stored.read = 0
+    nngp.gp.fit(StreamedGram(stored), y, nugget=0.1)
+    assert stored.read == shape[0]
+
+
+def test_stored_features(tmp_path):
+    x, params, test, y = normal(0, 50, 3), normal(1, 3, 5), normal(2, M, 5), normal(3, 50)
+    options = {"batch_size": 20, "block_size": 20, "progress": False}
+    store = nngp.write_features(lambda params, x: x @ params, x, params, tmp_path / "features", **options)
+    ours, held = (nngp.gp.fit(gram, y, nugget=0.1) for gram in (nngp.gram(store), FeatureGram(store[:])))
+    np.testing.assert_allclose(ours.mean(test), held.mean(test), rtol=1e-8)
+    np.testing.assert_allclose(ours.mean(test), process(store[:], y, test, 0.1)["mean"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_size", [0, 16])
 @pytest.mark.parametrize("width", [5, 64], ids=["narrow", "wide"])
 def test_from_model_runs_each_example_once(width, batch_size):
@@ -239,8 +294,9 @@ def test_bad_input():
     phi, y, test = data(6)
     gram, fit = FeatureGram(phi), nngp.gp.fit
     for arguments, options, message in [
-        ((gram, y[:3]), {}, r"y has shape \(3,\); pass \(N,\) or \(N, C\) for the N=40 examples"),
-        ((gram, np.round(y)), {}, r"y holds whole numbers as floats of shape \(N,\), which may be labels"),
+        ((gram, y[:3]), {}, r"y of shape \(3,\) must be labels \(N,\) or one-hot \(N, C\) of the N=40 examples"),
+        ((gram, np.arange(2 * N).reshape(N, 2)), {}, r"integers of shape \(40, 2\) in y are neither one-hot nor"),
+        ((StreamedGram(phi).center(), y), {}, r"kernel is centred; pass the features as they are stored"),
         ((gram, np.ones(N, int)), {}, r"y holds the single label"),
         ((gram, np.where(np.arange(N) == 3, np.nan, y)), {}, r"y holds NaN or infinity, first in examples 3"),
         ((gram, y), {"nugget": -1e-3}, r"nugget=-0.001 must be 0 or more"),

@@ -2,6 +2,8 @@
 
 import numpy as np
 import scipy.linalg
+import scipy.spatial.distance
+import sklearn.neighbors
 
 
 def hsic_biased(k, l):  # noqa: E741
@@ -78,6 +80,53 @@ def procrustes(phi, psi):
     phi, psi = (np.pad(f, ((0, 0), (0, width - f.shape[1]))) for f in (phi, psi))
     q, _ = scipy.linalg.orthogonal_procrustes(psi, phi)
     return np.linalg.norm(phi - psi @ q)
+
+
+def rsa(phi, psi, correlation):
+    """Kriegeskorte et al. 2008, by SciPy."""
+    return correlation(*(scipy.spatial.distance.pdist(f) for f in (phi, psi))).statistic
+
+
+def distance_correlation(phi, psi):
+    """Székely, Rizzo & Bakirov 2007, def. 3 and 4."""
+
+    def doubly_centred(d):
+        return d - d.mean(axis=0)[None] - d.mean(axis=1)[:, None] + d.mean()
+
+    a, b = (doubly_centred(scipy.spatial.distance.cdist(f, f)) for f in (phi, psi))
+    return np.sqrt(np.mean(a * b) / np.sqrt(np.mean(a * a) * np.mean(b * b)))
+
+
+def debiased_distance_correlation(phi, psi):
+    """The root of Székely & Rizzo 2013, with the U-centred distances of their 2014 paper, def. 2."""
+
+    def u_centred(d):
+        n = len(d)
+        sums = d.sum(axis=0)
+        centred = d - sums[None] / (n - 2) - sums[:, None] / (n - 2) + sums.sum() / ((n - 1) * (n - 2))
+        return centred - np.diag(np.diag(centred))
+
+    a, b = (u_centred(scipy.spatial.distance.cdist(f, f)) for f in (phi, psi))
+    square = np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
+    return np.sign(square) * np.sqrt(abs(square))
+
+
+def mutual_knn(phi, psi, k):
+    """Huh et al. 2024, by the neighbours that scikit-learn finds."""
+    found = []
+    for f in (phi, psi):
+        search = sklearn.neighbors.NearestNeighbors(n_neighbors=k, metric="cosine").fit(f)
+        found.append(search.kneighbors(return_distance=False))
+    return np.mean([len(set(a) & set(b)) for a, b in zip(*found, strict=True)]) / k
+
+
+def gulp(phi, psi, ridge):
+    """Boix-Adserà et al. 2022, section 2, by covariances of features that are centred and scaled to a trace of 1."""
+    phi, psi = (f - f.mean(axis=0) for f in (phi, psi))
+    phi, psi = (f / np.linalg.norm(f) for f in (phi, psi))
+    a, b = (np.linalg.inv(f.T @ f + ridge * np.eye(f.shape[1])) @ f.T for f in (phi, psi))
+    own = [np.trace(inverse @ f @ inverse @ f) for inverse, f in ((a, phi), (b, psi))]
+    return np.sqrt(sum(own) - 2 * np.trace(a @ psi @ b @ phi))
 
 
 def eigenvector_overlap(phi, psi, k):

@@ -19,8 +19,10 @@ from nngp_plugins.metrics import (
     effective_rank,
     eigenvector_overlap,
     features,
+    gulp,
     kernel_distance,
     log_marginal_likelihood,
+    mutual_knn,
     neural_collapse,
     participation_ratio,
     power_law_exponent,
@@ -87,6 +89,15 @@ def test_too_few_examples(debiased, least):
             alignment(jnp.eye(1), jnp.eye(1))
     enough = FeatureGram(jnp.asarray(np.random.default_rng(0).normal(size=(least, 2)), jnp.float32))
     assert float(cka(enough, enough, debiased=debiased)) == pytest.approx(1)
+
+
+def test_neighbours_and_ridge():
+    with pytest.raises(ValueError, match=r"k=0 must be 1 or more neighbours\."):
+        mutual_knn(jnp.eye(4), jnp.eye(4), k=0)
+    with pytest.raises(ValueError, match=r"this metric needs N >= 5 examples, got N=4\."):
+        mutual_knn(jnp.eye(4), jnp.eye(4), k=4)
+    with pytest.raises(ValueError, match=r"ridge=0 must be positive; it is relative to the trace"):
+        gulp(jnp.eye(4), jnp.eye(4), ridge=0)
 
 
 def test_unknown_of():

@@ -1,9 +1,12 @@
 """Every metric against float64 NumPy written from the formulas of the papers."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from helpers.compiled import (
     alignment,
     bures_distance,
@@ -20,6 +23,7 @@ from helpers.compiled import (
     von_neumann_entropy,
 )
 
+from nngp_plugins import metrics
 from nngp_plugins.metrics import FeatureGram, features
 
 from . import oracles
@@ -62,6 +66,18 @@ SINGLES = {
         lambda a: power_law_exponent(a, (2, 6)),
         lambda phi: oracles.power_law_exponent(phi, 2, 6),
     ),
+}
+DISTANCES = {
+    "rsa": (metrics.rsa, lambda phi, psi: oracles.rsa(phi, psi, scipy.stats.spearmanr)),
+    "rsa of values": (partial(metrics.rsa, ranks=False), lambda phi, psi: oracles.rsa(phi, psi, scipy.stats.pearsonr)),
+    "distance_correlation": (metrics.distance_correlation, oracles.debiased_distance_correlation),
+    "distance_correlation biased": (
+        partial(metrics.distance_correlation, debiased=False),
+        oracles.distance_correlation,
+    ),
+    "mutual_knn": (partial(metrics.mutual_knn, k=3), partial(oracles.mutual_knn, k=3)),
+    "gulp": (metrics.gulp, partial(oracles.gulp, ridge=0.01)),
+    "gulp of small directions": (partial(metrics.gulp, ridge=1e-4), partial(oracles.gulp, ridge=1e-4)),
 }
 METRICS = {
     **PAIRS,
@@ -112,6 +128,20 @@ class TestAllAtOnce:
         for name, (_, oracle) in METRICS.items():
             expected = [oracle(*pair) for pair in zip(*stacks, strict=True)]
             np.testing.assert_allclose(measured[name], expected, rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("form", "widths", "rtol"), [("features", (7, 4), 2e-4), ("features", (40, 40), 1e-9), ("dense", (7, 40), 1e-9)]
+)
+def test_distances_and_neighbours(form, widths, rtol):
+    rng = np.random.default_rng(4)
+    phi = rng.normal(size=(30, widths[0])) * np.geomspace(1, 0.1, widths[0]) + 0.5
+    psi = 0.5 * phi[:, :4] @ rng.normal(size=(4, widths[1])) + 0.5 * rng.normal(size=(30, widths[1]))
+    with jax.enable_x64(rtol < 1e-5):
+        grams = (FORMS[form](jnp.asarray(f, jnp.float64 if rtol < 1e-5 else jnp.float32)) for f in (phi, psi))
+        measured = jax.jit(lambda a, b: {name: metric(a, b) for name, (metric, _) in DISTANCES.items()})(*grams)
+    for name, (_, oracle) in DISTANCES.items():
+        np.testing.assert_allclose(measured[name], oracle(phi, psi), rtol=rtol, err_msg=name)
 
 
 @jax.jit

@@ -1,4 +1,6 @@
-"""p-values of CKA against a count in float64, and their distribution for independent features."""
+"""p-values against a count in float64, and their distribution for independent features."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from nngp_plugins import metrics
 from nngp_plugins.metrics import DenseGram, FeatureGram, permutation_test
 
 from . import oracles
@@ -34,9 +37,31 @@ def test_it_is_the_count_of_the_definition(form, debiased):
     a, b = ([form(jnp.asarray(f, jnp.float32)) for f in layers] for layers in (first, second))
     hsic = oracles.hsic_debiased if debiased else oracles.hsic_biased
     expected = [[counted(f, g, 60, hsic) for g in second] for f in first]
-    measured = permutation_test(a, dict(zip("xy", b, strict=True)), 60, KEY, debiased=debiased)
+    metric = partial(metrics.cka, debiased=debiased)
+    measured = permutation_test(a, dict(zip("xy", b, strict=True)), 60, KEY, metric)
     np.testing.assert_allclose(measured, expected, atol=1e-6)
     assert 0.02 < np.min(expected) < np.max(expected) < 0.98  # so that the order of the examples decides
+
+
+@pytest.mark.parametrize(
+    ("metric", "likeness"),
+    [
+        (metrics.distance_correlation, oracles.debiased_distance_correlation),
+        (metrics.rsa, lambda phi, psi: oracles.rsa(phi, psi, scipy.stats.spearmanr)),
+        (partial(metrics.mutual_knn, k=3), partial(oracles.mutual_knn, k=3)),
+        (metrics.gulp, lambda phi, psi: -oracles.gulp(phi, psi, 0.01)),
+    ],
+    ids=["distance_correlation", "rsa", "mutual_knn", "gulp"],
+)
+def test_other_metrics(metric, likeness):
+    first, second = features(14, (3, 5), 0), features(14, (4,), 1)
+    orders = [np.asarray(jax.random.permutation(key, 14)) for key in jax.random.split(KEY, 40)]
+    expected = [
+        [(1 + sum(likeness(f, g[order]) >= likeness(f, g) for order in orders)) / 41 for g in second] for f in first
+    ]
+    a, b = ([FeatureGram(jnp.asarray(f, jnp.float32)) for f in layers] for layers in (first, second))
+    np.testing.assert_allclose(permutation_test(a, b, 40, KEY, metric), expected, atol=1e-6)
+    assert 0.02 < np.min(expected) < np.max(expected) < 0.98
 
 
 def test_both_forms_agree_and_a_layer_with_itself_is_as_alike_as_can_be():
@@ -70,3 +95,7 @@ def test_bad_input():
     for b, n, message in (([], 9, (0, 5, 9)), ([jnp.eye(6)], 9, (1, "5, 6", 9)), ([jnp.eye(5)], 0, (1, 5, 0))):
         with pytest.raises(ValueError, match=told.format(*message)):
             permutation_test([jnp.eye(5)], b, n, KEY)
+    with pytest.raises(ValueError, match=r"metric=.* must be one of cka, distance_correlation, rsa, mutual_knn, gulp"):
+        permutation_test([jnp.eye(5)], None, 9, KEY, metrics.bures_distance)
+    with pytest.raises(ValueError, match=r"takes layers on the same N >= 6 examples"):
+        permutation_test([jnp.eye(5)], None, 9, KEY, partial(metrics.mutual_knn, k=5))
