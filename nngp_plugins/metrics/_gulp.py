@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def gulp(a: Gram | Array, b: Gram | Array, ridge: float = 0.01) -> Float[Array, 
     return _gulp(*as_gram_pair(a, b, at_least=2), ridge)
 
 
-@one_program
+@partial(one_program, static_argnames="ridge")
 def _gulp(a: Gram, b: Gram, ridge: float) -> Float[Array, ""]:
     a, b = predictions(a, ridge), predictions(b, ridge)
     return relative_change(a, b) * b.frobenius()
@@ -73,4 +74,4 @@ def predictions(gram: Gram, ridge: float = 0.01) -> FeatureGram:
     values = jnp.maximum(values, 0) / jnp.where(trace > rounding(near), trace, jnp.nan)
     # The derivative of a root is infinite at zero.
     some = jnp.where(values == 0, 1, values)
-    return FeatureGram(vectors * jnp.where(values == 0, 0, jnp.sqrt(some / (some + ridge))))
+    return FeatureGram(vectors * jnp.where(values == 0, 0, jnp.sqrt(some / (some + ridge)))[None])

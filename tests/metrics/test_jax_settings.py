@@ -67,6 +67,10 @@ OF_TWO = {
     "bures_distance": metrics.bures_distance,
     "eigenvector_overlap": lambda a, b: metrics.eigenvector_overlap(a, b, 2),
     "cka_matrix": lambda a, b: metrics.cka_matrix({"a": a, "b": b}),
+    "rsa": metrics.rsa,
+    "distance_correlation": metrics.distance_correlation,
+    "mutual_knn": lambda a, b: metrics.mutual_knn(a, b, 2),
+    "gulp": metrics.gulp,
 }
 
 
