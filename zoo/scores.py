@@ -31,7 +31,7 @@ SCORES = {
 }
 BASELINES = {"parameters": "parameters", "flops": "FLOPs"}
 NUGGETS = np.logspace(-7, 2, 20)
-BATCH = 128
+BATCH, ROWS = 128, 512
 
 
 def scores(
@@ -96,9 +96,14 @@ def penultimate(model: Model) -> Any:
     return model.f.layers(first, functions=True).pool(family.pool if family else "mean")
 
 
-def _in_batches(f: Any, params: Any, state: Any, x: Any, size: int = 256) -> np.ndarray:
-    parts = [f(params, state, x[i : i + size]) for i in range(0, len(x), size)]
-    return np.concatenate([np.asarray(part) for part in parts])
+def _in_batches(f: Any, params: Any, state: Any, x: Any) -> np.ndarray:
+    """The outputs of ``f`` in batches of one size, so that it is compiled once."""
+    parts = []
+    for i in range(0, len(x), ROWS):
+        rows = np.asarray(x[i : i + ROWS])
+        missing = [(0, ROWS - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
+        parts.append(np.asarray(f(params, state, np.pad(rows, missing)))[: len(rows)])
+    return np.concatenate(parts)
 
 
 def _gp(phi: Any, y: np.ndarray, **options: Any) -> Any:

@@ -140,8 +140,8 @@ def _note(cell: Cell, code: int, said: str, on_cell: Callable[[], object]) -> No
 def result(cell: Cell) -> dict[str, Any]:
     """Returns the values of a cell with its last numbers: the loss, the test score, and the drift of each layer.
 
-    The drift is the relative change of the kernel since initialisation, ``‖K − K₀‖ / ‖K₀‖``; ``drift`` is its mean over
-    layers, nan for a training that diverged, which has no other numbers.
+    The drift is the relative change of the kernel since initialisation, ``‖K − K₀‖ / ‖K₀‖``. ``drift`` is its median
+    over layers, nan for a training that diverged, which has no other numbers.
     """
     diverged = cell.code() == DIVERGED
     row: dict[str, Any] = {**cell.values, "run": cell.run.name, "diverged": diverged, "drift": np.nan}
@@ -149,7 +149,7 @@ def result(cell: Cell) -> dict[str, Any]:
         return row
     history = History.load(cell.run)
     changes = dict(zip(history.layers, map(float, history.metric("relative_change")[-1]), strict=True))
-    row |= {"drift": float(np.mean(list(changes.values())))}
+    row |= {"drift": float(np.median(list(changes.values())))}
     row |= {name: float(history.scalar(name)[-1]) for name in history.scalars}
     return row | {f"drift/{layer}": change for layer, change in changes.items()}
 

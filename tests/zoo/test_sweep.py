@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_a_sweep_that_was_stopped_runs_only_what_is_left(tmp_path, here):
     ]
     history = nngp.History.load(first)
     changes = history.metric("relative_change")[-1]
-    assert result["cells"][0]["drift"] == pytest.approx(changes.mean())
+    assert result["cells"][0]["drift"] == pytest.approx(np.median(changes))
     assert result["cells"][0]["drift/dense_0"] == pytest.approx(changes[0])
     (slope,) = result["slopes"]
     drifts = [row["drift"] for row in result["cells"]]
@@ -115,14 +116,13 @@ def test_refused(here, tmp_path, arguments, message):
 def test_a_sweep_in_processes_is_finished_after_a_kill(tmp_path):
     words = (*SWEEP, "--width", "4,8,16", "--lr", "0.1", "--jobs", "2", "--out", tmp_path)
     command = [sys.executable, "-m", "zoo", *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not cells_in(tmp_path):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # with its workers
     process.wait()
     done = cells_in(tmp_path)
     assert 0 < len(done) < 3
-    time.sleep(5)  # the trainings that it left behind end
     before = {name: (tmp_path / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert len(cells_in(tmp_path)) == 3

@@ -41,7 +41,7 @@ def sweep(
     """Train MODEL for every combination of options that have several values, and see what moves its kernels.
 
     Every combination is a run as `track` writes it. The drift is the relative change of the kernel since
-    initialisation, the mean over layers.
+    initialisation, the median over layers.
     """
     begin.check(model, data, probe=probe)
     axes = {name: common.knobs.pop(name) for name in SEVERAL if name in common.knobs}
