@@ -22,7 +22,7 @@ def cells_in(folder):
 
 
 def test_a_sweep_that_was_stopped_runs_only_what_is_left(tmp_path, here):
-    """Stopped after one of three cells, as Ctrl-C does, and then with another rate."""
+    """Stopped after one of two cells, as Ctrl-C does; the command itself finds nothing left, and reads the runs."""
     options = (*SWEEP, "--lr", "0.1", "--jobs", 1, "--out", tmp_path)
 
     def stop():
@@ -39,7 +39,9 @@ def test_a_sweep_that_was_stopped_runs_only_what_is_left(tmp_path, here):
         run_cells([cell(4), cell(8)], 1, stop)
     first = tmp_path / "width-4_depth-1_optimizer-adam_lr-0.1_seed-0"
     assert cells_in(tmp_path) == [first.name]
-    before = (first / "metrics.jsonl").stat()
+    before, trained = (first / "metrics.jsonl").stat(), []
+    run_cells([cell(4), cell(8)], 1, lambda: trained.append("one more"))
+    assert trained == ["one more"]
     command = here(*options, "--width", "4,8", "--json")
     assert command.returncode == 0, command.stderr
     assert (first / "metrics.jsonl").stat() == before
@@ -91,6 +93,8 @@ def test_slopes_are_those_of_power_laws():
     for curve in found:
         expected = (-0.5, 0.0) if curve.axis == "width" else (1.1, 0.1)
         np.testing.assert_allclose([curve.slope.value, curve.slope.error], expected, atol=1e-6)
+        width, lr = curve.fixed.get("width", 8), curve.fixed.get("lr", 0.01)  # where the curve begins
+        np.testing.assert_allclose(curve.drift[0, 0], width**-0.5 * lr)
 
 
 @pytest.mark.parametrize(
