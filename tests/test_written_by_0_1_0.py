@@ -116,7 +116,7 @@ class TestRunFolder:
         assert nngp.History.load(old / "run").reference_steps == {"head/0": 0, "hidden": 0}
         page = nngp.write_report(old / "run").read_text()
         assert "The reference of a layer" not in page
-        assert '"text":"step 0"' in page
+        assert '"frames": [[{"step": 0, "finite": true' in page
 
     def test_a_layer_that_was_zero_gets_a_reference(self, old):
         with np.load(old / "run/reference.npz") as saved:

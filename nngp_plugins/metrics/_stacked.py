@@ -66,21 +66,23 @@ def product_from_first(y: Array) -> Product:
         >>> nngp.metrics.product_from_first(jnp.ones((4, 8))).matrix.shape
         (4, 4)
     """
-    return lax.platform_dependent(features(y), cpu=_scaled_if_needed, default=_scaled)
+    return lax.platform_dependent(y, cpu=_scaled_if_needed, default=_scaled)
 
 
-def _scaled(phi: Array) -> Product:
+def _scaled(y: Array) -> Product:
+    phi = features(y)
     exponent = exponent_if_far(largest(phi))
     return Product(_from_first(phi * power_of_2(-exponent, phi.dtype)), exponent)
 
 
 @custom_jvp
-def _scaled_if_needed(phi: Array) -> Product:
+def _scaled_if_needed(y: Array) -> Product:
     """The product, whose diagonal says whether it must be computed again. This reads features once less.
 
-    On accelerators, the host would have to wait for the choice.
+    On accelerators, the host would have to wait for the choice. The second product begins with ``y``, because features
+    that are denormal numbers become zero where they are stored.
     """
-    return _chosen(phi)
+    return _chosen(y)
 
 
 @_scaled_if_needed.defjvp
@@ -89,18 +91,18 @@ def _derivative(primals: Any, tangents: Any) -> Any:
 
 
 @custom_vmap
-def _chosen(phi: Array) -> Product:
-    matrix = _from_first(phi)
-    size, bound = jnp.diagonal(matrix).max(), 2.0 ** (jnp.finfo(phi.dtype).maxexp // 2)
+def _chosen(y: Array) -> Product:
+    matrix = _from_first(features(y))
+    size, bound = jnp.diagonal(matrix).max(), 2.0 ** (jnp.finfo(matrix.dtype).maxexp // 2)
     is_safe = (size > 1 / bound) & (size < bound)
-    product: Product = lax.cond(is_safe, lambda: Product(matrix, jnp.zeros((), jnp.int32)), lambda: _scaled(phi))
+    product: Product = lax.cond(is_safe, lambda: Product(matrix, jnp.zeros((), jnp.int32)), lambda: _scaled(y))
     return product
 
 
 @_chosen.def_vmap
-def _one_by_one(layers: int, is_stacked: Any, phi: Array) -> tuple[Product, Any]:
+def _one_by_one(layers: int, is_stacked: Any, y: Array) -> tuple[Product, Any]:
     # Choices side by side compute both sides.
-    return lax.map(_chosen, phi), Product(True, True)  # type: ignore[arg-type]
+    return lax.map(_chosen, y), Product(True, True)  # type: ignore[arg-type]
 
 
 def _from_first(phi: Array) -> Array:
