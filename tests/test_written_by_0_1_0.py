@@ -116,7 +116,8 @@ class TestRunFolder:
         assert nngp.History.load(old / "run").reference_steps == {"head/0": 0, "hidden": 0}
         page = nngp.write_report(old / "run").read_text()
         assert "The reference of a layer" not in page
-        assert '"frames": [[{"step": 0, "finite": true' in page
+        data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+        assert [frames[0]["step"] for frames in data["kernels"]["frames"]] == [0, 0]
 
     def test_a_layer_that_was_zero_gets_a_reference(self, old):
         with np.load(old / "run/reference.npz") as saved:
