@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import jax
 import numpy as np
 
+from ..history import write_npz
 from ._pool import as_here
 
 
@@ -75,7 +76,7 @@ class _OnDisk(NamedTuple):
         leaves, structure = jax.tree.flatten((snapshot.products, snapshot.features))
         try:
             file = tempfile.TemporaryFile()  # noqa: SIM115  # It is closed when it is read.
-            np.savez(file, *leaves)
+            write_npz(file, {f"arr_{i}": leaf for i, leaf in enumerate(leaves)})
         except OSError:
             return snapshot
         return cls(snapshot._replace(products=None, features={}), structure, file)

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
@@ -25,6 +25,14 @@ _LOOKED_AT = frozenset({*_WRITTEN, *(f"{name}{NEW}" for name in _WRITTEN), LOCK,
 # By layer along axis 0.
 _EXPONENTS = ("exponents", "first_exponents")
 _STACKED = ("kernels", "centered", "first", "steps", *_EXPONENTS)
+
+
+def write_npz(file: BinaryIO, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as ``numpy.savez`` does, and closes the archive if the disk fails, which NumPy 2.1 does not."""
+    with ZipFile(file, "w", ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
 def check_links(folder: Path) -> None:

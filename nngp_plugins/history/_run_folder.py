@@ -28,6 +28,7 @@ from ._files import (
     read_about,
     read_arrays,
     refuse_others,
+    write_npz,
 )
 from ._kept import cut_off
 from ._lines import line_of, read_rows
@@ -152,7 +153,7 @@ class RunFolder:
 
     def save(self, name: str, **arrays: Any) -> None:
         """Saves arrays as ``name``, whole or not at all; what the disk refuses is saved by a later call."""
-        self._files[name] = lambda file: np.savez(file, **arrays)
+        self._files[name] = lambda file: write_npz(file, arrays)
         self._is_next_ready = False
         self._write(name)
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, custom_jvp, lax
 from jax.custom_batching import custom_vmap
 
+from .._typing import wide
 from ._dense import DenseGram
 from ._powers import exponent_if_far, largest, power_of_2, times_power_of_4
 from ._products import product
@@ -70,17 +71,17 @@ def product_from_first(y: Array) -> Product:
 
 
 def _scaled(y: Array) -> Product:
-    phi = features(y)
-    exponent = exponent_if_far(largest(phi))
-    return Product(_from_first(phi * power_of_2(-exponent, phi.dtype)), exponent)
+    exponent = exponent_if_far(largest(features(y)))
+    # Features of a very small output are denormal numbers, which may become zero.
+    y = y.astype(wide(y.dtype))
+    return Product(_from_first(features(y * power_of_2(-exponent, y.dtype))), exponent)
 
 
 @custom_jvp
 def _scaled_if_needed(y: Array) -> Product:
     """The product, whose diagonal says whether it must be computed again. This reads features once less.
 
-    On accelerators, the host would have to wait for the choice. The second product begins with ``y``, because features
-    that are denormal numbers become zero where they are stored.
+    On accelerators, the host would have to wait for the choice.
     """
     return _chosen(y)
 

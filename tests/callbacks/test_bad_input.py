@@ -63,7 +63,7 @@ def test_making_a_tracker(arguments, error, message):
 
 
 NO_SCALARS = [None, "0.1", np.ones(1), [1.0], np.str_("a"), np.complex64(1j), jnp.complex64(1j), np.datetime64("2020")]
-NO_SCALARS += [np.timedelta64(1), 10**400, jax.random.key(0), np.zeros((), jax.dtypes.float0), np.array(None)]
+NO_SCALARS += [np.timedelta64(1, "s"), 10**400, jax.random.key(0), np.zeros((), jax.dtypes.float0), np.array(None)]
 
 
 @pytest.mark.parametrize("scalar", NO_SCALARS, ids=lambda scalar: str(getattr(scalar, "dtype", type(scalar).__name__)))

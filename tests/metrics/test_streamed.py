@@ -88,7 +88,7 @@ def held(phi):
 
 
 def close(found, expected):
-    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("centered", [False, True])
