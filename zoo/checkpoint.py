@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,18 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import written
+
 NAME = "checkpoint.npz"
 
 
 def save(folder: Path, step: int, tree: Any) -> None:
     """Writes all arrays of a PyTree, whole or not at all."""
     arrays: dict[str, Any] = {str(i): _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    new = folder / f"{NAME}.new"
-    with new.open("wb") as file:
+    with written.whole(folder / NAME) as file:
         np.savez(file, step=np.asarray(step), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(folder / NAME)
 
 
 def load(folder: Path, like: Any) -> tuple[int, Any] | None:

@@ -166,10 +166,8 @@ def _networks(
         return {name: _sizes(metrics.features(old[name]), metrics.features(new[name])) for name in new}
 
     for seed in range(seeds):
-        now = first = training.start(seed)
-        for step in range(1, steps + 1):
-            now, _ = training.step(now, step, seed)
-        yield {name: np.asarray(of) for name, of in sizes(first, now).items()}
+        first = training.start(seed)
+        yield {name: np.asarray(of) for name, of in sizes(first, training.run(first, steps, seed)[0]).items()}
         on_network()
 
 

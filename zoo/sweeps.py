@@ -19,6 +19,7 @@ import numpy as np
 
 from nngp_plugins import History
 
+from . import written
 from .coordinates import Slope, slope
 
 AXES = ("width", "depth", "lr")
@@ -57,9 +58,8 @@ class Cell:
 
     def ended(self, code: int) -> None:
         """Notes the exit code with which it ended."""
-        new = self.run / f"{FILE}.new"
-        new.write_text(json.dumps({"arguments": list(self.arguments), "code": code}))
-        new.replace(self.run / FILE)
+        with written.whole(self.run / FILE) as file:
+            file.write(json.dumps({"arguments": list(self.arguments), "code": code}).encode())
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -45,8 +45,7 @@ class Training:
         >>> model = zoo.get("linen/mlp", zoo.load("moons").spec, width=32)
         >>> training = Training(model, zoo.load("moons"), model.optimizer("adam", 1e-2))
         >>> state = training.start(seed=0)
-        >>> for step in range(1, 51):
-        ...     state, loss = training.step(state, step, seed=0)
+        >>> state, loss = training.run(state, steps=50, seed=0)
         >>> training.score(state) > 0.8
         True
     """
@@ -97,6 +96,12 @@ class Training:
     def step(self, now: TrainState, step: int, seed: int) -> tuple[TrainState, Array]:
         """Returns the state after a step, from 1 on, and the loss before it; it is a function of its arguments."""
         return self._update(now, *self.batch(step, seed), jax.random.fold_in(jax.random.key(seed), step))
+
+    def run(self, now: TrainState, steps: int, seed: int) -> tuple[TrainState, Array]:
+        """Returns the state after ``steps >= 1`` steps from the start, and the loss before the last of them."""
+        for step in range(1, steps + 1):
+            now, loss = self.step(now, step, seed)
+        return now, loss
 
     def first_loss(self, now: TrainState, seed: int) -> Array:
         """Returns the loss of the first batch."""

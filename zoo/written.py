@@ -1,11 +1,13 @@
-"""What commands write: tables as CSV, and pictures as HTML pages that need no network."""
+"""What commands write: files that are whole, tables as CSV, and pictures as HTML pages that need no network."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -13,6 +15,18 @@ from nngp_plugins.charts import depth_colors, distinct_colors, styled
 
 Curve = tuple[Sequence[float], Sequence[float], Sequence[float]]
 """Places, values and standard errors."""
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of ``path`` once all of it is safe on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 def log_log(title: str, x: str, panels: Mapping[str, Mapping[str, Curve]]) -> Any:

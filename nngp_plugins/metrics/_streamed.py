@@ -264,9 +264,19 @@ def as_streamed(gram: Any) -> StreamedGram:
     )
 
 
-def summed_pair(a: Any, b: Any) -> tuple[SummedGram, SummedGram]:
-    """The sums of two Grams by features on the same examples, with those of their products."""
+def streamed_pair(a: Any, b: Any) -> tuple[StreamedGram, StreamedGram]:
+    """Two Grams by features, read block by block.
+
+    Raises:
+        ValueError: different N, or a kernel that is held by its entries.
+    """
     a, b = as_streamed(a), as_streamed(b)
     if a.n != b.n:
         raise ValueError(f"both kernels must be on the same examples, got N={a.n} and N={b.n}.")
+    return a, b
+
+
+def summed_pair(a: Any, b: Any) -> tuple[SummedGram, SummedGram]:
+    """The sums of two Grams by features on the same examples, with those of their products."""
+    a, b = streamed_pair(a, b)
     return a.summed(beside=b), b.summed()

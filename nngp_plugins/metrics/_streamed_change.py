@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ._streamed import as_streamed
+from ._streamed import streamed_pair
 from ._sums import FeatureBlocks, Moments, Vector, moments
 
 
@@ -21,9 +21,7 @@ def change_of_streams(a: Any, b: Any, center: bool = False) -> tuple[Array, Arra
     Raises:
         ValueError: different N, or a kernel that is held by its entries.
     """
-    a, b = as_streamed(a), as_streamed(b)
-    if a.n != b.n:
-        raise ValueError(f"both kernels must be on the same examples, got N={a.n} and N={b.n}.")
+    a, b = streamed_pair(a, b)
     psi = _Padded(b.phi, max(a.phi.shape[1], b.phi.shape[1]))
     delta = _Change(_Padded(a.phi, psi.shape[1]), psi)
     sums = moments([psi, delta], [(0, 0), (0, 1), (1, 1)], np.float64)

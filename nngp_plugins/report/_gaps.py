@@ -32,9 +32,9 @@ def reasons(history: History) -> dict[tuple[str, str], dict[str, list[int]]]:
         For each metric and layer that has a nan, the steps of each reason.
     """
     found: dict[tuple[str, str], dict[str, list[int]]] = {}
-    references = history.reference_steps
+    references, layers = history.reference_steps, history.layers
     for metric in history.metrics:
-        for layer in history.layers:
+        for layer in layers:
             key = key_of(layer, metric)
             for i, row in enumerate(history.rows):
                 if key in row and np.isnan(row[key]):

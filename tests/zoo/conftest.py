@@ -1,19 +1,16 @@
 import subprocess
 
 import pytest
-
-from zoo.__main__ import main
+from helpers.commands import exit_code
 
 
 @pytest.fixture
 def here(capfd, monkeypatch):
-    """The command in this process, which has imported everything already."""
+    """The command in this process, with all that it prints, by whatever means."""
 
     def run(*arguments):
         monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as end:
-            main([*map(str, arguments)])
-        out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, end.value.code, out, err)
+        code = exit_code(*arguments)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
     return run

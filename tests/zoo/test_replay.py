@@ -1,7 +1,6 @@
 """The history of saved checkpoints against that of a live training."""
 
 import json
-from functools import partial
 
 import jax
 import numpy as np
@@ -10,17 +9,9 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 from flax.training.train_state import TrainState
-from helpers.commands import run
 
 import nngp_plugins as nngp
 import zoo
-
-
-@pytest.fixture
-def nngp_zoo(capfd, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return partial(run, capfd)
-
 
 OPTIONS = ("--data", "moons", "--probe", 20, "--width", 4, "--quiet")
 
@@ -64,7 +55,7 @@ def assert_same(run, live):
         np.testing.assert_allclose(history.metric(name), live.metric(name), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def test_orbax_equals_live_tracking_and_goes_on(trained, nngp_zoo, tmp_path):
+def test_orbax_equals_live_tracking_and_goes_on(trained, here, tmp_path):
     """The checkpoints that were measured are empty folders at the second call, which does not read them again."""
     folder, states, live = trained
     some = len(states) // 2
@@ -73,7 +64,7 @@ def test_orbax_equals_live_tracking_and_goes_on(trained, nngp_zoo, tmp_path):
     for steps in (range(some), range(some, len(states))):
         for i in steps:
             (folder / "orbax" / str(i)).rename(tmp_path / "ckpt" / str(i))
-        done = nngp_zoo(*command)
+        done = here(*command)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         for i in steps:
             (tmp_path / "ckpt" / str(i)).rename(folder / "orbax" / str(i))
@@ -82,7 +73,7 @@ def test_orbax_equals_live_tracking_and_goes_on(trained, nngp_zoo, tmp_path):
     page = tmp_path / "run" / "report.html"
     assert "linen/mlp on moons, from checkpoints" in page.read_text()
     page.unlink()
-    assert nngp_zoo("report", tmp_path / "run").stdout.endswith(f"report: {page}\n")
+    assert here("report", tmp_path / "run").stdout.endswith(f"report: {page}\n")
     assert "<title>run" in page.read_text()
 
 
@@ -102,7 +93,7 @@ def write(form, path, state):
 
 @pytest.mark.every(3)
 @pytest.mark.parametrize("form", ["npz", "msgpack", "safetensors"])
-def test_other_libraries(trained, nngp_zoo, tmp_path, form):
+def test_other_libraries(trained, here, tmp_path, form):
     """Damaged files, and those of other models, are named and left out."""
     _, states, live = trained
     (tmp_path / "ckpt").mkdir()
@@ -111,7 +102,7 @@ def test_other_libraries(trained, nngp_zoo, tmp_path, form):
     (tmp_path / "ckpt" / "torn_900.npz").write_bytes(b"PK")
     np.savez(tmp_path / "ckpt" / "other_901.npz", **{"params/dense_0/bias": np.zeros(3)})
     np.savez(tmp_path / "ckpt" / "other_902.npz", w=np.zeros(3))
-    done = nngp_zoo("replay", "linen/mlp", tmp_path / "ckpt", "--run", tmp_path / "run", "--json", *OPTIONS)
+    done = here("replay", "linen/mlp", tmp_path / "ckpt", "--run", tmp_path / "run", "--json", *OPTIONS)
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert told["steps"] == live.steps.tolist()
@@ -136,12 +127,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
-def test_bad_input(nngp_zoo, tmp_path, monkeypatch, arguments, message):
+def test_bad_input(here, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     for name in ("a_1.npz", "b_1.npz", "nameless.npz"):
         (tmp_path / name).touch()
-    done = nngp_zoo(*(arguments if arguments[0] == "report" else ("replay", *arguments, "--run", "run")))
+    done = here(*(arguments if arguments[0] == "report" else ("replay", *arguments, "--run", "run")))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"nngp-zoo: {message}")
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import fnmatch
 import json
@@ -183,15 +182,17 @@ def _compare(a: Features, b: Features, permutations: int, seed: int) -> Pair:
 
 
 def _write(common: Common, results: Sequence[Pair], csv_file: Path | None, picture: Path | None) -> None:
+    from .. import written
+
     for pair in results:
         common.say(_table(pair))
     if csv_file is not None:
         with refusing("--csv", csv_file):
-            _write_csv(csv_file, results)
+            written.write_csv(csv_file, _rows(results))
         common.say(f"values: {csv_file}")
     if picture is not None:
         with refusing("--picture", picture):
-            _draw(picture, results)
+            written.save(_figure(results), picture)
         common.say(f"picture: {picture}")
 
 
@@ -211,18 +212,18 @@ def _plain(pair: Pair) -> dict[str, Any]:
     return {"a": pair.a.name, "b": pair.b.name, **layers, "cka": pair.cka.tolist(), "p": pair.p.tolist()}
 
 
-def _write_csv(path: Path, pairs: Sequence[Pair]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["a", "b", "layer_a", "layer_b", "cka", "p"])
-        for pair in pairs:
-            for i, one in enumerate(pair.a.layers):
-                for j, other in enumerate(pair.b.layers):
-                    writer.writerow([pair.a.name, pair.b.name, one, other, pair.cka[i, j], pair.p[i, j]])
+def _rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """A row for each pair of layers."""
+    return [
+        {"a": a.name, "b": b.name, "layer_a": one, "layer_b": other, "cka": cka[i, j], "p": p[i, j]}
+        for a, b, cka, p in ((pair.a, pair.b, pair.cka, pair.p) for pair in pairs)
+        for i, one in enumerate(a.layers)
+        for j, other in enumerate(b.layers)
+    ]
 
 
-def _draw(path: Path, pairs: Sequence[Pair]) -> None:
+def _figure(pairs: Sequence[Pair]) -> Any:
+    """Heat maps of CKA, one below the other."""
     from plotly.subplots import make_subplots
 
     from nngp_plugins.charts import for_plotly, styled
@@ -237,6 +238,4 @@ def _draw(path: Path, pairs: Sequence[Pair]) -> None:
         figure.add_heatmap(z=pair.cka, x=x, y=y, **heat, row=row, col=1)
     figure.update_yaxes(autorange="reversed").update_xaxes(type="category").update_yaxes(type="category")
     styled(figure, height=120 + sum(60 + 26 * len(pair.a.layers) for pair in pairs))
-    figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1}, margin_t=48)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True)
+    return figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1}, margin_t=48)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,15 +46,16 @@ def features(
     if pool is not None:
         with refusing("--pool", pool):
             f = f.pool(pool)
+    from .. import written
     from ..features import features_of
 
-    arrays = features_of(f, params, state, x)
+    arrays: dict[str, Any] = features_of(f, params, state, x)
     for name in RESERVED:
         if name in arrays:
             raise CommandError(f"--layer: the layer {name!r} has a name that the file keeps for itself.")
     about = {"model": model, "data": data, "knobs": net.knobs, "run": run and str(run), "seed": seed, "pool": pool}
-    with refusing("--out", out):
-        _save(out, arrays, ids=ids, labels=y, about=np.array(json.dumps(about)))
+    with refusing("--out", out), written.whole(out) as file:
+        np.savez(file, ids=ids, labels=y, about=np.array(json.dumps(about)), **arrays)
     common.say(*(f"{name}: {a.dtype} {a.shape}" for name, a in arrays.items()), f"features: {out}")
     common.finish({"features": str(out), "layers": {name: a.shape for name, a in arrays.items()}, "ids": len(ids)})
 
@@ -73,13 +73,3 @@ def _weights(net: Any, run: Path | None, seed: int, batch: Any) -> tuple[Any, An
     if found is None:
         raise CommandError(f"--run {run}: it holds no {checkpoint.NAME}, which `nngp-zoo track` writes.")
     return found
-
-
-def _save(path: Path, arrays: dict[str, Any], **others: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        np.savez(file, **others, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

@@ -126,11 +126,10 @@ def _row(net: Model, dataset: Dataset, options: dict[str, Any], out: Path | None
             pass  # it is computed anew
     row = _measured(net, dataset, options)
     if kept is not None:
-        with refusing("--out", out):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            new = kept.with_suffix(".new")
-            new.write_text(json.dumps({"about": about, "row": row}))
-            new.replace(kept)
+        from .. import written
+
+        with refusing("--out", out), written.whole(kept) as file:
+            file.write(json.dumps({"about": about, "row": row}).encode())
     return row
 
 
@@ -150,9 +149,7 @@ def _measured(net: Model, dataset: Dataset, options: dict[str, Any]) -> dict[str
     row |= {"parameters": net.parameters, "flops": flops(net)}
     if options["train"]:
         training = Training(net, dataset, net.optimizer("adam", options["lr"]))
-        now = training.start(seed)
-        for step in range(1, options["train"] + 1):
-            now, loss = training.step(now, step, seed)
+        now, loss = training.run(training.start(seed), options["train"], seed)
         row["trained_accuracy"] = training.score(now) if np.isfinite(float(loss)) else float("nan")
     return row
 

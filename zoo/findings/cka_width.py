@@ -30,9 +30,7 @@ def measure(widths: tuple[int, ...] = (4, 16, 64), seeds: int = 4, steps: int = 
         f = jax.jit(model.f.layers("conv_*"))
         trained = []
         for seed in range(seeds):
-            now = training.start(seed)
-            for step in range(1, steps + 1):
-                now, _ = training.step(now, step, seed)
+            now, _ = training.run(training.start(seed), steps, seed)
             layers = f(now.params, probe, state=now.state)
             trained.append([metrics.gram_of(jax.nn.relu(y)) for y in layers.values()])
         cka = [[float(metrics.cka(*pair)) for pair in zip(a, b, strict=True)] for a, b in combinations(trained, 2)]

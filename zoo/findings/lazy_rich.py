@@ -10,6 +10,7 @@ import numpy as np
 
 from nngp_plugins import metrics
 
+from ..coordinates import slope
 from ..data import load
 from ..registry import get
 from . import Verdict
@@ -28,26 +29,19 @@ def measure(widths: tuple[int, ...] = WIDTHS, seeds: int = 3, steps: int = 200) 
     parametrisation at the largest width moves at least ten times as far.
     """
     moved = {width: _moved("ntk", width, 1.0, seeds, steps) for width in widths}
-    slope, error = _slope(moved)
+    found = slope([*moved], np.array([*moved.values()]))
     rich = _moved("standard", widths[-1], 0.03, seeds, steps)
     lines = [f"ntk, width {width}: 1 − CKA {_with_error(values)}" for width, values in moved.items()]
-    lines += [f"log-log slope {slope:.2f} ± {error:.2f}; −2 in the limit"]
+    lines += [f"log-log slope {found.value:.2f} ± {found.error:.2f}; −2 in the limit"]
     lines += [f"standard, width {widths[-1]}: 1 − CKA {_with_error(rich)}"]
     factor = float(rich.mean() / moved[widths[-1]].mean())
-    numbers: dict[str, Any] = {"slope": slope, "error": error, "standard_over_ntk": factor}
+    numbers: dict[str, Any] = {"slope": found.value, "error": found.error, "standard_over_ntk": factor}
     numbers["moved"] = {width: values.tolist() for width, values in moved.items()}
-    return Verdict(slope <= -1.5 and factor >= 10, lines, numbers)
+    return Verdict(found.value <= -1.5 and factor >= 10, lines, numbers)
 
 
 def _with_error(values: np.ndarray) -> str:
     return f"{values.mean():.2e} ± {values.std(ddof=1) / len(values) ** 0.5:.0e}"
-
-
-def _slope(moved: dict[int, np.ndarray]) -> tuple[float, float]:
-    """The mean slope of the seeds and its standard error."""
-    y = np.log(list(moved.values()))
-    slopes = np.polyfit(np.log([*moved]), y, 1)[0]
-    return float(slopes.mean()), float(slopes.std(ddof=1) / len(slopes) ** 0.5)
 
 
 def _moved(parametrisation: str, width: int, rate: float, seeds: int, steps: int) -> np.ndarray:
