@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import BinaryIO
 LOCK, NEW = ".lock", ".new"
 # Bytes of a file name that common disks take.
 _LONGEST_NAME = 255
+# How often a lock is tried that another process has.
+_TRIES = 10
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -52,7 +55,7 @@ class FolderLock:
         self.release = weakref.finalize(self, _let_go, self.file, os.getpid())
         _LOCKS.add(self)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self.file)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 if name == LOCK:
@@ -73,6 +76,19 @@ class FolderLock:
             return os.path.samestat(os.fstat(self.file), os.stat(path, follow_symlinks=False))
         except FileNotFoundError:
             return False
+
+
+def _lock(file: int) -> None:
+    """Locks an open file. Who asks :func:`is_locked` has the lock for a moment, which is waited for."""
+    import fcntl
+
+    for left in reversed(range(_TRIES)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not left or error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            time.sleep(0.002)
 
 
 def is_locked(path: Path) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from helpers.disk import largest_file
 
 import nngp_plugins as nngp
+from nngp_plugins._durable import LOCK, FolderLock
 from nngp_plugins.engine import all_but_batch, empirical_nngp_fn
 
 PROBE = np.eye(8, 3, dtype=np.float32)
@@ -90,6 +92,14 @@ time.sleep(30)
             tracker(run).close()
             if how == "lives on":
                 os.kill(child, signal.SIGKILL)
+
+    def test_who_asks_is_not_taken_for_a_writer(self, tmp_path):
+        """To ask takes the lock for a moment; a writer that comes in this moment still gets it."""
+        (tmp_path / LOCK).touch()
+        with (tmp_path / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            threading.Timer(0.004, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+            FolderLock(tmp_path, "run=").release()
 
     def test_a_deleted_lock_of_a_run(self, tmp_path):
         with tracker(tmp_path) as first:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._durable import NEW, free_component, replace_file
+from .._durable import NEW, free_component
 from .._require import require
 from .._typing import PyTree, wide
 from ..engine import (
@@ -115,10 +114,8 @@ def write_features(
     layouts = _layouts(source, block_size)
     made_of = {**fingerprints(given), **_settings(source, layouts), "software": software()}
     also = {"outputs": described(source.outputs.structure, [layout.name for layout in layouts])}
-    job = StoreJob(FEATURES, layouts, made_of, share, also)
+    job = StoreJob(FEATURES, layouts, made_of, share, also, {} if ids is None else {IDS: ids.tolist()})
     with begun(Path(path), job, resume=resume) as store:
-        if ids is not None and not (store.root / IDS).exists():
-            replace_file(store.root / IDS, lambda file: file.write(json.dumps(ids.tolist()).encode()))
         writer = BlockWriter(store, job)
         if writer.is_wanted():
             with writer, show_progress(progress, source.n, ("blocks of features", len(writer.own))) as on_progress:

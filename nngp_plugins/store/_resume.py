@@ -47,6 +47,7 @@ class StoreJob:
         made_of: all that decides their bytes.
         part: the share of this process.
         also: what else ``job.json`` says.
+        beside: JSON files to write beside it, by name.
     """
 
     kind: Kind
@@ -54,6 +55,7 @@ class StoreJob:
     made_of: Mapping[str, Any]
     part: Part
     also: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The contents of ``job.json``."""
@@ -166,6 +168,9 @@ def _prepare(root: Path, job: StoreJob, ledger: Ledger) -> OpenStore:
     _check_disk(root, listed, job.layouts)
     _write_once(root / JOB, job.as_json())
     _write_once(root / GROUP, group_of(job.layouts))
+    # While this process has the folder, since two that write one file at the same time take it from each other.
+    for name, content in job.beside.items():
+        _write_once(root / name, content)
     ledger.open()
     return OpenStore(root, ledger, listed)
 
@@ -212,10 +217,12 @@ def _check_disk(root: Path, listed: Listed, layouts: Sequence[Layout]) -> None:
         )
 
 
-def _write_once(path: Path, content: Mapping[str, Any]) -> None:
+def _write_once(path: Path, content: Any) -> None:
     """Writes a JSON file, unless it is there already."""
     if not path.exists():
-        replace_file(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+        # A list may have a million items.
+        indent = 1 if isinstance(content, Mapping) else None
+        replace_file(path, lambda file: file.write(json.dumps(content, indent=indent).encode()))
 
 
 def _fingerprint_of(name: str, value: Any) -> str:

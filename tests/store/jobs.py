@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -36,6 +37,9 @@ def run(path, kind, parts=1, kills=0, seed=0):
             try:
                 write(path, kind, (index, parts))
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                raise
             finally:
                 os._exit(1)
         running[pid] = index
@@ -55,7 +59,12 @@ def wait_until_written(path, chunks):
 
 
 def write(path, kind, part=None):
-    """Writes a kernel of 144 tiles, or 72 blocks of features."""
+    """Writes a kernel of 144 tiles, 72 blocks of features, or features with many ids."""
+    if kind == "ids":
+        n = 400_000
+        x, params = jnp.ones((n, 1)), jnp.ones((1, 1))
+        nngp.write_features(one, x, params, path, batch_size=n // 4, ids=range(n), progress=False, part=part)
+        return
     x1, x2, params = normal(0, 24, 5), normal(1, 18, 5), normal(2, 5, 7)
     options = {"progress": False, "part": part}
     if kind == "features":

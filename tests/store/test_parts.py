@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers.arrays import normal
 
@@ -115,6 +116,15 @@ def test_the_same_part_and_other_divisions_at_once_are_refused(tmp_path):
     other = rf"path='{path}' is in use: a process writes a part of it, as ledger\.0-of-2\.jsonl shows"
     assert re.match(rf"part=\(0, 3\) of {other}", refused[1])
     assert re.match(other, refused[2])
+
+
+def test_processes_that_begin_at_the_same_time(forks, tmp_path):
+    """The ids take long to write, so that a process would come between another one and its file."""
+    forks.start(tmp_path / "phi.zarr", kind="ids", parts=4)
+    assert forks.wait() == 0, forks.errors()
+    store = nngp.open_features(tmp_path / "phi.zarr")
+    assert store.complete
+    np.testing.assert_array_equal(store.ids, np.arange(400_000))
 
 
 @pytest.mark.once
