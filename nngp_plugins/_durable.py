@@ -49,7 +49,6 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, argument: str, name: str = LOCK, *, create: bool = True):
-        import fcntl
 
         self.file = open_plain(folder / name, os.O_RDWR | (os.O_CREAT if create else 0))
         self.release = weakref.finalize(self, _let_go, self.file, os.getpid())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from functools import cache
 from operator import index
 from typing import Any
@@ -215,7 +215,7 @@ def _is_real(dtype: Any) -> bool:
     return is_number and not jnp.issubdtype(dtype, np.timedelta64)
 
 
-def check_names(scalars: Mapping[str, Any], metrics: Iterable[str]) -> None:
+def check_names(scalars: Mapping[str, Any], metrics: Container[str]) -> None:
     """Refuses scalars whose names belong to the tracker's own numbers.
 
     Raises:

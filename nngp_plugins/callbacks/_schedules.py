@@ -39,7 +39,8 @@ class Schedule(ABC):
 
     def due(self, now: Moment | int, before: Moment | int) -> bool:
         """Whether to measure at a call, given the call before it; steps in between may have been skipped."""
-        return self._due(*(moment if isinstance(moment, Moment) else Moment(moment) for moment in (now, before)))
+        now = now if isinstance(now, Moment) else Moment(now)
+        return self._due(now, before if isinstance(before, Moment) else Moment(before))
 
     @abstractmethod
     def _due(self, now: Moment, before: Moment) -> bool:
@@ -59,7 +60,7 @@ class Either(Schedule):
     second: Schedule
 
     def _due(self, now: Moment, before: Moment) -> bool:
-        return self.first.due(now, before) or self.second.due(now, before)
+        return self.first._due(now, before) or self.second._due(now, before)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from itertools import chain
 from typing import Any
 
@@ -29,9 +29,9 @@ def key_of(layer: str, metric: str) -> str:
     return f"{PREFIX}{layer}/{metric}"
 
 
-def is_own_name(name: str, metrics: Iterable[str]) -> bool:
+def is_own_name(name: str, metrics: Container[str]) -> bool:
     """Whether a scalar of this name would take the place of a number of the tracker."""
-    return name in (*_OWN_NAMES, "layer", *metrics) or name.startswith(PREFIX)
+    return name in metrics or name in _OWN_NAMES or name == "layer" or name.startswith(PREFIX)
 
 
 def layers_of(rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 from .._typing import wide
 from ._dense import DenseGram
 from ._powers import exponent_if_far, largest, power_of_2, times_power_of_4
-from ._products import product
+from ._products import diagonal, product
 from ._to_grams import features
 
 
@@ -93,11 +93,24 @@ def _derivative(primals: Any, tangents: Any) -> Any:
 
 @custom_vmap
 def _chosen(y: Array) -> Product:
-    matrix = _from_first(features(y))
-    size, bound = jnp.diagonal(matrix).max(), 2.0 ** (jnp.finfo(matrix.dtype).maxexp // 2)
-    is_safe = (size > 1 / bound) & (size < bound)
-    product: Product = lax.cond(is_safe, lambda: Product(matrix, jnp.zeros((), jnp.int32)), lambda: _scaled(y))
-    return product
+    # The features leave the range of their dtype in steps that need no pass over them. A loop has one product to
+    # compile, where the two sides of a choice have two; nearly always it runs once.
+    y = y.astype(wide(y.dtype))
+    step = jnp.finfo(y.dtype).maxexp // 2
+    bound, end = 2.0**step, 2 * step - 8
+
+    def again(state: tuple[Product, Array]) -> tuple[Product, Array]:
+        exponent = state[1]
+        matrix = _from_first(features(y * power_of_2(-exponent, y.dtype)))
+        size = diagonal(matrix).max()
+        off = jnp.where(size < 1 / bound, -step, jnp.where(size >= bound, step, 0))
+        other = jnp.clip(exponent + off, -end, end)
+        return Product(matrix, exponent), jnp.where(jnp.abs(other) > jnp.abs(exponent), other, exponent)
+
+    start = Product(jnp.zeros((len(y), len(y)), y.dtype), jnp.ones((), jnp.int32)), jnp.zeros((), jnp.int32)
+    matrix, exponent = lax.while_loop(lambda state: state[0].exponent != state[1], again, start)[0]
+    size = diagonal(matrix).max()
+    return Product(matrix, jnp.where((size > 0) & (size < jnp.inf), exponent, 0))
 
 
 @_chosen.def_vmap

@@ -15,6 +15,7 @@ from nngp_plugins.metrics import (
     gram_of,
     kernel_distance,
     of_targets,
+    product_from_first,
     stacked_grams,
     with_eigenvalues,
 )
@@ -87,3 +88,21 @@ def test_velocity_has_no_value_without_a_previous_snapshot():
     values, _ = evaluate({"kernel_velocity": DEFAULT["kernel_velocity"], "cka": cka}, grams, grams, grams, jnp.nan)
     assert np.isnan(values["kernel_velocity"]).all()
     np.testing.assert_allclose(values["cka"], 1, rtol=1e-5)
+
+
+def test_products_of_features_of_every_size():
+    """Each product is that of float64, and its exponent is 0 unless the product leaves the range of float32."""
+    y, found = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32), jax.jit(product_from_first)
+    for power in range(-116, 121, 8):
+        product = found(np.ldexp(y, power))
+        phi = np.ldexp(np.float64(y), power) / np.sqrt(7)
+        phi[1:] -= phi[:1]
+        np.testing.assert_allclose(np.ldexp(np.float64(product.matrix), 2 * int(product.exponent)), phi @ phi.T, 1e-4)
+        assert bool(product.exponent) == (abs(power) > 32)
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_products_of_what_has_no_size(value):
+    product = product_from_first(jnp.full((4, 3), value, jnp.float32))
+    assert product.exponent == 0
+    np.testing.assert_array_equal(product.matrix[0, 0], value)
