@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
 import stat
 import time
 import warnings
@@ -16,8 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 LOCK, NEW = ".lock", ".new"
-# Bytes of a file name that common disks take.
-_LONGEST_NAME = 255
 # How often a lock is tried that another process has.
 _TRIES = 10
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -87,7 +83,7 @@ def _lock(file: int) -> None:
         except OSError as error:
             if not left or error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            time.sleep(0.002)
+            time.sleep(0.01)
 
 
 def is_locked(path: Path) -> bool:
@@ -296,17 +292,3 @@ def rename(old: Path, new: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def free_component(name: str, taken: set[str]) -> str:
-    """A folder name made of ``[A-Za-z0-9._-]`` for a kernel or a layer; it is added to the names that are taken."""
-    component = re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".-") or "kernel"
-    # TensorStore keeps the ending ".__lock" for itself.
-    component = component.replace(".__lock", ".lock")
-    if len(component) > _LONGEST_NAME - len(f"-{len(taken)}"):
-        component = f"{component[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
-    while component.lower() in taken:
-        # Two names may differ in other characters alone, or in upper and lower case, which some disks ignore.
-        component = f"{component}-{len(taken)}"
-    taken.add(component.lower())
-    return component

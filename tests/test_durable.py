@@ -17,7 +17,6 @@ import pytest
 from helpers.disk import largest_file
 
 import nngp_plugins as nngp
-from nngp_plugins._durable import LOCK, FolderLock
 from nngp_plugins.engine import all_but_batch, empirical_nngp_fn
 
 PROBE = np.eye(8, 3, dtype=np.float32)
@@ -95,11 +94,11 @@ time.sleep(30)
 
     def test_who_asks_is_not_taken_for_a_writer(self, tmp_path):
         """To ask takes the lock for a moment; a writer that comes in this moment still gets it."""
-        (tmp_path / LOCK).touch()
-        with (tmp_path / LOCK).open() as file:
+        tracker(tmp_path).close()
+        with (tmp_path / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
-            threading.Timer(0.004, fcntl.flock, (file, fcntl.LOCK_UN)).start()
-            FolderLock(tmp_path, "run=").release()
+            threading.Timer(0.01, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+            tracker(tmp_path).close()
 
     def test_a_deleted_lock_of_a_run(self, tmp_path):
         with tracker(tmp_path) as first:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._durable import free_component
 from .._require import require
+from .._tables import free_component
 from ..metrics import undivided
 from ._files import KERNELS
 from ._kept_arrays import (

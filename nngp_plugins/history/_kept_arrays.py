@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .._durable import check_plain, free_component, read_plain, replace_file
+from .._durable import check_plain, read_plain, replace_file
 from .._require import require
+from .._tables import free_component
 from ._files import KERNELS
 
 # The names of folders of layers begin with no hyphen.

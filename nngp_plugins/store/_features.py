@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._durable import NEW, free_component
+from .._durable import NEW
 from .._require import require
+from .._tables import free_component
 from .._typing import PyTree, wide
 from ..engine import (
     NetworkOutputs,

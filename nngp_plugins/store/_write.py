@@ -11,8 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._durable import NEW, free_component
+from .._durable import NEW
 from .._require import require
+from .._tables import free_component
 from .._typing import PyTree
 from ..engine import (
     ArrayBackend,
