@@ -95,7 +95,8 @@ def _trained(model: _MLP, epochs: int, each: int, rate: float, decay: float) -> 
     def epoch(now: Any, key: Array) -> Any:
         order = jax.random.permutation(key, len(x))[: steps * BATCH]
         now, _ = jax.lax.scan(step, now, order.reshape(steps, BATCH))
-        features, logits = model.apply(now[0], x, False)
+        outputs: Any = model.apply(now[0], x, False)
+        features, logits = outputs
         nc1 = metrics.class_separation(metrics.FeatureGram(metrics.features(features)), y)
         return now, (nc1, (logits.argmax(axis=1) != y).mean())
 
