@@ -1,6 +1,11 @@
 """The history of saved checkpoints against that of a live training."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -112,6 +117,44 @@ def test_other_libraries(trained, here, tmp_path, form):
     assert nothing == "it is of another model: it holds no dense_0/bias, only w, ..."
     assert done.stderr.count("is left out: ") == done.stderr.count("\n") == 3
     assert_same(tmp_path / "run", live)
+
+
+def steps_in(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_killed_halfway_it_measures_only_what_is_left(trained, here, tmp_path):
+    """The middle checkpoint is a pipe that nobody fills, before which the replay waits until it is killed.
+
+    What was measured is an empty file at the second call, so that it would be missed if it were read again.
+    """
+    _, states, live = trained
+    folder, run = tmp_path / "ckpt", tmp_path / "run"
+    folder.mkdir()
+    for state in states:
+        write("npz", folder, state)
+    files = sorted(folder.iterdir())
+    middle = files[len(files) // 2]
+    whole = middle.read_bytes()
+    middle.unlink()
+    os.mkfifo(middle)
+    command = ("replay", "linen/mlp", folder, "--run", run, *OPTIONS)
+    with subprocess.Popen([sys.executable, "-m", "zoo", *map(str, command)]) as process:
+        until = time.monotonic() + 60
+        while len(steps_in(run)) < len(files) // 2 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert steps_in(run) == live.steps[: len(files) // 2].tolist()
+    middle.unlink()
+    middle.write_bytes(whole)
+    for file in files[: len(files) // 2]:
+        file.write_bytes(b"")
+    done = here(*command)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert steps_in(run) == live.steps.tolist()
+    assert_same(run, live)
 
 
 # fmt: off
