@@ -18,14 +18,14 @@ from flax.training.train_state import TrainState
 import nngp_plugins as nngp
 import zoo
 
-OPTIONS = ("--data", "moons", "--probe", 20, "--width", 4, "--quiet")
+OPTIONS = ("--data", "teacher", "--probe", 20, "--width", 4, "--quiet")
 
 
 @pytest.fixture(scope="module", params=[4, pytest.param(50, marks=pytest.mark.exhaustive)])
 def trained(request, tmp_path_factory):
     """A loop that knows nothing of the zoo: it saves a TrainState with Orbax at every step, and tracks live."""
     folder = tmp_path_factory.mktemp("training")
-    data = zoo.load("moons")
+    data = zoo.load("teacher")
     model = zoo.get("linen/mlp", data.spec, width=4)
     x, y, _ = data.probe(20)
     params, _ = model.init(jax.random.key(0))
@@ -60,23 +60,13 @@ def assert_same(run, live):
         np.testing.assert_allclose(history.metric(name), live.metric(name), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def test_orbax_equals_live_tracking_and_goes_on(trained, here, tmp_path):
-    """The checkpoints that were measured are empty folders at the second call, which does not read them again."""
-    folder, states, live = trained
-    some = len(states) // 2
-    (tmp_path / "ckpt").mkdir()
-    command = ("replay", "linen/mlp", tmp_path / "ckpt", "--run", tmp_path / "run", *OPTIONS)
-    for steps in (range(some), range(some, len(states))):
-        for i in steps:
-            (folder / "orbax" / str(i)).rename(tmp_path / "ckpt" / str(i))
-        done = here(*command)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        for i in steps:
-            (tmp_path / "ckpt" / str(i)).rename(folder / "orbax" / str(i))
-            (tmp_path / "ckpt" / str(i)).mkdir()
+def test_orbax_equals_live_tracking(trained, here, tmp_path):
+    folder, _, live = trained
+    done = here("replay", "linen/mlp", folder / "orbax", "--run", tmp_path / "run", *OPTIONS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert_same(tmp_path / "run", live)
     page = tmp_path / "run" / "report.html"
-    assert "linen/mlp on moons, from checkpoints" in page.read_text()
+    assert "linen/mlp on teacher, from checkpoints" in page.read_text()
     page.unlink()
     assert here("report", tmp_path / "run").stdout.endswith(f"report: {page}\n")
     assert "<title>run" in page.read_text()
