@@ -67,6 +67,7 @@ NO_NUMBER = {
     ("torn.npz",): (2, "NAME: torn.npz cannot be read as features: "),
     ("no.npz",): (2, "NAME no.npz: there is no such file."),
     ("linen/ml",): (2, "NAME: unknown model 'linen/ml'; did you mean 'linen/mlp'"),
+    ("runs/none",): (2, "NAME runs/none: there is no such folder or file, and it is no model either: unknown model"),
     ("linen/mlp@no",): (2, "NAME linen/mlp@no: there is no no."),
     (".",): (2, "NAME .: it is no run folder of `nngp-zoo track`."),
     ("a.npz", "--picture", "p.png"): (2, "--picture p.png: it must end in .html."),

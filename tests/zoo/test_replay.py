@@ -149,7 +149,7 @@ def test_killed_halfway_it_measures_only_what_is_left(trained, here, tmp_path):
 
 # fmt: off
 REFUSED = [
-    (("linen/mlp", "no"), "CHECKPOINTS: there is no no."),
+    (("linen/mlp", "no"), "CHECKPOINTS: there is no file or folder no."),
     (("linen/mlp", "empty"), "CHECKPOINTS: empty holds no checkpoint with a step in its name."),
     (("linen/mlp", "a_1.npz", "b_1.npz"), "CHECKPOINTS: a_1.npz and b_1.npz are both of step 1."),
     (("linen/mlp", "nameless.npz"), "CHECKPOINTS: the name of nameless.npz holds no step, such as in step_100.npz."),
