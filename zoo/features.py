@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -88,14 +89,23 @@ def _read(path: Path) -> dict[str, Any]:
         ids = path.with_suffix(".ids.npy")
         found = {path.stem: np.load(path, allow_pickle=False)}
         return found | ({"ids": np.load(ids, allow_pickle=False)} if ids.exists() else {})
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    """A tensor, or a dict of tensors, in which ids may also be a list of strings or integers."""
     try:
         import torch
     except ImportError:
         raise ModuleNotFoundError(f"{path} is a file of PyTorch; run: pip install torch") from None
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, KeyError, EOFError) as error:
+        raise ValueError("it is damaged, or holds other things than tensors; save a dict of tensors and ids") from error
     named = found if isinstance(found, Mapping) else {path.stem: found}
-    return {str(name): a.float().numpy() if _is_half(a) else np.asarray(a) for name, a in named.items()}
-
-
-def _is_half(tensor: Any) -> bool:
-    return str(getattr(tensor, "dtype", "")) == "torch.bfloat16"
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor) and name not in RESERVED:
+            raise ValueError(f"its {name!r} is a {type(value).__name__}, not a tensor")
+    tensors = {name: a for name, a in named.items() if isinstance(a, torch.Tensor)}
+    dense = {name: (a.float() if a.dtype == torch.bfloat16 else a).to_dense() for name, a in tensors.items()}
+    return {str(name): dense[name].numpy(force=True) if name in dense else np.asarray(a) for name, a in named.items()}

@@ -29,7 +29,7 @@ def find(paths: Iterable[Path]) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in paths:
         if not path.exists():
-            raise ValueError(f"there is no {path}.")
+            raise ValueError(f"there is no file or folder {path}.")
         own = path.is_dir() and not _folders(path)
         for one in sorted(p for p in path.iterdir() if _step(p) is not None) if own else [path]:
             step = _step(one)

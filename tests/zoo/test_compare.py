@@ -2,9 +2,9 @@
 
 import csv
 import json
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from metrics import oracles
@@ -67,6 +67,7 @@ NO_NUMBER = {
     ("torn.npz",): (2, "NAME: torn.npz cannot be read as features: "),
     ("no.npz",): (2, "NAME no.npz: there is no such file."),
     ("linen/ml",): (2, "NAME: unknown model 'linen/ml'; did you mean 'linen/mlp'"),
+    ("runs/none",): (2, "NAME runs/none: there is no such folder or file, and it is no model either: unknown model"),
     ("linen/mlp@no",): (2, "NAME linen/mlp@no: there is no no."),
     (".",): (2, "NAME .: it is no run folder of `nngp-zoo track`."),
     ("a.npz", "--picture", "p.png"): (2, "--picture p.png: it must end in .html."),
@@ -122,10 +123,33 @@ def test_runs_models_and_checkpoints(ours, here, tmp_path):
     np.testing.assert_allclose(pairs[run, file][:, 0], expected, rtol=1e-4)
 
 
-def test_features_of_torch(tmp_path, here):
+def test_files_of_torch(tmp_path, here):
+    """Tensors as trainings have them: with gradients, in bfloat16, on ids that are strings."""
     torch = pytest.importorskip("torch")
-    features = np.asarray(jax.random.normal(jax.random.key(0), (12, 3)))
-    torch.save({"a": torch.from_numpy(features), "ids": torch.arange(12)}, tmp_path / "f.pt")
-    np.savez(tmp_path / "f.npz", a=jnp.asarray(features), ids=np.arange(12))
+    a = torch.randn(12, 3, 2, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    ids = [f"e{i}" for i in range(12)]
+    torch.save({"a": a, "half": a.bfloat16(), "ids": ids}, tmp_path / "f.pt")
+    torch.save(a, tmp_path / "one.pth")
+    np.savez(tmp_path / "f.npz", a=a.detach().numpy(), half=a.bfloat16().float().detach().numpy(), ids=ids)
     told = json.loads(here("compare", tmp_path / "f.pt", tmp_path / "f.npz", "--json").stdout)
-    assert told["pairs"][0]["cka"] == [[pytest.approx(1)]]
+    assert (told["pairs"][0]["layers_a"], told["examples"]) == (["a", "half"], 12)
+    np.testing.assert_allclose(np.diag(told["pairs"][0]["cka"]), 1, atol=1e-6)
+    assert here("compare", tmp_path / "one.pth", tmp_path / "f.npz", "--by-position").returncode == 0
+    torch.save({"a": a, "ids": torch.arange(12)}, tmp_path / "other.pt")
+    other = here("compare", tmp_path / "f.npz", tmp_path / "other.pt")
+    assert (other.returncode, "holds example e0, and" in other.stderr) == (1, True)
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "module.pt")
+    torch.save({"layers": [a]}, tmp_path / "list.pt")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "f.pt").read_bytes()[:300])
+    for name in ("module.pt", "list.pt", "torn.pt"):
+        refused = here("compare", tmp_path / name)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+        assert refused.stderr.startswith(f"nngp-zoo: NAME: {tmp_path / name} cannot be read as features: it")
+
+
+def test_files_of_torch_without_torch(tmp_path, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "f.pt").touch()
+    refused = here("compare", tmp_path / "f.pt")
+    told = f"nngp-zoo: NAME: {tmp_path / 'f.pt'} is a file of PyTorch; run: pip install torch\n"
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", told)

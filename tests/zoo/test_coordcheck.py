@@ -122,7 +122,7 @@ def test_verdicts(size, change, hidden, output):
     [
         (("linen/mpl",), "MODEL: unknown model 'linen/mpl'; did you mean 'linen/mlp'"),
         (("linen/mlp", "--width", "64"), "--width 64: give several widths, such as --width 64,256,1024."),
-        (("linen/mlp", "--width", "64,a"), "--width 64,a: write it as values that are separated by commas."),
+        (("linen/mlp", "--width", "64,a"), "--width 64,a: write it as integers that are separated by commas."),
         (("linen/mlp", "--width", "64,64"), "--width 64,64: it has one value twice."),
         (("linen/mlp", "--width", "64,-1"), "--width 64,-1: width=-1 must be positive."),
         (("linen/mlp", "--lr", "nan"), "--lr nan: it must be a positive number."),

@@ -1,6 +1,11 @@
 """The history of saved checkpoints against that of a live training."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -13,14 +18,14 @@ from flax.training.train_state import TrainState
 import nngp_plugins as nngp
 import zoo
 
-OPTIONS = ("--data", "moons", "--probe", 20, "--width", 4, "--quiet")
+OPTIONS = ("--data", "teacher", "--probe", 20, "--width", 4, "--quiet")
 
 
 @pytest.fixture(scope="module", params=[4, pytest.param(50, marks=pytest.mark.exhaustive)])
 def trained(request, tmp_path_factory):
     """A loop that knows nothing of the zoo: it saves a TrainState with Orbax at every step, and tracks live."""
     folder = tmp_path_factory.mktemp("training")
-    data = zoo.load("moons")
+    data = zoo.load("teacher")
     model = zoo.get("linen/mlp", data.spec, width=4)
     x, y, _ = data.probe(20)
     params, _ = model.init(jax.random.key(0))
@@ -55,23 +60,13 @@ def assert_same(run, live):
         np.testing.assert_allclose(history.metric(name), live.metric(name), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def test_orbax_equals_live_tracking_and_goes_on(trained, here, tmp_path):
-    """The checkpoints that were measured are empty folders at the second call, which does not read them again."""
-    folder, states, live = trained
-    some = len(states) // 2
-    (tmp_path / "ckpt").mkdir()
-    command = ("replay", "linen/mlp", tmp_path / "ckpt", "--run", tmp_path / "run", *OPTIONS)
-    for steps in (range(some), range(some, len(states))):
-        for i in steps:
-            (folder / "orbax" / str(i)).rename(tmp_path / "ckpt" / str(i))
-        done = here(*command)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        for i in steps:
-            (tmp_path / "ckpt" / str(i)).rename(folder / "orbax" / str(i))
-            (tmp_path / "ckpt" / str(i)).mkdir()
+def test_orbax_equals_live_tracking(trained, here, tmp_path):
+    folder, _, live = trained
+    done = here("replay", "linen/mlp", folder / "orbax", "--run", tmp_path / "run", *OPTIONS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert_same(tmp_path / "run", live)
     page = tmp_path / "run" / "report.html"
-    assert "linen/mlp on moons, from checkpoints" in page.read_text()
+    assert "linen/mlp on teacher, from checkpoints" in page.read_text()
     page.unlink()
     assert here("report", tmp_path / "run").stdout.endswith(f"report: {page}\n")
     assert "<title>run" in page.read_text()
@@ -114,9 +109,47 @@ def test_other_libraries(trained, here, tmp_path, form):
     assert_same(tmp_path / "run", live)
 
 
+def steps_in(run):
+    path = run / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_killed_halfway_it_measures_only_what_is_left(trained, here, tmp_path):
+    """The middle checkpoint is a pipe that nobody fills, before which the replay waits until it is killed.
+
+    What was measured is an empty file at the second call, so that it would be missed if it were read again.
+    """
+    _, states, live = trained
+    folder, run = tmp_path / "ckpt", tmp_path / "run"
+    folder.mkdir()
+    for state in states:
+        write("npz", folder, state)
+    files = sorted(folder.iterdir())
+    middle = files[len(files) // 2]
+    whole = middle.read_bytes()
+    middle.unlink()
+    os.mkfifo(middle)
+    command = ("replay", "linen/mlp", folder, "--run", run, *OPTIONS)
+    with subprocess.Popen([sys.executable, "-m", "zoo", *map(str, command)]) as process:
+        until = time.monotonic() + 60
+        while len(steps_in(run)) < len(files) // 2 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert steps_in(run) == live.steps[: len(files) // 2].tolist()
+    middle.unlink()
+    middle.write_bytes(whole)
+    for file in files[: len(files) // 2]:
+        file.write_bytes(b"")
+    done = here(*command)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert steps_in(run) == live.steps.tolist()
+    assert_same(run, live)
+
+
 # fmt: off
 REFUSED = [
-    (("linen/mlp", "no"), "CHECKPOINTS: there is no no."),
+    (("linen/mlp", "no"), "CHECKPOINTS: there is no file or folder no."),
     (("linen/mlp", "empty"), "CHECKPOINTS: empty holds no checkpoint with a step in its name."),
     (("linen/mlp", "a_1.npz", "b_1.npz"), "CHECKPOINTS: a_1.npz and b_1.npz are both of step 1."),
     (("linen/mlp", "nameless.npz"), "CHECKPOINTS: the name of nameless.npz holds no step, such as in step_100.npz."),

@@ -102,7 +102,7 @@ def test_slopes_are_those_of_power_laws():
     [
         (("linen/mpl",), "MODEL: unknown model 'linen/mpl'; did you mean 'linen/mlp'"),
         (("linen/mlp", "--lr", "0.1,nan"), "--lr nan: it must be a positive number."),
-        (("linen/mlp", "--lr", "0.1;1"), "--lr 0.1;1: write it as values that are separated by commas."),
+        (("linen/mlp", "--lr", "0.1;1"), "--lr 0.1;1: write it as numbers that are separated by commas."),
         (("linen/mlp", "--optimizer", "adam,adan"), "--optimizer: unknown optimizer 'adan'; did you mean 'adam'"),
         (("linen/mlp", "--seed", "0,-1"), "--seed 0,-1: seeds must not be negative."),
         (("linen/mlp", "--parametrisation", "mup,mop"), "--parametrisation mup,mop: unknown parametrisation 'mop'"),

@@ -20,7 +20,9 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A name of `nngp-zoo list`, or FILE.py:FUNCTION.", metavar="MODEL")]
-Data = Annotated[str, typer.Option(help=f"{', '.join(DATASETS)}, or the path of a .npz, a .npy or a folder.")]
+Data = Annotated[
+    str, typer.Option(help=f"{', '.join(DATASETS)}, the path of a .npz, a .npy or a folder, hf:NAME or tfds:NAME.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the parameters and of the order of examples.")]
 Layers = Annotated[list[str] | None, typer.Option(help="Pattern of layers, such as 'conv*'. May be repeated.")]
 

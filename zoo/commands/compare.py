@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ..families import FRAMEWORKS
 from ..features import SUFFIXES, Features, features_of, read_features
 from . import begin
 from .app import Layers, Seed, command
@@ -105,7 +106,9 @@ def _check(name: str, asked: Mapping[str, Any], *, is_run: bool) -> None:
     elif path and not Path(path).exists():
         raise CommandError(f"NAME {name}: there is no {path}.")
     else:
-        begin.check(model, asked["data"], probe=asked["probe"], argument="NAME")
+        is_known = model.partition("/")[0] in FRAMEWORKS
+        argument = "NAME" if is_known else f"NAME {name}: there is no such folder or file, and it is no model either"
+        begin.check(model, asked["data"], probe=asked["probe"], argument=argument)
 
 
 def _is_file(name: str) -> bool:

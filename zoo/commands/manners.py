@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,12 +158,13 @@ def positive(option: str, value: float) -> None:
         raise CommandError(f"{option} {value}: it must be a positive number.")
 
 
-def listed(option: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+def listed(option: str, text: str, kind: type) -> tuple[Any, ...]:
     """Returns the values of an option that takes several, separated by commas, each once."""
     try:
         values = tuple(kind(word.strip()) for word in text.split(","))
     except ValueError:
-        raise CommandError(f"{option} {text}: write it as values that are separated by commas.") from None
+        what = {int: "integers", float: "numbers"}.get(kind, "values")
+        raise CommandError(f"{option} {text}: write it as {what} that are separated by commas.") from None
     if len(set(values)) < len(values):
         raise CommandError(f"{option} {text}: it has one value twice.")
     return values

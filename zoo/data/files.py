@@ -46,7 +46,10 @@ def load_path(name: str) -> Dataset:
     except (OSError, ValueError) as error:
         raise ValueError(f"{name!r} cannot be read as {FORMS}: {error}") from error
     found = {key: next((arrays[n] for n in names if n in arrays), None) for key, names in _NAMES.items()}
-    return _dataset(name, found, [*arrays])
+    for key in ("x", "y"):
+        if found[key] is None:
+            raise ValueError(f"{name!r} holds no {key}, only {', '.join(arrays)}; it must be {FORMS}.")
+    return assemble(name, found)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -72,15 +75,23 @@ def _mapped(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _dataset(name: str, found: Mapping[str, Any], keys: list[str]) -> Dataset:
-    x, y, test_x, test_y = (found[key] for key in ("x", "y", "test_x", "test_y"))
-    for key in ("x", "y"):
-        if found[key] is None:
-            raise ValueError(f"{name!r} holds no {key}, only {', '.join(keys)}; it must be {FORMS}.")
+def assemble(name: str, found: Mapping[str, Any]) -> Dataset:
+    """Returns a data set of arrays that may stay on the disk.
+
+    Args:
+        name: what it was asked for by.
+        found: ``x``, ``y``, and perhaps ``ids``, ``test_x``, ``test_y`` and ``test_ids``; None if missing.
+
+    Raises:
+        ValueError: the arrays do not fit one another.
+    """
+    x, y = found["x"], found["y"]
+    test_x: Any = found.get("test_x")
+    test_y: Any = found.get("test_y")
     if (test_x is None) != (test_y is None):
         raise ValueError(f"{name!r} must hold test_x and test_y, or none of them.")
     _check(name, x, y)
-    ids = _ids(name, found["ids"], len(x))
+    ids = _ids(name, found.get("ids"), len(x))
     if test_x is None:
         test, train = _split(np.asarray(y).ravel())
         parts = (x, y, ids, train), (x, y, ids, test)
@@ -89,7 +100,7 @@ def _dataset(name: str, found: Mapping[str, Any], keys: list[str]) -> Dataset:
         if (test_x.shape[1:], test_x.dtype) != (x.shape[1:], x.dtype):
             raise ValueError(f"{name!r} has x {x.dtype} {x.shape} and test_x {test_x.dtype} {test_x.shape}.")
         test_ids = np.array([f"test/{i}" for i in range(len(test_x))])
-        test_ids = test_ids if found["test_ids"] is None else _ids(name, found["test_ids"], len(test_x))
+        test_ids = test_ids if found.get("test_ids") is None else _ids(name, found.get("test_ids"), len(test_x))
         parts = (x, y, ids, np.arange(len(x))), (test_x, test_y, test_ids, np.arange(len(test_x)))
     labels = np.unique(np.concatenate([np.asarray(y).ravel(), np.asarray(parts[1][1]).ravel()]))
     of = [

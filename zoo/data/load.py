@@ -10,6 +10,7 @@ from ..spec import Spec, check_name
 from . import builtin
 from .dataset import Dataset, check_probe
 from .files import is_path, load_path
+from .hub import check_hub, is_hub, load_hub
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,15 @@ def check(name: str, *, probe: int | None = None, examples: int | None = None) -
     """Refuses a name, or numbers of examples that a data set does not have, without loading it.
 
     Returns:
-        What is known of it; None for the user's files, which must be read first.
+        What is known of it; None for the user's files and for data sets of a hub, which must be read first.
 
     Raises:
         ValueError: there is no such data set, or it is too small.
+        ModuleNotFoundError: the library of a hub is not installed.
     """
+    if is_hub(name):
+        check_hub(name)
+        return None
     if is_path(name):
         return None
     check_name("data set", name, DATASETS)
@@ -63,7 +68,11 @@ def check(name: str, *, probe: int | None = None, examples: int | None = None) -
 
 @cache
 def load(name: str) -> Dataset:
-    """Returns a data set: a name of :data:`DATASETS`, or the path of the user's own arrays, see :mod:`zoo.data.files`.
+    """Returns a data set by its name.
+
+    Args:
+        name: one of :data:`DATASETS`; the path of the user's own arrays, see :mod:`zoo.data.files`; or that of a hub,
+            such as ``"hf:ylecun/mnist"`` or ``"tfds:mnist"``, see :mod:`zoo.data.hub`.
 
     Raises:
         ValueError: there is no such data set, and the message names the closest; or a file cannot be read.
@@ -75,6 +84,8 @@ def load(name: str) -> Dataset:
         >>> x.shape, ids[:3].tolist()
         ((20, 8, 8, 1), ['357', '1317', '1462'])
     """
+    if is_hub(name):
+        return load_hub(name)
     if is_path(name):
         return load_path(name)
     check(name)
