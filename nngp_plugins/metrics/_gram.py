@@ -135,11 +135,17 @@ class ShownGram(Gram):
         most = min(rows, columns)
         if most > _RANKED or rows > _DRAWN or columns > _DRAWN:
             return f"≤ {most}"
-        values = np.asarray(self.singular_values())
-        if not np.isfinite(values).all():
+        like = self._of_same_rank()
+        # NumPy has no program to compile.
+        array = np.asarray(like, np.float64)
+        if not np.isfinite(array).all():
             return "nan"
-        noise = max(rows, columns) * float(jnp.finfo(values.dtype).eps) * values.max(initial=0)
-        return str(int((values > noise).sum()))
+        eps = float(jnp.finfo(like.dtype).eps) if jnp.issubdtype(like.dtype, jnp.inexact) else 0.0
+        return str(np.linalg.matrix_rank(array, rtol=max(rows, columns) * eps))
+
+    def _of_same_rank(self) -> Array:
+        """The features, or the entries."""
+        raise NotImplementedError
 
 
 @contextmanager
