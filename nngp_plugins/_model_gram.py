@@ -33,6 +33,8 @@ from .engine import (
 from .metrics import DenseGram, FeatureGram, OfStep, StreamedGram, features, gram_of
 from .store import FeatureStore
 
+_NOT_FINITE, _ZERO = "NaN or infinity in", "all outputs are zero in"
+
 
 def gram(
     f: Callable[..., PyTree] | FeatureStore,
@@ -69,7 +71,7 @@ def gram(
         TypeError: outputs are complex; the call is inside ``jit``; a :class:`FeatureStore` is not alone.
 
     Warns:
-        RuntimeWarning: an output holds NaN or infinity; its metrics are nan.
+        RuntimeWarning: an output holds NaN or infinity, or is zero for all examples; its metrics are nan.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
@@ -83,8 +85,8 @@ def gram(
         return jax.tree.map(StreamedGram, f.as_outputs())
     with transfers_allowed():
         grams, found = _grams_of(f, x, params, batch_size, store_on_device, check, apply_fn_kwargs)
-    if found:
-        warnings.warn(f"NaN or infinity in {found}: metrics of it are nan.", RuntimeWarning, stacklevel=2)
+    for flaw, names in found.items():
+        warnings.warn(f"{flaw} {'; '.join(names)}: metrics of it are nan.", RuntimeWarning, stacklevel=2)
     return grams
 
 
@@ -96,8 +98,8 @@ def _grams_of(
     store_on_device: bool,
     check: bool,
     kwargs: dict[str, Any],
-) -> tuple[PyTree, str]:
-    """The Grams, and which outputs are not finite."""
+) -> tuple[PyTree, dict[str, list[str]]]:
+    """The Grams, and the outputs that are not finite or zero, by what to say of them."""
     f, x = batch_first(f, "x", x)
     at_once = batch_size == 0 and store_on_device and jax.local_device_count() == 1
     if at_once and has_layers(f):
@@ -111,8 +113,11 @@ def _grams_of(
         grams = jax.tree.map(gram_of, outputs)
     named = NamedOutputs.unchecked(outputs)
     refuse_same_names(named.paths)
-    found = [_non_finite(path or "the output", y) for path, y in zip(named.paths, named.leaves, strict=True)]
-    return grams, "; ".join(filter(None, found))
+    found: dict[str, list[str]] = {}
+    for path, y in zip(named.paths, named.leaves, strict=True):
+        if flaw := _flaw_of(y):
+            found.setdefault(flaw, []).append((path or "the output") + (_examples(y) if flaw == _NOT_FINITE else ""))
+    return grams, found
 
 
 def over_inits(
@@ -209,13 +214,17 @@ def _map_exponents(change: Callable[[Any], Any], grams: PyTree) -> PyTree:
     return jax.tree.map(changed, grams, is_leaf=lambda node: isinstance(node, FeatureGram | DenseGram))
 
 
-def _non_finite(name: str, y: Any) -> str:
-    """The name of an output with the first examples that are not finite; empty if all are finite."""
-    if not jnp.issubdtype(y.dtype, jnp.inexact) or np.isfinite(jnp.sum(jnp.abs(y.astype(wide(y.dtype))))):
+def _flaw_of(y: Any) -> str:
+    """What to say of an output with which no metric can be computed; empty for any other one."""
+    if not jnp.issubdtype(y.dtype, jnp.inexact):
         return ""
+    size = float(jnp.sum(jnp.abs(y.astype(wide(y.dtype)))))
+    # The sum of large finite numbers may overflow, and has no examples that are not finite.
+    return _ZERO if size == 0 else _NOT_FINITE if not np.isfinite(size) and _examples(y) else ""
+
+
+def _examples(y: Any) -> str:
+    """The first examples of an output that are not finite."""
     examples = np.flatnonzero(~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(axis=1))
-    if not examples.size:
-        # The sum of large finite numbers may overflow.
-        return ""
     more = ", ..." if len(examples) > 3 else ""
-    return f"{name} (examples {', '.join(map(str, examples[:3]))}{more})"
+    return f" (examples {', '.join(map(str, examples[:3]))}{more})" if examples.size else ""

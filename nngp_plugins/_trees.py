@@ -55,6 +55,13 @@ def with_constants(params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.value if is_static(leaf) else leaf, params, is_leaf=is_static)
 
 
+def has_numbers(leaf: Any) -> bool:
+    """Whether a leaf is an array whose numbers this process can read: not traced, not donated, not another's."""
+    if isinstance(leaf, jax.Array):
+        return not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted() and leaf.is_fully_addressable
+    return isinstance(leaf, np.ndarray)
+
+
 def is_text(leaf: Any) -> bool:
     """Whether a leaf holds strings, dates or Python objects, which JAX does not take."""
     dtype = getattr(leaf, "dtype", None)

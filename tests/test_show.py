@@ -58,11 +58,30 @@ def test_grams_show_their_shape_trace_and_picture(form):
     image = pytest.importorskip("PIL.Image")
     phi = jnp.array([[1.0, 0], [1, 0], [-1, 0], [-1, 0]]) + 3
     gram = form(phi)
-    assert re.fullmatch(r"\w+Gram\(shape=\(4, [24]\), dtype=float(32|64), trace=76\)", repr(gram))
+    assert re.fullmatch(r"\w+Gram\(shape=\(4, [24]\), dtype=float(32|64), trace=76, rank=2\)", repr(gram))
     url = re.search(r'src="data:image/png;base64,([^"]*)"', gram._repr_html_())[1]
     pixels = np.asarray(image.open(io.BytesIO(base64.b64decode(url))).convert("RGB")).astype(int)
     is_red = pixels[..., 0] > pixels[..., 2]
     np.testing.assert_array_equal(is_red, np.kron(np.eye(2), np.ones((2, 2))).astype(bool))
+
+
+def test_a_rank_is_counted_where_that_is_cheap_and_a_bound_elsewhere():
+    x = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32)
+    phi = jnp.asarray(x @ np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32))
+    assert np.linalg.matrix_rank(phi) == 5
+    assert "rank=5)" in repr(nngp.metrics.FeatureGram(phi))
+    assert "rank=4)" in repr(nngp.metrics.FeatureGram(jnp.eye(5)[:, :4] + 1).center())
+    assert "rank≤300)" in repr(nngp.metrics.DenseGram(phi @ phi.T))
+    assert "rank: ≤ 300" in nngp.metrics.DenseGram(phi @ phi.T)._repr_html_()
+    assert "rank=0)" in repr(nngp.metrics.FeatureGram(jnp.zeros((4, 2))))
+    assert "trace=nan, rank=nan)" in repr(nngp.metrics.FeatureGram(jnp.full((4, 2), jnp.nan)))
+
+
+def test_a_gram_shows_itself_where_jax_forbids_transfers_and_nan():
+    gram = nngp.metrics.FeatureGram(jnp.full((4, 2), jnp.nan))
+    with jax.transfer_guard("disallow"), jax.debug_nans(True):
+        assert "trace=nan" in repr(gram)
+        assert "<img" in gram._repr_html_()
 
 
 def test_a_gram_without_numbers_shows_its_shape():
@@ -88,13 +107,22 @@ def test_runs_are_tables_and_their_names_are_text():
 
 
 def test_a_tracker_says_how_far_it_is():
-    tracker = nngp.KernelTracker(lambda w, x: x * w, jnp.eye(4), metrics={"cka": nngp.metrics.cka})
-    tracker(0, 1.0)
+    f = lambda w, x: {"<b>": x, "out": x * w + x[::-1]}  # noqa: E731
+    schedule = nngp.every(5)
+    tracker = nngp.KernelTracker(f, jnp.eye(4), schedule=schedule, metrics={"cka": nngp.metrics.alignment})
+    assert repr(tracker) == "KernelTracker(open, snapshots 0)"
+    for step, w in enumerate((0.0, 2.0, 4.0)):
+        tracker(5 * step, w, loss=10.0 / 2**step)
     tracker.flush()
-    assert repr(tracker) == "KernelTracker(open, History(1 snapshots of 1 layers: cka))"
-    assert tracker._repr_html_() == tracker.history._repr_html_()
+    last = tracker.history.metric("cka")[-1, 1]
+    assert repr(tracker) == f"KernelTracker(open, snapshots 3, step 10, loss 2.50 █▃▁, cka of out {last:.3f} █▁▅)"
+    page = tracker._repr_html_()
+    assert f"<div>cka of out: {last:.3f} █▁▅</div>" in page
+    assert "<div>cka of &lt;b&gt;: 1.00 ▅▅▅</div>" in page
+    assert "<b>" not in page
+    assert page.endswith(tracker.history._repr_html_())
     tracker.close()
-    assert repr(tracker).startswith("KernelTracker(closed, ")
+    assert repr(tracker).startswith("KernelTracker(closed, snapshots 3, ")
 
 
 def test_configurations_are_columns_that_sort_as_numbers():

@@ -11,4 +11,5 @@ from ._layer_names import matches as matches
 from ._linen import from_linen as from_linen
 from ._model_fn import ModelFn as ModelFn
 from ._nnx import from_nnx as from_nnx
+from ._statistics import warn_of_statistics as warn_of_statistics
 from ._tag import tag as tag

@@ -19,6 +19,7 @@ from ._harvest import Harvest, Reduced
 from ._layer_names import Layer, select
 from ._pool import Pool, Pooled
 from ._replay import Reducer, Whole
+from ._statistics import warn_of_statistics
 from ._summary import Summary
 
 
@@ -118,18 +119,20 @@ class ModelFn:
         return Harvest(run, arguments, functions=self.functions)
 
     def init(self, rng: jax.Array, x: PyTree, **kwargs: Any) -> tuple[PyTree, PyTree]:
-        """Returns new parameters.
+        """Returns new parameters; a running variance of zero, as that of a single example, gives a warning.
 
         Args:
             rng: the key that they are drawn from.
             x: inputs as for a call. Their values matter only to a state that is computed from them, such as that of
-                Haiku's BatchNorm with ``is_training=True``: pass several real examples there, not one.
+                Haiku's BatchNorm with ``is_training=True``: pass several real examples there, neither one nor zeros.
             **kwargs: passed to the model, such as ``train=True``. They override those given to the adapter.
 
         Returns:
             ``(params, state)``; the state is empty for a model that has none.
         """
-        return self.adapter.init(rng, with_dicts(x), kwargs)
+        params, state = self.adapter.init(rng, with_dicts(x), kwargs)
+        warn_of_statistics(state)
+        return params, state
 
     def split(self, model: Any) -> tuple[PyTree, PyTree]:
         """Returns the current values of a model.

@@ -15,7 +15,7 @@ from jax import Array
 
 from .._trees import arrays_alone, with_constants
 from .._typing import as_jax_takes_it
-from ..adapters import ModelFn, Reduced, matches
+from ..adapters import ModelFn, Reduced, matches, warn_of_statistics
 from ..engine import (
     BatchErrors,
     NamedOutputs,
@@ -146,6 +146,7 @@ class Measurement:
         params, state = own((params, state))
         params = arrays_alone(params)
         if not self.shapes:
+            warn_of_statistics(state)
             on_shape(self._compiled.eval_shape(params, state, self.probe_x).products.matrix)
         if not self._is_checked:
             refusals, warned = self.dependence(jax.jit(self._traced_errors)(params, state, self.probe_x))

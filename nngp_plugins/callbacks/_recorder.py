@@ -32,7 +32,7 @@ from ..metrics import DenseGram, Metric, Product, grams_of_products
 from ._numbers import Numbers, on_cpu
 from ._pool import Pool
 from ._queue import Queue, Snapshot
-from ._reference import NOT_FINITE, Reference, exponents_in, exponents_of, flaw_of, message_of, promise_of, to_save
+from ._reference import NOT_FINITE, Reference, exponents_in, exponents_of, flaw_of, messages_of, to_save
 from .writers import Guarded, Writer
 
 
@@ -239,10 +239,11 @@ class Recorder:
         counts = self._since is None or step >= self._since
         taken = reference.lacks() & [counts and not flaw for flaw in flaws]
         self.reference = reference = reference.taking(step, grams, taken)
-        for layer, flaw, lacks in zip(snapshot.shapes, flaws, reference.lacks(), strict=True):
-            if flaw and (layer, flaw) not in self._warned_of:
-                self._warned_of.add((layer, flaw))
-                self.warn(message_of(layer, flaw, step) + (promise_of(flaw, step, self._since) if lacks else ""))
+        all_of = zip(snapshot.shapes, flaws, reference.lacks().tolist(), strict=True)
+        new = [(layer, flaw, lacks) for layer, flaw, lacks in all_of if flaw and (layer, flaw) not in self._warned_of]
+        self._warned_of.update((layer, flaw) for layer, flaw, _ in new)
+        for message in messages_of(new, step, reference.first_step, self._since):
+            self.warn(message)
         if is_first and self._folder is not None:
             shapes = {name: list(shape) for name, shape in snapshot.shapes.items()}
             self._folder.describe({**self._folder.about, "layers": shapes})

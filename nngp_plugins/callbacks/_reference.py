@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,16 +101,44 @@ def _without_a_value(array: Any) -> np.ndarray:
     return np.full(array.shape, np.nan if jnp.issubdtype(array.dtype, jnp.floating) else 0, array.dtype)
 
 
-def message_of(layer: str, flaw: str, step: int) -> str:
-    """What to say of the first kernel of a layer with a flaw."""
-    return f"the kernel of layer {layer!r} is {flaw} at step {step}: its metrics are nan."
+def messages_of(
+    flawed: Sequence[tuple[str, str, bool]], step: int, first_step: int, since: int | None
+) -> Iterator[str]:
+    """What to say of the first kernels of layers that have a flaw: one message for all that have the same one.
+
+    Args:
+        flawed: each such layer, its flaw, and whether it has no reference yet.
+        step: the step of these kernels.
+        first_step: the step of the first snapshot.
+        since: the first step whose kernels may be references; None for all steps.
+    """
+    for flaw, lacks in dict.fromkeys((flaw, lacks) for _, flaw, lacks in flawed):
+        layers = [layer for layer, *of_layer in flawed if of_layer == [flaw, lacks]]
+        kernels, is_or_are, their = "kernel of layer", "is", "its"
+        if len(layers) > 1:
+            kernels, is_or_are, their = "kernels of layers", "are", "their"
+        message = f"the {kernels} {_listed(layers)} {is_or_are} {flaw} at step {step}: {their} metrics are nan."
+        if lacks:
+            usable = "finite" if flaw == NOT_FINITE else f"not {flaw}"
+            from_then = f"from step {since} on " if since is not None and step < since else ""
+            message += f" {their.capitalize()} reference will be {their} first kernel {from_then}that is {usable}."
+        yield message + (_ADVICE[flaw] if step == first_step else "")
 
 
-def promise_of(flaw: str, step: int, since: int | None) -> str:
-    """What to say besides if the layer has no reference yet."""
-    is_usable = "finite" if flaw == NOT_FINITE else f"not {flaw}"
-    from_then = f"from step {since} on " if since is not None and step < since else ""
-    return f" Its reference will be its first kernel {from_then}that is {is_usable}."
+_ADVICE = {
+    "zero": " If this is not meant to start at zero, initialise its weights with other values: kernel_init= in Flax, "
+    'w_init= in Haiku, logits_config={"w_init": ...} for the head of hk.nets.ResNet.',
+    "constant": " All examples get the same output: the weights are zero, or what they are multiplied by is.",
+    NOT_FINITE: " Usual causes at the start are weights that are too large, and a BatchNorm whose running variance is "
+    "zero because its model was initialised from a single example, or from equal ones.",
+}
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    if len(names) > 4:
+        return f"{', '.join(map(repr, names[:3]))} and {len(names) - 3} more"
+    return " and ".join(filter(None, [", ".join(map(repr, names[:-1])), repr(names[-1])]))
 
 
 def flaw_of(gram: DenseGram) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from jax import Array
 
+from .._show import facts_html
 from ..engine import on_one_device
-from ..history import History, RunFolder, description
+from ..history import History, RunFolder, description, so_far
 from ..metrics import Metric, default_metrics
 from ._checks import (
     as_numbers,
@@ -253,10 +254,11 @@ class KernelTracker:
             self._finish()
 
     def __repr__(self) -> str:
-        return f"KernelTracker({'closed' if self._closed else 'open'}, {self.history!r})"
+        facts = (f"{name} {value}" for name, value in so_far(self.history.rows).items())
+        return f"KernelTracker({', '.join(['closed' if self._closed else 'open', *facts])})"
 
     def _repr_html_(self) -> str:
-        return self.history._repr_html_()
+        return facts_html("KernelTracker", so_far(self.history.rows, most=8)) + self.history._repr_html_()
 
     def __enter__(self) -> KernelTracker:
         return self

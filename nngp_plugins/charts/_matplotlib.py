@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from ._chart import ALARM, GRID, INIT, Chart
@@ -31,6 +32,19 @@ def draw(chart: Chart, ax: Any) -> Any:
     if len(chart.lines) > 1:
         _legend(ax, lines)
     return ax
+
+
+def picture_of(chart: Chart) -> bytes | None:
+    """The chart as a PNG; None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    draw(chart, figure.subplots()).spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=144)
+    return file.getvalue()
 
 
 def _legend(ax: Any, drawn: list[Any]) -> None:

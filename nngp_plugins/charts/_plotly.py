@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from .._require import require
 from ._chart import ALARM, GRID, INIT, INK, Chart
+from ._matplotlib import picture_of
 from ._text import for_plotly, for_template
 
+MIME = "application/vnd.plotly.v1+json"
 FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
 def plotly_figure(chart: Chart) -> Any:
-    """The chart as a Plotly figure, which a notebook shows."""
+    """The chart as a Plotly figure, which a notebook shows, also when it is exported."""
     figure = require("plotly.graph_objects", extra="report").Figure()
     number = "%{customdata:,d}" if chart.log_x else "%{customdata:.4g}"
     for drawn in chart.lines:
@@ -37,7 +40,33 @@ def plotly_figure(chart: Chart) -> Any:
         _mark_divergence(figure, chart.diverged, log_x=chart.log_x)
     heading = {"text": for_plotly(chart.title), "x": 0, "xref": "paper", "font": {"size": 15}}
     many = len(chart.lines) > 1
-    return styled(figure, height=420, title=heading, showlegend=many).update_layout(margin_t=48)
+    styled(figure, height=420, title=heading, showlegend=many).update_layout(margin_t=48)
+    # IPython asks the figure itself, and copies and files of the figure do not take this along.
+    figure._ipython_display_ = _Shown(figure, chart)
+    return figure
+
+
+class _Shown:
+    """Shows a figure in a notebook with a picture beside it, for pages and viewers that do not run Plotly."""
+
+    def __init__(self, figure: Any, chart: Chart):
+        self._figure, self._chart, self._drawn = figure, chart, figure.to_json()
+
+    def __call__(self) -> None:
+        """Shows it, in the way that ``plotly.io.renderers.default`` says."""
+        figure = self._figure
+        shown = figure._repr_mimebundle_()
+        if [*shown] != [MIME]:
+            type(figure)._ipython_display_(figure)
+            return
+        picture = picture_of(self._chart) if figure.to_json() == self._drawn else None
+        if picture is None:
+            # The user changed the figure, or there is no matplotlib.
+            shown["text/html"] = figure.to_html(full_html=False, include_plotlyjs=True)
+        else:
+            shown["image/png"] = picture
+        about = {"image/png": {"width": 720, "alt": self._chart.title}}
+        import_module("IPython.display").display(shown, raw=True, metadata=about)
 
 
 def styled(figure: Any, **layout: Any) -> Any:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from ..charts import INK, Chart, Line, depth_colors, number, printable
+from ..charts import INK, Chart, Line, depth_colors, number, printable, spaced, sparkline
 from ..metrics import entry_of
 from ._rows import Row, diverged_layers_of, key_of, layers_of, metrics_of, reference_steps_of, scalars_of
 
@@ -97,6 +97,25 @@ def last(rows: Sequence[Row], key: str) -> str:
     """The last value under the full name ``key``."""
     values = [row[key] for row in rows if key in row]
     return number(values[-1]) if values else "–"
+
+
+def so_far(rows: Iterable[Row], most: int = 1) -> dict[str, str]:
+    """How far a run is, in short texts: its last step, and the last numbers with a sparkline of those before.
+
+    Args:
+        rows: the snapshots; a tracker may add others at any moment.
+        most: of how many layers to say the first metric; of one, it is the last layer.
+    """
+    rows = list(rows)
+    facts = {"snapshots": str(len(rows))} | ({"step": f"{rows[-1]['step']:,}"} if rows else {})
+    keys = {name: name for name in scalars_of(rows)[:2]}
+    for metric in metrics_of(rows)[:1]:
+        shown = spaced(layers_of(rows)[::-1], most)[::-1]
+        keys |= {f"{metric.replace('_', ' ')} of {layer}": key_of(layer, metric) for layer in shown}
+    for name, key in keys.items():
+        values = [row[key] for row in rows if key in row]
+        facts[printable(name)] = f"{number(values[-1])} {sparkline(values, 12)}".rstrip()
+    return facts
 
 
 def _matching(layers: Sequence[str], patterns: str | Sequence[str] | None) -> list[str]:

@@ -102,6 +102,9 @@ class DenseGram(ShownGram):
         divided: DenseGram = jax.tree.map(lambda array: times_power_of_4(array.astype(dtype), by), gram)
         return divided
 
+    def _of_same_rank(self) -> Array:
+        return self.matrix
+
     def _times(self, array: Array) -> Array:
         """An array that belongs to ``matrix``, as that of K."""
         return array if self.exponent is None else times_power_of_4(array, self.exponent)

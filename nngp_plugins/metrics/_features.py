@@ -141,6 +141,9 @@ class FeatureGram(ShownGram):
         entries = matrix + shift[:, None] + shift[None, :] + product(mean, mean)
         return DenseGram(entries, matrix, exponent=exponent)
 
+    def _of_same_rank(self) -> Array:
+        return self.features
+
     def _largest(self) -> Array:
         size = largest(self.phi.astype(wide(self.phi.dtype)))
         return size if self.power is None else size * self.power

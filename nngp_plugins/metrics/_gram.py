@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
@@ -12,6 +14,7 @@ from jax import Array
 from .._pictures import cosines, picture
 from .._require import require
 from .._show import facts_html
+from .._trees import has_numbers
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -99,36 +102,61 @@ class Gram(Protocol):
 
 _PIXELS, _DRAWN = 64, 4096
 """A picture of more examples would take gigabytes for a moment."""
+_RANKED = 256
+"""Singular values of no more than these take a few milliseconds; beyond, the rank is said as a bound."""
 
 
 class ShownGram(Gram):
-    """A Gram that says its shape and its trace, and that notebooks show as a picture."""
+    """A Gram that says its shape, its trace and its rank, and that notebooks show as a picture."""
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        shown = ", ".join(f"{name}={value}".replace("=≤ ", "≤") for name, value in self._facts().items())
         return f"{type(self).__name__}({shown})"
 
     def _repr_html_(self) -> str:
         shown = None
         if _is_known(self) and self.n <= _DRAWN:
-            shown = picture(cosines(np.asarray(self.center().dense(), np.float64)), _PIXELS)
+            with _whatever_jax_forbids():
+                shown = picture(cosines(np.asarray(self.center().dense(), np.float64)), _PIXELS)
         return facts_html(type(self).__name__, self._facts(), shown)
 
     def _facts(self) -> dict[str, str]:
-        """Its shape and, if its numbers are known, its trace."""
+        """Its shape and, if its numbers are known, its trace and its rank."""
         leaves = jax.tree.leaves(self)
         facts = {"shape": str(tuple(getattr(leaves[0], "shape", ())))} if leaves else {}
         facts |= {"dtype": str(getattr(leaves[0], "dtype", "?"))} if leaves else {}
-        return facts | ({"trace": f"{float(self.trace()):.4g}"} if _is_known(self) else {})
+        if not _is_known(self):
+            return facts
+        with _whatever_jax_forbids():
+            return facts | {"trace": f"{float(self.trace()):.4g}", "rank": self._rank(*leaves[0].shape)}
+
+    def _rank(self, rows: int, columns: int) -> str:
+        """The number of directions above rounding error, or the most that the shape allows."""
+        most = min(rows, columns)
+        if most > _RANKED or rows > _DRAWN or columns > _DRAWN:
+            return f"≤ {most}"
+        like = self._of_same_rank()
+        # NumPy has no program to compile.
+        array = np.asarray(like, np.float64)
+        if not np.isfinite(array).all():
+            return "nan"
+        eps = float(jnp.finfo(like.dtype).eps) if jnp.issubdtype(like.dtype, jnp.inexact) else 0.0
+        return str(np.linalg.matrix_rank(array, rtol=max(rows, columns) * eps))
+
+    def _of_same_rank(self) -> Array:
+        """The features, or the entries."""
+        raise NotImplementedError
+
+
+@contextmanager
+def _whatever_jax_forbids() -> Iterator[None]:
+    """Lets an object show itself where the user forbids transfers, or stops at the first nan."""
+    with jax.transfer_guard("allow"), jax.debug_nans(False), jax.debug_infs(False):
+        yield
 
 
 def _is_known(gram: Gram) -> bool:
-    """Whether it is one kernel with numbers: not traced, not a stack of them, and not deleted by a donation."""
+    """Whether it is one real kernel with numbers: not traced, not a stack of them, and not deleted by a donation."""
     leaves = jax.tree.leaves(gram)
-    return bool(leaves) and leaves[0].ndim == 2 and all(map(_has_numbers, leaves))
-
-
-def _has_numbers(leaf: Any) -> bool:
-    if isinstance(leaf, np.ndarray):
-        return True
-    return isinstance(leaf, Array) and not isinstance(leaf, jax.core.Tracer) and not leaf.is_deleted()
+    is_known = bool(leaves) and all(map(has_numbers, leaves)) and leaves[0].ndim == 2
+    return is_known and not jnp.issubdtype(leaves[0].dtype, jnp.complexfloating)

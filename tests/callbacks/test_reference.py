@@ -145,7 +145,7 @@ class TestFirstKernelThatIsNotZero:
         with pytest.warns(UserWarning, match="the kernel of layer 'head' is") as warned:
             history = track(range(7), at)
         told = [str(warning.message) for warning in warned]
-        assert told[0].endswith("its first kernel that is not zero.")
+        assert "its first kernel that is not zero." in told[0]
         assert told[1:] == ["the kernel of layer 'head' is not finite at step 4: its metrics are nan."]
         assert history.reference_steps["head"] == 2
 
