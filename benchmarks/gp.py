@@ -1,7 +1,10 @@
-"""Gaussian processes by features, of many examples with many targets."""
+"""Gaussian processes: by features of many examples with many targets, and by a kernel on the disk."""
+
+import tempfile
+from functools import partial
 
 import numpy as np
-from harness import Case, Contender, Target
+from harness import Case, Contender, Target, ratio
 
 
 def fits(n, d, targets):
@@ -18,6 +21,29 @@ def fits(n, d, targets):
     return run
 
 
+def fits_from_disk(n, d, width, by_steps):
+    """The kernel of a wide layer, on the disk."""
+    import jax
+
+    import nngp_plugins as nngp
+
+    rng = np.random.default_rng(0)
+    x, params = (rng.standard_normal(shape, dtype=np.float32) for shape in ((n, d), (d, width)))
+    y = np.float32(x[:, :3] ** 2)
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: jax.nn.relu(x @ params))
+    folder = tempfile.TemporaryDirectory()
+    store = nngp.write_kernel(kernel_fn, x, None, params, folder.name + "/kernel", batch_size=1000, progress=False)
+    k = np.asarray(kernel_fn(x[:100], x, params))
+
+    def run():
+        posterior = nngp.gp.fit(store, y, nugget=0.01, memory_budget=8 * n * n if by_steps else None)
+        assert by_steps == (posterior.residual is not None)
+        run.folder = folder  # It is removed with the function.
+        return posterior.mean(k).astype(np.float32)
+
+    return run
+
+
 CASES = [
     Case(
         "a Gaussian process of N={n} examples, D={d} features, {targets} targets",
@@ -28,6 +54,21 @@ CASES = [
         ],
         sizes={"n": 50_000, "d": 512, "targets": 3100},
         quick={"n": 3000, "d": 16, "targets": 5},
+        rounds=3,
+    ),
+    Case(
+        "a Gaussian process by a kernel on the disk, N={n}, 3 targets",
+        {
+            "steps": Contender(partial(fits_from_disk, by_steps=True), "conjugate gradients", warm=False, fresh=True),
+            "factor": Contender(partial(fits_from_disk, by_steps=False), "Cholesky", warm=False, fresh=True),
+        },
+        [
+            ratio("steps", "factor"),
+            Target("memory of the process", lambda numbers, _: numbers["steps"], "peak", "bytes"),
+            ratio("steps", "factor", of="peak"),
+        ],
+        sizes={"n": 20_000, "d": 50, "width": 2000},
+        quick={"n": 300, "d": 5, "width": 400},
         rounds=3,
     ),
 ]

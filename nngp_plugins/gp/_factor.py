@@ -27,6 +27,11 @@ class Cholesky:
 
         return solve_triangular(self.root, b, lower=True)
 
+    def halves(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``L`` and ``R`` with ``Lᵀ R = bᵀ (S + s I)⁻¹ b``."""
+        half = self.half(b)
+        return half, half
+
     def free(self) -> np.ndarray:
         """``R`` with ``R Rᵀ = s (S + s I)⁻¹``, the share of the prior's variance that the data leave."""
         return np.sqrt(self.ridge) * self.half(np.eye(len(self.root))).T
@@ -75,6 +80,11 @@ class Spectral:
         """``H`` with ``Hᵀ H = bᵀ (S + s I)⁺ b``."""
         return np.sqrt(self.inverse)[:, None] * (self.vectors.T @ b)
 
+    def halves(self, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As of :class:`Cholesky`."""
+        half = self.half(b)
+        return half, half
+
     def free(self) -> np.ndarray:
         """As of :class:`Cholesky`; a direction that was never observed keeps all of its variance."""
         return self.vectors * np.sqrt(np.where(self.kept, self.ridge * self.inverse, 1))
@@ -88,12 +98,12 @@ class Spectral:
         return replace(self, ridge=ridge)
 
 
-def rounding(matrix: np.ndarray, eps: float) -> float:
+def rounding(diagonal: np.ndarray, eps: float) -> float:
     """What rounding does to the eigenvalues of a matrix whose entries were computed with a relative error of ``eps``.
 
     A matrix of independent errors of size e has a norm of ``2 e √N``; the other factor of 2 is a margin.
     """
-    return float(4 * eps * np.sqrt(len(matrix)) * np.max(np.diag(matrix), initial=0))
+    return float(4 * eps * np.sqrt(len(diagonal)) * np.max(diagonal, initial=0))
 
 
 def spectral(matrix: np.ndarray, noise: float) -> Spectral:

@@ -11,14 +11,16 @@ import numpy as np
 from jax import Array
 
 from ..metrics import FeatureGram, Gram
+from ._entries import Entries
 from ._factor import Cholesky, Spectral
+from ._iterative import Iterative
 from ._sides import DenseSide, FeatureSide, LeftOut
 from ._targets import Targets
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Factor = Cholesky | Spectral
+Factor = Cholesky | Spectral | Iterative
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class _Posterior:
         classes: the labels, in the order of the columns of ``mean``; None for regression.
     """
 
-    side: FeatureSide | DenseSide
+    side: FeatureSide | DenseSide | Entries
     factor: Factor
     targets: Targets
     nugget: float
@@ -54,18 +56,20 @@ class _Posterior:
         ``−½ tr(Yᵀ G Y) / a − ½ C log det(a (K + s I)) − ½ N C log 2π`` with ``G = (K + s I)⁻¹`` and the scale ``a``.
 
         Raises:
-            ValueError: ``nugget=0``, and the kernel is singular: the targets have no density.
+            ValueError: ``nugget=0``, and the kernel is singular: the targets have no density. The kernel was solved by
+                conjugate gradients.
 
         Source: Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, eq. 2.30.
         """
-        by_few_features = isinstance(self.side, FeatureSide) and not self.factor.ridge
-        if by_few_features or not self.factor.full:
+        side, factor = self._factored("log_marginal_likelihood")
+        by_few_features = isinstance(side, FeatureSide) and not factor.ridge
+        if by_few_features or not factor.full:
             raise ValueError(
                 f"log_marginal_likelihood is not defined for nugget={self.nugget}, because the kernel is singular; "
                 "pass a larger nugget."
             )
-        fit, log_det = self.side.fit_and_log_det(self.factor)
-        n, columns = self.side.n, self.side.y.shape[1]
+        fit, log_det = side.fit_and_log_det(factor)
+        n, columns = side.n, side.y.shape[1]
         log_det += n * np.log(self.scale)
         return float(-0.5 * (fit / self.scale + columns * log_det + n * columns * np.log(2 * np.pi)))
 
@@ -73,17 +77,28 @@ class _Posterior:
         """The predictions for each example from all others, in closed form.
 
         Raises:
-            ValueError: ``nugget=0``, and the other examples say nothing of one.
+            ValueError: ``nugget=0``, and the other examples say nothing of one. The kernel was solved by conjugate
+                gradients.
 
         Source: Rasmussen & Williams, 2006, eq. 5.12.
         """
-        if isinstance(self.side, DenseSide) and not self.factor.full:
+        side, factor = self._factored("leave_one_out")
+        if isinstance(side, DenseSide) and not factor.full:
             raise ValueError(
                 f"leave_one_out has no answer for nugget={self.nugget}, because the kernel is singular; pass a larger "
                 "nugget."
             )
-        mean, variance = self.side.leave_one_out(self.factor)
+        mean, variance = side.leave_one_out(factor)
         return LeftOut(self._shaped(mean), self.scale * variance)
+
+    def _factored(self, method: str) -> tuple[FeatureSide | DenseSide, Cholesky | Spectral]:
+        if isinstance(self.side, Entries) or isinstance(self.factor, Iterative):
+            raise ValueError(
+                f"{method} needs a factor of the kernel, but this one of N={self.side.n} examples was solved by "
+                "conjugate gradients, which only multiply with it; pass features with D < N, fewer examples, or a "
+                "larger memory_budget to gp.fit. matfree estimates log det by stochastic Lanczos quadrature."
+            )
+        return self.side, self.factor
 
     def _shaped(self, mean: np.ndarray) -> np.ndarray:
         return mean[..., 0] if self.targets.flat else mean
@@ -179,9 +194,12 @@ class DensePosterior(_Posterior):
         noise: variance of the noise.
         classes: the labels, in the order of the columns of ``mean``; None for regression.
         weights: the weights of the training examples, ``(N, C)``: ``k @ posterior.weights`` is the mean.
+        residual: the largest ``‖y − (K + s I) w‖ / ‖y‖`` of a column, if conjugate gradients solved for the weights;
+            None for a factor.
     """
 
     weights: Float[np.ndarray, "N C"]
+    residual: float | None = None
 
     def mean(self, k: Any) -> np.ndarray:
         """The posterior mean, ``(M, C)``, or ``(M,)`` for targets ``(N,)``."""
@@ -193,14 +211,15 @@ class DensePosterior(_Posterior):
         diagonal = np.asarray(diagonal, np.float64)
         if diagonal.shape != (len(k),):
             raise ValueError(f"diagonal has shape {diagonal.shape}; pass K[i, i] of the M={len(k)} test examples.")
-        return self.scale * np.maximum(diagonal - np.sum(self.factor.half(k.T) ** 2, axis=0), 0)
+        left, right = self.factor.halves(k.T)
+        return self.scale * np.maximum(diagonal - np.einsum("nm,nm->m", left, right), 0)
 
     def covariance(self, k: Any, k_test: Any) -> Float[np.ndarray, "M M"]:
         """The posterior covariance without noise; ``k_test`` is the kernel of the test examples, ``(M, M)``."""
         k = self._rows(k)
         k_test = rows_of("k_test", k_test, len(k), "the kernel of the test examples (M, M)")
-        half = self.factor.half(k.T)
-        return self.scale * (k_test - half.T @ half)
+        left, right = self.factor.halves(k.T)
+        return self.scale * (k_test - left.T @ right)
 
     def predict(self, k: Any) -> np.ndarray:
         """The most likely labels, ``(M,)``."""

@@ -70,7 +70,7 @@ class FeatureSide:
             self.matrix += block.T @ block
             self._cross += block.T @ targets
         self.trace = float(np.trace(self.matrix))
-        self.noise = rounding(self.matrix, np.finfo(float).eps)
+        self.noise = rounding(np.diag(self.matrix), np.finfo(float).eps)
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         stored = getattr(self.phi, "block_rows", 1)
@@ -139,11 +139,11 @@ class DenseSide:
     trace: float
     noise: float
 
-    def __init__(self, matrix: np.ndarray, y: Any, eps: float):
+    def __init__(self, matrix: np.ndarray, y: Any, noise: float):
         self.matrix, self.y = matrix, np.asarray(y, np.float64)
         self.n = len(matrix)
         self.trace = float(np.trace(matrix))
-        self.noise = rounding(matrix, eps)
+        self.noise = noise
 
     def weights(self, factor: Factor) -> np.ndarray:
         """The weights of the examples, ``(N, C)``."""
@@ -155,7 +155,10 @@ class DenseSide:
 
     def leave_one_out(self, factor: Factor) -> LeftOut:
         """``y − (G y) / G_ii``, and its variance ``1 / G_ii``."""
-        own = np.sum(factor.half(np.eye(self.n)) ** 2, axis=0)
+        own = np.empty(self.n)
+        for start in range(0, self.n, ROWS):
+            rows = slice(start, start + ROWS)
+            own[rows] = np.sum(factor.half(np.eye(self.n, len(own[rows]), -start)) ** 2, axis=0)
         return LeftOut(self.y - self.weights(factor) / own[:, None], 1 / own)
 
     def evidence(self, spectral: Spectral) -> Evidence:

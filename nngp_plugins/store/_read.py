@@ -72,6 +72,11 @@ class Store(Generic[A]):
         """The dtype of the only array."""
         return self._only.dtype
 
+    @property
+    def block_rows(self) -> int:
+        """The rows of the only array that are read together."""
+        return self._only.block_rows
+
     def __getitem__(self, key: Any) -> Any:
         """Reads from the only array, or picks one by name."""
         if not isinstance(key, str):
@@ -141,6 +146,11 @@ class StoredArray:
         # The chunks that somebody has read.
         self._read: set[tuple[int, ...]] = set()
         self.shape, self.dtype = self._layout.shape, np.dtype(self._layout.dtype)
+
+    @property
+    def block_rows(self) -> int:
+        """The rows of a tile or a block, which is read as a whole."""
+        return self._layout.chunk[0]
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Reads a part of the array.

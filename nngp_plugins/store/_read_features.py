@@ -22,11 +22,6 @@ IDS = "ids.json"
 class StoredFeatures(StoredArray):
     """The features ``(N, D)`` of one output, read as NumPy reads."""
 
-    @property
-    def block_rows(self) -> int:
-        """Examples of a block, which is read as a whole."""
-        return self._layout.chunk[0]
-
 
 class FeatureStore(Store[StoredFeatures]):
     """Features on the disk, as :func:`open_features` and :func:`write_features` return them.
