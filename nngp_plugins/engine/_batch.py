@@ -165,7 +165,7 @@ class BatchedKernelFn:
     ) -> KernelPlan:
         """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
         outputs = [source.outputs for source in (source1, source2) if source is not None]
-        fits = not isinstance(source1, NetworkOutputs)
+        fits = isinstance(source1, GivenOutputs)
         return make_plan(
             self.kernel_fn,
             outputs[0],
