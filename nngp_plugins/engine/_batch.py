@@ -24,6 +24,7 @@ from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
 from ._outputs import GivenOutputs, HeldLayout, OutputSource
 from ._plan import KernelPlan
+from ._processes import OverProcesses, in_this_process, spans_processes
 from ._program import of_given
 from ._tiling import make_plan
 
@@ -91,11 +92,17 @@ class BatchedKernelFn:
                 for each example; products of finite outputs overflow; the axes pair the batch axis with another one.
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
+        if spans_processes(x1):
+            return OverProcesses(self.kernel_fn, self.batch_size, self.check, params, apply_fn_kwargs, x1, x2).kernels()
         return self._assemble(*self.sources(x1, x2, params, apply_fn_kwargs))
 
     @transfers_allowed()
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
+        if spans_processes(x):
+            every = OverProcesses(self.kernel_fn, self.batch_size, self.check, params, apply_fn_kwargs, x, None)
+            y = every.outputs()
+            return y.structure.unflatten(y.leaves)
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
         layout = HeldLayout.as_they_are(source.outputs, source.n)
         held = source.held((0, source.n), layout, self.backend(), lambda rows: None)
@@ -131,6 +138,7 @@ class BatchedKernelFn:
     ) -> tuple[NetworkOutputs, NetworkOutputs | None]:
         """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
+        x1, x2, params = (in_this_process(*of) for of in (("x1", x1), ("x2", x2), ("params", params)))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
         f, x1 = batch_first(self.kernel_fn.f, "x1", x1)
         x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, "x2", x2)[1]
