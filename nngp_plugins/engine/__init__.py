@@ -46,4 +46,9 @@ from ._over_inits import (
     monte_carlo_kernel_fn as monte_carlo_kernel_fn,
 )
 from ._plan import KernelPlan as KernelPlan
+from ._processes import (
+    on_automatic_mesh as on_automatic_mesh,
+    replicated_like as replicated_like,
+    spans_processes as spans_processes,
+)
 from ._tile import TileProgram as TileProgram

@@ -64,6 +64,11 @@ def on_automatic_mesh(tree: PyTree) -> PyTree:
     return jax.tree.map(moved, tree)
 
 
+def replicated_like(tree: PyTree) -> NamedSharding:
+    """All of an array on every device of the mesh that a tree lies on."""
+    return NamedSharding(_mesh_of(_first_that_spans(tree)), PartitionSpec())
+
+
 class OverProcesses:
     """The outputs and the kernels of inputs that are sharded over several processes.
 

@@ -20,7 +20,7 @@ from ._read_features import FeatureStore
 class StoredOutputs:
     """The features of one side of a kernel, read from the disk as they are asked for.
 
-    Features are outputs divided by ``sqrt(D)``, and a contraction divides by D, so they are multiplied as they are read.
+    Features are outputs divided by ``sqrt(D)``, and a contraction divides by D, so they are multiplied as they come.
 
     Attributes:
         outputs: names, shapes and dtypes of the features.
