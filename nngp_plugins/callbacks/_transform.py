@@ -55,8 +55,9 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         An :class:`optax.GradientTransformationExtraArgs`, for any place in :func:`optax.chain`.
 
     Raises:
-        ValueError: the probe of ``tracker`` is sharded over several processes; ``update`` without ``params``, with those of one group of :func:`optax.partition` or
-            :func:`optax.masked`, with the two sets of :func:`optax.lookahead`, or of several trainings under ``vmap``.
+        ValueError: the probe of ``tracker`` is sharded over several processes; ``update`` without ``params``, with
+            those of one group of :func:`optax.partition` or :func:`optax.masked`, with the two sets of
+            :func:`optax.lookahead`, or of several trainings under ``vmap``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, nngp_plugins as nngp

@@ -1,9 +1,9 @@
-"""``nngp.batch`` and ``nngp.plan``: kernels of inputs whose forward pass does not fit into memory at once."""
+"""``nngp.batch``: kernels of inputs whose forward pass does not fit into memory at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import inf
 from numbers import Integral, Real
@@ -267,42 +267,3 @@ def batch(
     return BatchedKernelFn(
         kernel_fn, batch_size, device_count, store_on_device, progress, check, memory_budget, tile_size
     )
-
-
-def plan(
-    kernel_fn: KernelFn | BatchedKernelFn,
-    x1: PyTree,
-    x2: PyTree | None,
-    params: PyTree,
-    *,
-    batch_size: int | None = None,
-    **apply_fn_kwargs: Any,
-) -> KernelPlan:
-    """What a kernel in batches would cost, without computing it.
-
-    Args:
-        kernel_fn: what :func:`empirical_nngp_fn` or :func:`batch` returns.
-        x1: inputs, as for a call.
-        x2: inputs, or None.
-        params: what ``f`` takes as its parameters.
-        batch_size: examples in a forward pass on each device; None for the size of ``kernel_fn``, or all at once.
-        **apply_fn_kwargs: passed to ``f``.
-
-    Returns:
-        A :class:`KernelPlan`: rows through the network, floating-point operations of the contraction, bytes that are
-        held and made, tiles. ``print`` shows it as a table.
-
-    Raises:
-        ValueError: the call itself would be refused before it starts.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x @ params)
-        >>> plan = nngp.plan(kernel_fn, jnp.ones((1000, 8)), None, jnp.ones((8, 64)), batch_size=100)
-        >>> plan.forward_rows, plan.kernel_bytes
-        (1000, 4000000)
-    """
-    kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
-    if batch_size is not None:
-        kernel_fn = replace(kernel_fn, batch_size=batch_size)
-    return kernel_fn.plan(x1, x2, params, **apply_fn_kwargs)

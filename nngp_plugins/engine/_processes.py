@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from .._static import Static
 from .._trees import arrays_alone, with_constants
 from .._typing import PyTree
+from ._apply import is_traced
 from ._independence import smaller_batch, traced_errors, warn_or_refuse
 from ._inputs import batch_first, batch_of, unpacked
 from ._keys import KEYS
@@ -25,7 +26,8 @@ from ._outputs import NamedOutputs, refuse_other_rows
 
 def spans_processes(*trees: PyTree) -> bool:
     """Whether an array lies on devices of other processes, too."""
-    return any(isinstance(leaf, Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(trees))
+    arrays = (leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, Array) and not is_traced(leaf))
+    return any(not leaf.is_fully_addressable for leaf in arrays)
 
 
 def in_this_process(argument: str, tree: PyTree) -> PyTree:

@@ -15,6 +15,7 @@ from .._durable import NEW, free_component
 from .._require import require
 from .._typing import PyTree
 from ..engine import (
+    TILE_BYTES,
     ArrayBackend,
     BatchedKernelFn,
     Held,
@@ -25,6 +26,7 @@ from ..engine import (
     LeafPair,
     NamedOutputs,
     OutputSource,
+    Part,
     Range,
     batch,
     empirical_nngp_fn,
@@ -38,13 +40,10 @@ from ..engine import (
 from ._chunks import ChunkWriter, finite_rows, refuse_non_finite
 from ._layout import GROUP, JOB, KERNEL, Layout
 from ._ledger import LEDGER, Chunk
-from ._part import Part, square_of, tiles_of
 from ._read import KernelStore
 from ._read_features import FeatureStore
 from ._resume import OpenStore, StoreJob, begun, fingerprints, software
 from ._stored_outputs import StoredOutputs, contents_of
-
-DEFAULT_TILE_BYTES = 16_000_000
 
 
 @transfers_allowed()
@@ -114,7 +113,7 @@ def write_kernel(
     tile_size = asked.kernel_fn.tile_size if tile_size is None else tile_size
     batched = replace(asked.kernel_fn, store_on_device=True, tile_size=tile_size)
     source1, source2 = asked.source1, asked.source2
-    plan = batched.plan_of(source1, source2, tile_bytes=DEFAULT_TILE_BYTES)
+    plan = batched.plan_of(source1, source2, tile_bytes=TILE_BYTES).of_part(share)
     settings = _settings(batched.kernel_fn, plan, source1.outputs)
     made_of = {**fingerprints(asked.made_of), **settings, "software": software()}
     job = StoreJob(KERNEL, _layouts(batched.kernel_fn, plan, source1.outputs), made_of, share)
@@ -125,7 +124,7 @@ def write_kernel(
             with writer, show_progress(progress, *totals) as on_progress:
                 first = RefuseNonFinite("x1", source1)
                 second = None if source2 is None else RefuseNonFinite("x2", source2)
-                in_tiles(Job(_by_squares(plan, share), first, second, batched.backend(), on_progress), writer)
+                in_tiles(Job(plan, first, second, batched.backend(), on_progress), writer)
     return KernelStore(store.root)
 
 
@@ -174,22 +173,6 @@ def _of_features(
     made_of = {"x1": contents_of(store), "x2": contents_of(x2)}
     second = None if x2 is None else StoredOutputs(x2)
     return _Asked(batch(empirical_nngp_fn(store.as_outputs)), StoredOutputs(store), second, made_of)
-
-
-def _grid(plan: KernelPlan) -> tuple[int, int]:
-    """The tiles along both axes."""
-    return -(-plan.n1 // plan.tile_rows), -(-(plan.n2 or plan.n1) // plan.tile_rows)
-
-
-def _by_squares(plan: KernelPlan, part: Part) -> KernelPlan:
-    """The plan with blocks that are no larger than the squares of a part, so that other rows need not run."""
-    # Of two or three parts, each needs most rows.
-    if part.count < 4:
-        return plan
-    rows, columns = _grid(plan)
-    most = plan.tile_rows * square_of(part, rows * columns // (2 if plan.symmetric else 1))
-    groups = (replace(group, block_rows=min(group.block_rows, most)) for group in plan.groups)
-    return replace(plan, groups=tuple(groups))
 
 
 def _layouts(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> list[Layout]:
@@ -264,14 +247,13 @@ class StoreWriter(ChunkWriter):
         self._plan = plan
         self._index = {pair: index for index, pair in enumerate(plan.pairs)}
         self._pairs = list(plan.pairs)
-        self._own = tiles_of(job.part, _grid(plan), plan.symmetric)
         super().__init__(store, job)
 
     def owns(self, chunk: Chunk) -> bool:
         """Whether a tile, or the one that it is the mirror image of, belongs to the part."""
         kernel = self._plan.pairs[self._pairs[chunk[0]]]
         i, j = chunk[1:3] if kernel.batch_axes == 2 else (chunk[1], chunk[1])
-        return ((j, i) if self._plan.symmetric and j < i else (i, j)) in self._own
+        return ((j, i) if self._plan.symmetric and j < i else (i, j)) in self._plan.own_tiles
 
     def wants(self, pair: LeafPair, rows: Range, columns: Range) -> bool:
         """Whether a tile or its mirror image is missing."""
