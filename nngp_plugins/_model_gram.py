@@ -28,6 +28,7 @@ from .engine import (
     has_layers,
     refuse_empty,
     refuse_same_names,
+    spans_processes,
     transfers_allowed,
 )
 from .metrics import DenseGram, FeatureGram, OfStep, StreamedGram, features, gram_of
@@ -53,7 +54,8 @@ def gram(
     Args:
         f: ``f(params, x, **kwargs)``, such as a :class:`ModelFn`; ``f.layers()`` for a Gram of every layer. Or a
             :class:`FeatureStore` alone.
-        x: inputs with N examples along axis 0 of every array.
+        x: inputs with N examples along axis 0 of every array. If they are sharded over several processes of
+            ``jax.distributed``, all of them make this call, and metrics give each of them the same numbers.
         params: what ``f`` takes as its parameters.
         batch_size: examples in a forward pass; 0 for all of them at once.
         store_on_device: as in :func:`batch`; False also keeps narrow features in host memory, as NumPy arrays.
@@ -213,6 +215,8 @@ def _non_finite(name: str, y: Any) -> str:
     """The name of an output with the first examples that are not finite; empty if all are finite."""
     if not jnp.issubdtype(y.dtype, jnp.inexact) or np.isfinite(jnp.sum(jnp.abs(y.astype(wide(y.dtype))))):
         return ""
+    if spans_processes(y):
+        return name
     examples = np.flatnonzero(~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(axis=1))
     if not examples.size:
         # The sum of large finite numbers may overflow.

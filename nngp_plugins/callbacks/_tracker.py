@@ -49,7 +49,8 @@ class KernelTracker:
     Args:
         f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
             that returns a PyTree of arrays with batch axis 0. Each array is a layer.
-        probe_x: the fixed examples to measure on, a PyTree of arrays with N examples along axis 0.
+        probe_x: the fixed examples to measure on, a PyTree of arrays with N examples along axis 0. If they are on the
+            devices of several processes, all of them make the tracker and call it, and process 0 records.
         targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, or numbers (see :func:`metrics.labels_of`), for
             :func:`metrics.of_targets`. The run folder keeps them, and the report orders examples by them.
         schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.

@@ -75,7 +75,8 @@ class BatchedKernelFn:
 
         Args:
             x1: inputs with N1 examples along axis 0 of every array: arrays of JAX, of NumPy, which have been read when
-                the call returns, or anything with ``shape``, ``dtype`` and slicing.
+                the call returns, or anything with ``shape``, ``dtype`` and slicing. If they are sharded over several
+                processes of ``jax.distributed``, all of them make this call, and so is the kernel.
             x2: inputs with N2 examples; None (or a PyTree of Nones) means ``x2 = x1``, one forward pass for each
                 example and an exactly symmetric kernel.
             params: what ``f`` takes as its parameters.

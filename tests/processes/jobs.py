@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -183,6 +184,12 @@ def grams_give_every_process_the_same_numbers(path):
         for name, metric in metrics.default_metrics(LABELS).items():
             both = (float(metric(gram["hidden"], gram["wide"])) for gram in (shared, whole))
             np.testing.assert_allclose(*both, rtol=1e-4, err_msg=name)
+        f = nngp.from_linen(nn.Sequential([nn.Dense(4), nn.tanh, nn.Dense(40)])).layers()
+        params, _ = f.init(jax.random.key(0), X[:1])
+        both = [nngp.gram(f, x, params) for x in (put(X, "n"), X)]
+        for name, of_one in both[1].items():
+            found = metrics.effective_rank(both[0][name])
+            np.testing.assert_allclose(float(found), float(metrics.effective_rank(of_one)), rtol=1e-4, err_msg=name)
 
 
 @case
@@ -207,6 +214,16 @@ def a_flax_model_is_tracked(path):
     for ours, reference in zip(second, track(X, params, 6), strict=True):
         for name in reference.keys() - {"seconds"}:
             np.testing.assert_allclose(ours[name], reference[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@case
+def the_documented_training(path):
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "make_mesh" in block)
+    os.chdir(path)
+    variables = {}
+    exec(compile(code, "docs/scale.md", "exec"), variables)
+    assert variables["tracker"].history.steps.tolist() == ([] if jax.process_index() else [0, 2, 4])
 
 
 @case
