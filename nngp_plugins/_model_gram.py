@@ -28,6 +28,7 @@ from .engine import (
     has_layers,
     refuse_empty,
     refuse_same_names,
+    spans_processes,
     transfers_allowed,
 )
 from .metrics import DenseGram, FeatureGram, OfStep, StreamedGram, features, gram_of
@@ -55,7 +56,8 @@ def gram(
     Args:
         f: ``f(params, x, **kwargs)``, such as a :class:`ModelFn`; ``f.layers()`` for a Gram of every layer. Or a
             :class:`FeatureStore` alone.
-        x: inputs with N examples along axis 0 of every array.
+        x: inputs with N examples along axis 0 of every array. If they are sharded over several processes of
+            ``jax.distributed``, all of them make this call, and metrics give each of them the same numbers.
         params: what ``f`` takes as its parameters.
         batch_size: examples in a forward pass; 0 for all of them at once.
         store_on_device: as in :func:`batch`; False also keeps narrow features in host memory, as NumPy arrays.
@@ -225,6 +227,8 @@ def _flaw_of(y: Any) -> str:
 
 def _examples(y: Any) -> str:
     """The first examples of an output that are not finite."""
+    if spans_processes(y):
+        return " (some examples)"
     examples = np.flatnonzero(~np.isfinite(np.asarray(y)).reshape(len(y), -1).all(axis=1))
     more = ", ..." if len(examples) > 3 else ""
     return f" (examples {', '.join(map(str, examples[:3]))}{more})" if examples.size else ""

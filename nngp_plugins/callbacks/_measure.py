@@ -22,8 +22,11 @@ from ..engine import (
     batch_first,
     compiler_options,
     has_layers,
+    on_automatic_mesh,
     refuse_same_names,
+    replicated_like,
     smaller_batch,
+    spans_processes,
     traced_errors,
     traced_outputs,
 )
@@ -106,6 +109,7 @@ class Measurement:
         n: the number of examples N.
         shapes: the shape of each layer without the batch axis, in forward order; empty before the first measurement.
         expected_shapes: the shapes that another process recorded in the run folder; None for a new run.
+        is_shared: whether the probe lies on several processes of ``jax.distributed``, so that all of them measure.
         unseen: why no layer covers a module that owns parameters, by the path of the module.
     """
 
@@ -117,9 +121,11 @@ class Measurement:
         self, f: Callable[..., Any], probe_x: Any, batch_size: int | None, rng: Array | None, *, keep_features: bool
     ):
         f, probe_x = batch_first(f, PROBE, probe_x)
+        self.is_shared = spans_processes(probe_x)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with jax.ensure_compile_time_eval():
-            self.probe_x = jax.tree.map(jnp.asarray, own(probe_x))
+            probe_x = on_automatic_mesh(probe_x) if self.is_shared else own(probe_x)
+            self.probe_x = probe_x if self.is_shared else jax.tree.map(jnp.asarray, probe_x)
         self.f, self._rng = f, own(rng)
         self.n = probe_size(self.probe_x)
         self._products = _Products(self.n, keep_features)
@@ -127,7 +133,9 @@ class Measurement:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.expected_shapes: Mapping[str, Any] | None = None
         self.unseen: dict[str, str] = {}
-        self._compiled = jax.jit(self.traced, compiler_options=compiler_options())
+        # The products are small, and the process that records them needs them whole.
+        whole = replicated_like(self.probe_x) if self.is_shared else None
+        self._compiled = jax.jit(self.traced, compiler_options=compiler_options(), out_shardings=whole)
         self._is_checked = self._batch_size is None
 
     def __call__(self, params: Any, state: Any, on_shape: Callable[[jax.ShapeDtypeStruct], object]) -> Measured:
@@ -143,7 +151,7 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
-        params, state = own((params, state))
+        params, state = self._placed(own((params, state)))
         params = arrays_alone(params)
         if not self.shapes:
             warn_of_statistics(state)
@@ -156,6 +164,22 @@ class Measurement:
                 warnings.warn(message, stacklevel=2)
             self._is_checked = True
         return self._compiled(params, state, self.probe_x)
+
+    @property
+    def records(self) -> bool:
+        """Whether this process records what is measured: process 0 does, of those that share the probe."""
+        return not self.is_shared or jax.process_index() == 0
+
+    def _placed(self, variables: Any) -> Any:
+        """Parameters and state where the probe is."""
+        if self.is_shared:
+            return on_automatic_mesh(variables)
+        if spans_processes(variables):
+            raise ValueError(
+                "params are on the devices of several processes, and probe_x is not; put probe_x there too, sharded or "
+                "by jax.device_put(probe_x, NamedSharding(mesh, PartitionSpec())), and call the tracker in all of them."
+            )
+        return variables
 
     def traced(self, params: Any, state: Any, probe_x: Any, *, check: bool = False) -> Measured:
         """The products of all layers, for use within a compiled function.

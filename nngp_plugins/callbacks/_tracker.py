@@ -14,7 +14,7 @@ from jax import Array
 
 from .._show import facts_html
 from ..engine import on_one_device
-from ..history import History, RunFolder, description, so_far
+from ..history import History, Row, RunFolder, description, so_far
 from ..metrics import Metric, default_metrics
 from ._checks import (
     as_numbers,
@@ -31,6 +31,7 @@ from ._clock import Clock
 from ._given import Call, Given, own
 from ._measure import Measured, Measurement, unseen_message
 from ._pool import not_strict, refuse_own_thread
+from ._processes import begun
 from ._queue import Snapshot
 from ._recorder import Recorder
 from ._schedules import Moment, Schedule, log_spaced
@@ -49,7 +50,8 @@ class KernelTracker:
     Args:
         f: what to measure, ``f(params, x)``: a :class:`ModelFn` with layers, such as ``f.layers()``, or any function
             that returns a PyTree of arrays with batch axis 0. Each array is a layer.
-        probe_x: the fixed examples to measure on, a PyTree of arrays with N examples along axis 0.
+        probe_x: the fixed examples to measure on, a PyTree of arrays with N examples along axis 0. If they are on the
+            devices of several processes, all of them make the tracker and call it, and process 0 records.
         targets: labels of the probe, ``(N,)`` or one-hot ``(N, C)``, or numbers (see :func:`metrics.labels_of`), for
             :func:`metrics.of_targets`. The run folder keeps them, and the report orders examples by them.
         schedule: when to measure, such as ``log_spaced(per_decade=10) | every(100)``.
@@ -134,18 +136,19 @@ class KernelTracker:
         options["queue_bytes"] = check_queue_bytes(queue_bytes)
         settings = {"schedule": repr(schedule), "metrics": list(metrics), "keep_kernels": keep_kernels}
         settings |= {"reference": options["since"], "x64": jax.config.jax_enable_x64}  # type: ignore[attr-defined]
-        about = description(self.measurement.probe_x, labels, config, **settings)
-        folder = None if run is None else RunFolder(run, about, resume=resume)
+        about = description(jax.tree.map(on_one_device, self.measurement.probe_x), labels, config, **settings)
+        folder, rows = begun(self.measurement, schedule, run, about, resume=resume)
         # A compiled function may make the tracker, which outlives what JAX traces there.
         with not_strict(), jax.ensure_compile_time_eval(), ExitStack() as at_error:
             # A notebook would keep the lock for as long as it shows the error.
             at_error.callback(folder.close if folder is not None else bool)
-            self._begin(folder, schedule, metrics, writers, config=about["config"], **options)
+            self._begin(folder, rows, schedule, metrics, writers, config=about["config"], **options)
             at_error.pop_all()
 
     def _begin(
         self,
         folder: RunFolder | None,
+        rows: Sequence[Row],
         schedule: Schedule,
         metrics: Mapping[str, Metric],
         writers: Sequence[Any],
@@ -153,9 +156,6 @@ class KernelTracker:
         **options: Any,
     ) -> None:
         """Begins a run, or goes on with that of the run folder."""
-        rows = [] if folder is None else folder.rows
-        if folder is not None and rows:
-            self.measurement.expected_shapes = folder.about.get("layers")
         self.history: History = History(rows, run=None if folder is None else folder.path, config=config)
         self.recorder: Recorder = Recorder(dict(metrics), self.history, folder, writers, **options)
         self.clock: Clock = Clock(schedule, rows)
@@ -282,7 +282,8 @@ class KernelTracker:
             self.take(call.now, self._measured(call))
 
     def _measured(self, call: Call) -> Measured:
-        measured = self.measurement(*call.kept, on_shape=self.recorder.prepare)
+        prepare = self.recorder.prepare if self.measurement.records else bool
+        measured = self.measurement(*call.kept, on_shape=prepare)
         # Within a compiled function, even parameters that have values give a traced result.
         refuse_traced("the snapshot", *jax.tree.leaves(measured))
         return measured
@@ -296,5 +297,6 @@ class KernelTracker:
         arrays = jax.tree.map(on_one_device, (measured.products, measured.features))
         # What a device still computes is not waited for.
         scalars = {name: value if isinstance(value, Array) else float(value) for name, value in now.scalars.items()}
-        self.recorder.submit(Snapshot(now.step, now.seconds, scalars, self.measurement.shapes, *arrays))
+        if self.measurement.records:
+            self.recorder.submit(Snapshot(now.step, now.seconds, scalars, self.measurement.shapes, *arrays))
         self.clock.measured(now.step)

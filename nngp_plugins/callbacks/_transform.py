@@ -55,8 +55,9 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         An :class:`optax.GradientTransformationExtraArgs`, for any place in :func:`optax.chain`.
 
     Raises:
-        ValueError: ``update`` without ``params``, with those of one group of :func:`optax.partition` or
-            :func:`optax.masked`, with the two sets of :func:`optax.lookahead`, or of several trainings under ``vmap``.
+        ValueError: the probe of ``tracker`` is sharded over several processes; ``update`` without ``params``, with
+            those of one group of :func:`optax.partition` or :func:`optax.masked`, with the two sets of
+            :func:`optax.lookahead`, or of several trainings under ``vmap``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, nngp_plugins as nngp
@@ -138,6 +139,11 @@ class HostSide:
     """What the compiled loop calls on the host. It never waits for JAX, because JAX waits for it."""
 
     def __init__(self, tracker: KernelTracker):
+        if tracker.measurement.is_shared:
+            raise ValueError(
+                "track_kernel asks the host of one process, and several share the probe_x of this tracker; call "
+                "tracker(step, params) in the training loop of every process."
+            )
         self._tracker, self._clock, self._recorder = tracker, tracker.clock, tracker.recorder
         self._warned_of_step = self._warned_of_batch = False
         self._recorder.expect_from_jit()

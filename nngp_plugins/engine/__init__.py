@@ -2,13 +2,14 @@
 
 from ._arrays import ArrayBackend as ArrayBackend, OnHost as OnHost
 from ._axes import Axes as Axes, all_but_batch as all_but_batch
-from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch, plan as plan
+from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch
 from ._devices import (
     compiler_options as compiler_options,
     on_one_device as on_one_device,
     transfers_allowed as transfers_allowed,
 )
 from ._draws import Count as Count, Draws as Draws
+from ._dry_run import plan as plan
 from ._estimate import Estimate as Estimate
 from ._forward import NetworkOutputs as NetworkOutputs
 from ._independence import (
@@ -45,5 +46,11 @@ from ._over_inits import (
     NewNetwork as NewNetwork,
     monte_carlo_kernel_fn as monte_carlo_kernel_fn,
 )
+from ._part import TILE_BYTES as TILE_BYTES, Part as Part
 from ._plan import KernelPlan as KernelPlan
+from ._processes import (
+    on_automatic_mesh as on_automatic_mesh,
+    replicated_like as replicated_like,
+    spans_processes as spans_processes,
+)
 from ._tile import TileProgram as TileProgram

@@ -1,9 +1,9 @@
-"""``nngp.batch`` and ``nngp.plan``: kernels of inputs whose forward pass does not fit into memory at once."""
+"""``nngp.batch``: kernels of inputs whose forward pass does not fit into memory at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import inf
 from numbers import Integral, Real
@@ -24,6 +24,7 @@ from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
 from ._outputs import GivenOutputs, HeldLayout, OutputSource
 from ._plan import KernelPlan
+from ._processes import OverProcesses, in_this_process, spans_processes
 from ._program import of_given
 from ._tiling import make_plan
 
@@ -74,7 +75,8 @@ class BatchedKernelFn:
 
         Args:
             x1: inputs with N1 examples along axis 0 of every array: arrays of JAX, of NumPy, which have been read when
-                the call returns, or anything with ``shape``, ``dtype`` and slicing.
+                the call returns, or anything with ``shape``, ``dtype`` and slicing. If they are sharded over several
+                processes of ``jax.distributed``, all of them make this call, and so is the kernel.
             x2: inputs with N2 examples; None (or a PyTree of Nones) means ``x2 = x1``, one forward pass for each
                 example and an exactly symmetric kernel.
             params: what ``f`` takes as its parameters.
@@ -91,11 +93,17 @@ class BatchedKernelFn:
                 for each example; products of finite outputs overflow; the axes pair the batch axis with another one.
             TypeError: an input without a batch axis; a call inside ``jit``, ``grad`` or ``vmap``.
         """
+        if spans_processes(x1):
+            return OverProcesses(self.kernel_fn, self.batch_size, self.check, params, apply_fn_kwargs, x1, x2).kernels()
         return self._assemble(*self.sources(x1, x2, params, apply_fn_kwargs))
 
     @transfers_allowed()
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
+        if spans_processes(x):
+            every = OverProcesses(self.kernel_fn, self.batch_size, self.check, params, apply_fn_kwargs, x, None)
+            y = every.outputs()
+            return y.structure.unflatten(y.leaves)
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
         layout = HeldLayout.as_they_are(source.outputs, source.n)
         held = source.held((0, source.n), layout, self.backend(), lambda rows: None)
@@ -131,6 +139,7 @@ class BatchedKernelFn:
     ) -> tuple[NetworkOutputs, NetworkOutputs | None]:
         """The outputs of ``x1``, and of ``x2`` unless that is None; nothing runs yet."""
         refuse_traced((x1, x2, params, kwargs))
+        x1, x2, params = (in_this_process(*of) for of in (("x1", x1), ("x2", x2), ("params", params)))
         params, kwargs = unpacked(self.kernel_fn.f, params, kwargs)
         f, x1 = batch_first(self.kernel_fn.f, "x1", x1)
         x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, "x2", x2)[1]
@@ -165,7 +174,7 @@ class BatchedKernelFn:
     ) -> KernelPlan:
         """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
         outputs = [source.outputs for source in (source1, source2) if source is not None]
-        fits = not isinstance(source1, NetworkOutputs)
+        fits = isinstance(source1, GivenOutputs)
         return make_plan(
             self.kernel_fn,
             outputs[0],
@@ -259,42 +268,3 @@ def batch(
     return BatchedKernelFn(
         kernel_fn, batch_size, device_count, store_on_device, progress, check, memory_budget, tile_size
     )
-
-
-def plan(
-    kernel_fn: KernelFn | BatchedKernelFn,
-    x1: PyTree,
-    x2: PyTree | None,
-    params: PyTree,
-    *,
-    batch_size: int | None = None,
-    **apply_fn_kwargs: Any,
-) -> KernelPlan:
-    """What a kernel in batches would cost, without computing it.
-
-    Args:
-        kernel_fn: what :func:`empirical_nngp_fn` or :func:`batch` returns.
-        x1: inputs, as for a call.
-        x2: inputs, or None.
-        params: what ``f`` takes as its parameters.
-        batch_size: examples in a forward pass on each device; None for the size of ``kernel_fn``, or all at once.
-        **apply_fn_kwargs: passed to ``f``.
-
-    Returns:
-        A :class:`KernelPlan`: rows through the network, floating-point operations of the contraction, bytes that are
-        held and made, tiles. ``print`` shows it as a table.
-
-    Raises:
-        ValueError: the call itself would be refused before it starts.
-
-    Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> kernel_fn = nngp.empirical_nngp_fn(lambda params, x: x @ params)
-        >>> plan = nngp.plan(kernel_fn, jnp.ones((1000, 8)), None, jnp.ones((8, 64)), batch_size=100)
-        >>> plan.forward_rows, plan.kernel_bytes
-        (1000, 4000000)
-    """
-    kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
-    if batch_size is not None:
-        kernel_fn = replace(kernel_fn, batch_size=batch_size)
-    return kernel_fn.plan(x1, x2, params, **apply_fn_kwargs)

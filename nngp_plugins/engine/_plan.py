@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from .._tables import as_text, human
 from ._axes import Contraction, Role
 from ._inputs import Range, ranges
 from ._nngp import LeafPair
+from ._part import WHOLE, Part, square_of, tiles_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,6 +93,8 @@ class KernelPlan:
         pairs: the kernels, by the places of their outputs.
         groups: which outputs are held together.
         precision: the precision of the contraction.
+        part: the share of one process, which rows, tiles and operations are those of.
+        seconds: what the forward passes and the contraction take at the rates of a short probe; None if not measured.
     """
 
     n1: int
@@ -101,6 +105,22 @@ class KernelPlan:
     pairs: dict[LeafPair, PlannedKernel]
     groups: tuple[LayerGroup, ...]
     precision: Any = "highest"
+    part: Part = WHOLE
+    seconds: tuple[float, float] | None = None
+
+    def of_part(self, part: Part) -> KernelPlan:
+        """The share of one process; its blocks are no larger than its squares, so that other rows need not run."""
+        return self if part == self.part else _of_part(self, part)
+
+    @cached_property
+    def own_tiles(self) -> frozenset[tuple[int, int]]:
+        """The tiles of the part, by their places."""
+        return tiles_of(self.part, self._grid, self.symmetric)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """The tiles along both axes."""
+        return -(-self.n1 // self.tile_rows), -(-(self.n2 or self.n1) // self.tile_rows)
 
     @property
     def symmetric(self) -> bool:
@@ -134,8 +154,11 @@ class KernelPlan:
             for j in ranges(*columns, self.tile_rows):
                 meet = i == j or self.pairs[pair].role == "paired"
                 mirrored = self.symmetric and (j < i or (i == j and pair[1] < pair[0]))
-                if meet and not mirrored:
+                if meet and not mirrored and self._owns(i, j):
                     yield i, j
+
+    def _owns(self, i: Range, j: Range) -> bool:
+        return self.part.is_all or (i[0] // self.tile_rows, j[0] // self.tile_rows) in self.own_tiles
 
     @property
     def forward_rows(self) -> int:
@@ -145,8 +168,9 @@ class KernelPlan:
     def _rows_of(self, group: LayerGroup) -> int:
         total = 0
         for block, columns in self.blocks(group):
-            total += self._run_for(block, self.n1)
-            total += sum(self._run_for(c, self.n2 or self.n1) for c in columns if not self.symmetric or c != block)
+            meets = [c for c in columns if any(any(self.tiles(pair, block, c)) for pair in group.pairs)]
+            total += self._run_for(block, self.n1) if meets else 0
+            total += sum(self._run_for(c, self.n2 or self.n1) for c in meets if not self.symmetric or c != block)
         return total
 
     def _run_for(self, block: Range, examples: int) -> int:
@@ -189,6 +213,11 @@ class KernelPlan:
         return held * group.row_bytes
 
     @property
+    def feature_bytes(self) -> int:
+        """Bytes of the outputs of all examples, if they were stored."""
+        return (self.n1 + (self.n2 or 0)) * self.row_bytes
+
+    @property
     def kernel_bytes(self) -> int:
         """Bytes of the kernels."""
         return sum(nbytes(pair.shape, pair.dtype) for pair in self.pairs.values())
@@ -208,6 +237,8 @@ class KernelPlan:
         examples = f"{self.n1:,}, x2 = x1" if self.symmetric else f"{self.n1:,} and {self.n2:,}"
         again = "" if self.forward_rows <= self.n1 + (self.n2 or 0) else " (outputs do not fit: some run again)"
         table.add_row("examples", examples)
+        if not self.part.is_all:
+            table.add_row("part", f"{self.part.index} of {self.part.count}")
         table.add_row("rows through the network", f"{self.forward_rows:,}{again}")
         table.add_row("rows in a forward pass", f"{self.batch_rows:,}")
         table.add_row("outputs held", human(self.output_bytes, "B"))
@@ -216,7 +247,11 @@ class KernelPlan:
         table.add_row("contraction", human(self.flops, "FLOP"))
         tile = human(self.tile_bytes, "B")
         table.add_row("tiles", f"{self.tile_count:,} of {self.tile_rows:,} rows, {tile}")
+        table.add_row("features", human(self.feature_bytes, "B"))
         table.add_row("kernels", human(self.kernel_bytes, "B"))
+        if self.seconds is not None:
+            forward, contraction = (f"{seconds:,.3g} s" for seconds in self.seconds)
+            table.add_row("time at the measured rate", f"{forward} for the network, {contraction} for the contraction")
         return table
 
     def __str__(self) -> str:
@@ -229,6 +264,17 @@ class KernelPlan:
 
     def _repr_html_(self) -> str:
         return as_html(self.__rich__())
+
+
+@lru_cache(maxsize=64)
+def _of_part(plan: KernelPlan, part: Part) -> KernelPlan:
+    groups = plan.groups
+    # Of two or three parts, each needs most rows.
+    if part.count >= 4:
+        rows, columns = plan._grid
+        most = plan.tile_rows * square_of(part, rows * columns // (2 if plan.symmetric else 1))
+        groups = tuple(replace(group, block_rows=min(group.block_rows, most)) for group in groups)
+    return replace(plan, groups=groups, part=part)
 
 
 def nbytes(shape: tuple[int, ...], dtype: Any) -> int:

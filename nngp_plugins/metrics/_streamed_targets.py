@@ -35,13 +35,22 @@ def block_means_of_stream(gram: StreamedGram, one_hot: np.ndarray) -> Array:
 
 
 def separation_of_stream(gram: StreamedGram, one_hot: np.ndarray) -> Array:
-    """:func:`class_separation`, from one pass for the class means and another one for the deviations from them."""
+    """:func:`class_separation`; if classes have nearly collapsed, another pass sums the deviations from their means.
+
+    Otherwise the covariance within classes is that of all examples minus that of the means.
+    """
     means, counts = class_means(gram, one_hot, centered=True)
     products, eps = means @ means.T, np.finfo(gram.product_dtype).eps
     apart = np.trace(products) / len(counts) > 16 * eps**2 * float(gram.trace()) / gram.n
     if len(counts) < 2 or not apart:
         return _result(gram, np.nan)
     inverse = np.linalg.pinv(products, rcond=10 * len(counts) * eps, hermitian=True)
+    covariance, solved = gram.moments.covariance, inverse @ means
+    within_classes = covariance - means.T @ (counts[:, None] * means)
+    total = float(np.sum((solved @ within_classes) * solved))
+    # Entries of the covariance are exact to the rounding of its largest ones.
+    if total > 1e4 * eps * np.linalg.norm(covariance) * np.sum(solved**2):
+        return _result(gram, total / gram.n)
     total, start, centered = 0.0, 0, gram.center()
     for rows in centered.rows():
         within = rows @ means.T.astype(rows.dtype) - one_hot[start : start + len(rows)] @ products

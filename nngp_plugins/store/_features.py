@@ -20,6 +20,7 @@ from .._tables import free_component
 from .._typing import PyTree, wide
 from ..engine import (
     NetworkOutputs,
+    Part,
     batch,
     batch_first,
     empirical_nngp_fn,
@@ -31,7 +32,6 @@ from ..engine import (
 from ._chunks import ChunkWriter, finite_rows, refuse_non_finite
 from ._layout import FEATURES, GROUP, JOB, Layout
 from ._ledger import LEDGER, Chunk
-from ._part import Part
 from ._read_features import IDS, FeatureStore, as_ids, described
 from ._resume import OpenStore, StoreJob, begun, fingerprints, software
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .._durable import AppendedLines
+from ..engine import Part
 from ._layout import Kind
-from ._part import Part
 
 LEDGER = "ledger.jsonl"
 

@@ -55,6 +55,19 @@ class Store(Generic[A]):
         """Whether all of it is written, by whatever processes."""
         return self.fraction == 1
 
+    def refuse_unfinished(self) -> None:
+        """Refuses to be read before all of it is written.
+
+        Raises:
+            ValueError: says how much is written, and what to do.
+        """
+        if not self.complete:
+            ledgers = " and ".join(map(str, ledger_files(self.path))) or self.path / LEDGER
+            raise ValueError(
+                f"{self.path} is unfinished, {self.fraction:.0%} of its {self._kind.unit}s are written, as {ledgers} "
+                f"says; run {self._kind.writer} again with the same arguments to finish it."
+            )
+
     @property
     def _only(self) -> A:
         if len(self.arrays) > 1:
@@ -159,12 +172,7 @@ class StoredArray:
             ValueError: the store is unfinished, or a file is damaged.
             IndexError: an index is out of range.
         """
-        if not self._store.complete:
-            ledgers = " and ".join(map(str, ledger_files(self._store.path))) or self._store.path / LEDGER
-            raise ValueError(
-                f"{self._store.path} is unfinished, {self._store.fraction:.0%} of its {self._kind.unit}s are written, "
-                f"as {ledgers} says; run {self._kind.writer} again with the same arguments to finish it."
-            )
+        self._store.refuse_unfinished()
         try:
             keys = _positive(key, self.shape)
             array = self._layout.open(self._store.path, self._kind)[keys]

@@ -18,6 +18,7 @@ import jax
 from .._durable import LOCK, NEW, FolderInUseError, FolderLock, is_locked, replace_file
 from .._fingerprint import fingerprint
 from .._tables import human
+from ..engine import Part
 from ._layout import (
     GROUP,
     JOB,
@@ -31,7 +32,6 @@ from ._layout import (
     load_job,
 )
 from ._ledger import LEDGER, Chunk, Ledger, Listed, ledger_files, ledger_of, listed_in
-from ._part import Part
 
 # Seconds that a part waits for another one which prepares the folder.
 PATIENCE = 60.0

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ from .._require import require
 from .._tables import free_component
 from .._typing import PyTree
 from ..engine import (
+    TILE_BYTES,
     ArrayBackend,
     BatchedKernelFn,
     Held,
@@ -26,8 +27,10 @@ from ..engine import (
     LeafPair,
     NamedOutputs,
     OutputSource,
+    Part,
     Range,
     batch,
+    empirical_nngp_fn,
     in_tiles,
     inputs,
     progress as show_progress,
@@ -38,22 +41,21 @@ from ..engine import (
 from ._chunks import ChunkWriter, finite_rows, refuse_non_finite
 from ._layout import GROUP, JOB, KERNEL, Layout
 from ._ledger import LEDGER, Chunk
-from ._part import Part, square_of, tiles_of
 from ._read import KernelStore
+from ._read_features import FeatureStore
 from ._resume import OpenStore, StoreJob, begun, fingerprints, software
-
-DEFAULT_TILE_BYTES = 16_000_000
+from ._stored_outputs import StoredOutputs, contents_of
 
 
 @transfers_allowed()
 def write_kernel(
-    kernel_fn: KernelFn | BatchedKernelFn,
-    x1: PyTree,
-    x2: PyTree | None,
-    params: PyTree,
-    path: str | os.PathLike[str],
+    kernel_fn: KernelFn | BatchedKernelFn | FeatureStore,
+    x1: PyTree = None,
+    x2: PyTree | None = None,
+    params: PyTree = None,
+    path: str | os.PathLike[str] | None = None,
     *,
-    batch_size: int,
+    batch_size: int | None = None,
     tile_size: int | None = None,
     part: tuple[int, int] | None = None,
     resume: bool = True,
@@ -66,12 +68,14 @@ def write_kernel(
     same call computes what is missing, to the same bytes.
 
     Args:
-        kernel_fn: what :func:`empirical_nngp_fn` returns, or :func:`batch` for its other options.
+        kernel_fn: what :func:`empirical_nngp_fn` returns, or :func:`batch` for its other options. Or a
+            :class:`FeatureStore`, with ``path=`` and, for a kernel ``phi1 phi2ᵀ`` of two stores, ``x2=`` another one;
+            no network runs then.
         x1: inputs with N1 examples: arrays, or anything with ``shape``, ``dtype`` and slicing, such as a memmap.
         x2: inputs with N2 examples, or None for ``x1``.
         params: what ``f`` takes as its parameters.
         path: the folder to write.
-        batch_size: examples in a forward pass on each device.
+        batch_size: examples in a forward pass on each device; not for stored features.
         tile_size: examples along the side of a tile; None for that of ``kernel_fn``, or tiles of about 16 MB.
         part: ``(i, n)`` to compute the i-th of n shares of the tiles, and nothing else. The n processes may run at the
             same time on machines that share a disk, or one after another, and any number of processes finishes what
@@ -85,6 +89,7 @@ def write_kernel(
         The :class:`KernelStore`, read by slicing once all parts of it are finished (``store.complete``).
 
     Raises:
+        TypeError: ``path`` is missing; stored features come with arguments that only a network takes.
         FileExistsError: ``path`` holds something else, or exists with ``resume=False``.
         ValueError: the kernel in ``path`` has other params, state, data, axes, dtype or tiles, and the message says
             which; an output is NaN or infinite, or products of outputs overflow, and the message says where; the batch
@@ -102,18 +107,17 @@ def write_kernel(
         array([1., 1.], dtype=float32)
     """
     require("tensorstore", extra="store")
-    share = Part.of(part)
-    kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
-    tile_size = kernel_fn.tile_size if tile_size is None else tile_size
-    kernel_fn = replace(kernel_fn, batch_size=batch_size, store_on_device=True, tile_size=tile_size)
-    x1, x2 = inputs("x1", x1), inputs("x2", x2)
-    params, apply_fn_kwargs = unpacked(kernel_fn.kernel_fn.f, params, apply_fn_kwargs)
-    source1, source2 = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
-    plan = kernel_fn.plan_of(source1, source2, tile_bytes=DEFAULT_TILE_BYTES)
-    given = {"x1": x1, "x2": x2, "params": params}
-    given.update({f"argument {name!r}": value for name, value in apply_fn_kwargs.items()})
-    made_of = {**fingerprints(given), **_settings(kernel_fn.kernel_fn, plan, source1.outputs), "software": software()}
-    job = StoreJob(KERNEL, _layouts(kernel_fn.kernel_fn, plan, source1.outputs), made_of, share)
+    if path is None:
+        raise TypeError("path=None; pass the folder to write.")
+    share, given = Part.of(part), (x1, x2, params, batch_size, apply_fn_kwargs)
+    asked = _of_features(kernel_fn, *given) if isinstance(kernel_fn, FeatureStore) else _of_f(kernel_fn, *given)
+    tile_size = asked.kernel_fn.tile_size if tile_size is None else tile_size
+    batched = replace(asked.kernel_fn, store_on_device=True, tile_size=tile_size)
+    source1, source2 = asked.source1, asked.source2
+    plan = batched.plan_of(source1, source2, tile_bytes=TILE_BYTES).of_part(share)
+    settings = _settings(batched.kernel_fn, plan, source1.outputs)
+    made_of = {**fingerprints(asked.made_of), **settings, "software": software()}
+    job = StoreJob(KERNEL, _layouts(batched.kernel_fn, plan, source1.outputs), made_of, share)
     with begun(Path(path), job, resume=resume) as store:
         writer = StoreWriter(store, plan, job)
         if writer.is_wanted():
@@ -121,24 +125,55 @@ def write_kernel(
             with writer, show_progress(progress, *totals) as on_progress:
                 first = RefuseNonFinite("x1", source1)
                 second = None if source2 is None else RefuseNonFinite("x2", source2)
-                in_tiles(Job(_by_squares(plan, share), first, second, kernel_fn.backend(), on_progress), writer)
+                in_tiles(Job(plan, first, second, batched.backend(), on_progress), writer)
     return KernelStore(store.root)
 
 
-def _grid(plan: KernelPlan) -> tuple[int, int]:
-    """The tiles along both axes."""
-    return -(-plan.n1 // plan.tile_rows), -(-(plan.n2 or plan.n1) // plan.tile_rows)
+class _Asked(NamedTuple):
+    """The kernel that a call asks for.
+
+    Attributes:
+        kernel_fn: how it is contracted.
+        source1: the outputs of ``x1``.
+        source2: those of ``x2``; None if ``x2`` is None.
+        made_of: all that decides the outputs, by the names that users know.
+    """
+
+    kernel_fn: BatchedKernelFn
+    source1: OutputSource
+    source2: OutputSource | None
+    made_of: dict[str, Any]
 
 
-def _by_squares(plan: KernelPlan, part: Part) -> KernelPlan:
-    """The plan with blocks that are no larger than the squares of a part, so that other rows need not run."""
-    # Of two or three parts, each needs most rows.
-    if part.count < 4:
-        return plan
-    rows, columns = _grid(plan)
-    most = plan.tile_rows * square_of(part, rows * columns // (2 if plan.symmetric else 1))
-    groups = (replace(group, block_rows=min(group.block_rows, most)) for group in plan.groups)
-    return replace(plan, groups=tuple(groups))
+def _of_f(
+    kernel_fn: KernelFn | BatchedKernelFn, x1: PyTree, x2: PyTree | None, params: PyTree, batch_size: Any, kwargs: Any
+) -> _Asked:
+    """The kernel of what ``f`` returns."""
+    kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
+    kernel_fn = replace(kernel_fn, batch_size=batch_size)
+    x1, x2 = inputs("x1", x1), inputs("x2", x2)
+    params, kwargs = unpacked(kernel_fn.kernel_fn.f, params, kwargs)
+    made_of = {"x1": x1, "x2": x2, "params": params}
+    made_of.update({f"argument {name!r}": value for name, value in kwargs.items()})
+    return _Asked(kernel_fn, *kernel_fn.sources(x1, x2, params, kwargs), made_of)
+
+
+def _of_features(
+    store: FeatureStore, x1: PyTree, x2: PyTree | None, params: PyTree, batch_size: Any, kwargs: Any
+) -> _Asked:
+    """The kernel of features that are stored already."""
+    if (
+        any(value is not None for value in (x1, params, batch_size))
+        or kwargs
+        or not isinstance(x2, FeatureStore | None)
+    ):
+        raise TypeError(
+            "the features of a FeatureStore are there already; pass nngp.write_kernel(store, path=...), with "
+            "x2=another_store for a kernel of two."
+        )
+    made_of = {"x1": contents_of(store), "x2": contents_of(x2)}
+    second = None if x2 is None else StoredOutputs(x2)
+    return _Asked(batch(empirical_nngp_fn(store.as_outputs)), StoredOutputs(store), second, made_of)
 
 
 def _layouts(kernel_fn: KernelFn, plan: KernelPlan, outputs: NamedOutputs) -> list[Layout]:
@@ -213,14 +248,13 @@ class StoreWriter(ChunkWriter):
         self._plan = plan
         self._index = {pair: index for index, pair in enumerate(plan.pairs)}
         self._pairs = list(plan.pairs)
-        self._own = tiles_of(job.part, _grid(plan), plan.symmetric)
         super().__init__(store, job)
 
     def owns(self, chunk: Chunk) -> bool:
         """Whether a tile, or the one that it is the mirror image of, belongs to the part."""
         kernel = self._plan.pairs[self._pairs[chunk[0]]]
         i, j = chunk[1:3] if kernel.batch_axes == 2 else (chunk[1], chunk[1])
-        return ((j, i) if self._plan.symmetric and j < i else (i, j)) in self._own
+        return ((j, i) if self._plan.symmetric and j < i else (i, j)) in self._plan.own_tiles
 
     def wants(self, pair: LeafPair, rows: Range, columns: Range) -> bool:
         """Whether a tile or its mirror image is missing."""

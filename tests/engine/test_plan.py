@@ -225,6 +225,36 @@ def test_what_the_call_would_refuse():
         nngp.plan(f, x, x[:, :4], 2.0, batch_size=10)
 
 
+def test_the_work_of_a_process_falls_with_their_number():
+    """Tiles and operations as 1 / P, on a logarithmic scale, and rows of a symmetric kernel as 1 / √P or faster."""
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 10, tile_size=10)
+    x, counts = Refused(640, 8), [4, 16, 64]
+    plans = [[nngp.plan(kernel_fn, x, None, 2.0, part=(i, n)) for i in range(n)] for n in counts]
+    whole = nngp.plan(kernel_fn, x, None, 2.0)
+    for of_count in plans:
+        assert sum(plan.tile_count for plan in of_count) == whole.tile_count
+        assert sum(plan.flops for plan in of_count) == whole.flops
+
+    def slope(work):
+        return np.polyfit(np.log(counts), np.log([max(map(work, of_count)) for of_count in plans]), 1)[0]
+
+    assert slope(lambda plan: plan.tile_count) == pytest.approx(-1, abs=0.1)
+    assert slope(lambda plan: plan.flops) == pytest.approx(-1, abs=0.1)
+    assert slope(lambda plan: plan.forward_rows) < -0.4
+
+
+def test_the_time_is_measured(capsys):
+    x = normal(0, 64, 8)
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(scaled), 16, tile_size=32)
+    plans = [nngp.plan(kernel_fn, x, None, 2.0, part=part, measure=True) for part in (None, (0, 3))]
+    for plan in plans:
+        assert min(plan.seconds) > 0
+    rows = rows_of(plans[1])
+    assert rows["part"] == "0 of 3"
+    assert re.fullmatch(r"\S+ s for the network, \S+ s for the contraction", rows["time at the measured rate"])
+    assert "time at the measured rate" not in rows_of(nngp.plan(kernel_fn, x, None, 2.0))
+
+
 # the table
 
 
@@ -245,6 +275,7 @@ def test_the_table():
         "outputs held": "2.47 MB",
         "contraction": "7.68 GFLOP",  # 123 full tiles a side, and one of 45
         "tiles": "7,750 of 100 rows, 40 kB",
+        "features": "2.47 MB",
         "kernels": "610 MB",
     }
     rows = rows_of(nngp.plan(kernel_fn, x1, Refused(678, 50), 2.0))

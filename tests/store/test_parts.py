@@ -26,6 +26,10 @@ def kernel(path, part=None, x2=None, f=lambda params, x: jnp.tanh(x @ params), *
     return nngp.write_kernel(nngp.empirical_nngp_fn(f), X, x2, PARAMS, path, part=part, **options)
 
 
+def kernel_of_features(path, part=None, *, store):
+    return nngp.write_kernel(store, path=path, tile_size=2, progress=False, part=part)
+
+
 def chunks(path, files_of):
     """All files but the ledgers, and all lines of the ledgers."""
     files = files_of(path)
@@ -33,11 +37,20 @@ def chunks(path, files_of):
     return files, sorted(lines)
 
 
-@pytest.fixture(scope="module", params=["features", "kernel", "kernel with x2"])
+JOBS = {
+    "features": (features, {}),
+    "kernel": (kernel, {}),
+    "kernel with x2": (kernel, {"x2": X[:12]}),
+    "kernel of features": (kernel_of_features, {}),
+}
+
+
+@pytest.fixture(scope="module", params=JOBS)
 def job(request, tmp_path_factory, files_of):
     """What writes a store, and what one process writes."""
-    write = features if request.param == "features" else kernel
-    options = {"x2": X[:12]} if request.param == "kernel with x2" else {}
+    write, options = JOBS[request.param]
+    if write is kernel_of_features:
+        options = {"store": features(tmp_path_factory.mktemp("features") / "phi.zarr")}
     path = tmp_path_factory.mktemp("whole") / "whole.zarr"
     write(path, **options)
     return (lambda path, part=None, **more: write(path, part, **options, **more)), chunks(path, files_of)

@@ -10,6 +10,9 @@ from typing import Any
 
 import jax
 
+TILE_BYTES = 16_000_000
+"""Bytes of a tile that is a file."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -45,6 +48,10 @@ class Part:
     def of_range(self, size: int) -> range:
         """Its share of consecutive numbers."""
         return range(self.index * size // self.count, (self.index + 1) * size // self.count)
+
+
+WHOLE = Part()
+"""All of a job."""
 
 
 def tiles_of(part: Part, grid: Sequence[int], symmetric: bool) -> frozenset[tuple[int, int]]:
