@@ -190,6 +190,12 @@ function inkOn(color) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179 ? "#fff" : "#000";
 }
 
+// The beginning and the end of a name, if it has more characters than fit.
+function shortened(name, fits) {
+  const tail = Math.floor(fits / 2);
+  return name.length > fits ? `${name.slice(0, fits - tail - 1)}…${name.slice(name.length - tail)}` : name;
+}
+
 // A map of numbers values[row][column] with names of rows and columns; nan is left out.
 // options: label, log, range, square, columnName, why(row, column) for a nan, cells(row, column) for lines of text in a cell
 function heatMap(host, rows, columns, values, options) {
@@ -217,16 +223,14 @@ function heatMap(host, rows, columns, values, options) {
     const every = Math.ceil(13 / ch), fits = Math.floor((left - 12) / 6.6);
     rows.forEach((name, r) => {
       if (r % every) return;
-      const tail = Math.floor(fits / 2);
-      const short = name.length > fits ? `${name.slice(0, fits - tail - 1)}…${name.slice(name.length - tail)}` : name;
-      root.append(svg("text", { x: left - 6, y: top + (r + 0.5) * ch + 4, "text-anchor": "end" }, short, svg("title", {}, name)));
+      root.append(svg("text", { x: left - 6, y: top + (r + 0.5) * ch + 4, "text-anchor": "end" }, shortened(name, fits), svg("title", {}, name)));
     });
     let free = -Infinity;
     columns.forEach((name, c) => {
-      const at = left + (c + 0.5) * cw, wide = name.length * 3.6 + 5;
+      const at = left + (c + 0.5) * cw, short = shortened(name, Math.max(12, Math.floor(cw / 7.2))), wide = short.length * 3.6 + 5;
       if (at - wide < free || at + wide > width + 8) return;
       free = at + wide;
-      root.append(svg("text", { x: at, y: top + tall + 16, "text-anchor": "middle" }, name));
+      root.append(svg("text", { x: at, y: top + tall + 16, "text-anchor": "middle" }, short, svg("title", {}, name)));
     });
     root.append(svg("text", { x: (left + right) / 2, y: height - 3, "text-anchor": "middle" }, options.columnName));
     if (options.cells) rows.forEach((_, r) => columns.forEach((_, c) => {
