@@ -1,4 +1,4 @@
-"""Uses one extra of the installed package: ``python .ci/extras.py flax``; of ``nothing``, what needs none."""
+"""Uses one extra of the installed package: ``python .ci/extras.py keras``; of ``nothing``, what needs none."""
 
 import logging
 import os
@@ -42,25 +42,6 @@ def nothing():
     assert "nngp-plugins[report]" in said, f"without Jinja2, write_report says {said}"
 
 
-def flax():
-    from flax import linen as nn, nnx
-
-    model = nn.Dense(4)
-    f = nngp.from_linen(model)
-    params, _ = f.init(jax.random.key(0), X)
-    check(nngp.empirical_nngp_fn(f)(X, None, params), model.apply({"params": params}, X))
-    layer = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
-    check(nngp.empirical_nngp_fn(nngp.from_nnx(layer))(X, None, layer), layer(X))
-
-
-def haiku():
-    import haiku as hk
-
-    network = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(4)(x)))
-    params = network.init(jax.random.key(0), X)
-    check(nngp.empirical_nngp_fn(nngp.from_haiku(network))(X, None, params), network.apply(params, X))
-
-
 def equinox():
     import equinox as eqx
 
@@ -85,13 +66,6 @@ def store():
     kernel_fn = nngp.empirical_nngp_fn(lambda w, x: x @ w)
     nngp.write_kernel(kernel_fn, X, None, jnp.eye(3), f"{FOLDER}/k.zarr", batch_size=2, progress=False)
     check(nngp.open_kernel(f"{FOLDER}/k.zarr")[:, :], X)
-
-
-def report():
-    history = tracked(run=f"{FOLDER}/run")
-    assert "CKA" in nngp.write_report(history.run).read_text()
-    assert history.to_pandas().shape[0] == history.to_xarray().sizes["step"] == 2
-    assert len(history.plot("cka").data) == 1
 
 
 def tensorboard():

@@ -178,7 +178,8 @@ function similarities() {
     heatMap(inner, names, names, one.cka, { label: `CKA of each step of ${layer} with each other`, range: [0, 1], square: true, columnName: "step", why: () => "a kernel is zero, constant or not finite" });
   };
   const first = shown[shown.length - 1];
-  host.append(html("div", { class: "card" }, html("div", { class: "head" }, html("h3", {}, "Steps"), menu("layer", shown.map((l) => [l, l]), first, draw)), inner));
+  host.append(html("div", { class: "card" }, html("div", { class: "head" }, html("h3", {}, "Steps"), menu("layer", shown.map((l) => [l, l]), first, draw), csvButton("cka_of_steps", () => [["layer", "step", "other_step", "cka"],
+    ...shown.flatMap((layer) => { const { steps, cka } = D.ckaSteps[D.kernels.layers.indexOf(layer)]; return cka.flatMap((row, i) => row.map((v, j) => [layer, steps[i], steps[j], v])); })])), inner));
   draw(first);
 }
 
