@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nngp_plugins import History
+from nngp_plugins import History, write_report
 
 from . import written
 from .coordinates import Slope, slope
@@ -154,6 +154,16 @@ def result(cell: Cell) -> dict[str, Any]:
     return row | {f"drift/{layer}": change for layer, change in changes.items()}
 
 
+def report(cells: Sequence[Cell], title: str, page: Path) -> Path | None:
+    """Writes the report of all cells; one that diverged before its first snapshot has nothing to show.
+
+    Returns:
+        The page; None if there is nothing to show at all.
+    """
+    runs = [cell.run for cell in cells if cell.code() == DONE or History.load(cell.run).rows]
+    return write_report(runs, title=title, path=page) if runs else None
+
+
 @dataclass(frozen=True)
 class Curve:
     """The drift against one axis, with all other axes held fixed but the seed.
@@ -176,6 +186,11 @@ class Curve:
     def name(self) -> str:
         """The fixed values in words."""
         return ", ".join(f"{key} {value}" for key, value in self.fixed.items()) or "drift"
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The slope and what it belongs to, for scripts."""
+        return {"axis": self.axis, "fixed": self.fixed, "slope": self.slope.value, "error": self.slope.error}
 
 
 def curves(rows: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[Any]]) -> list[Curve]:

@@ -83,8 +83,10 @@ def _divergence(history: History) -> tuple[list[str], int | None]:
 
 
 def _compared(runs: Comparison) -> list[str]:
-    """In which run the last layer that all have moved farthest, and in which it moved least."""
-    histories = {name: history for name, history in runs.runs.items() if "cka" in history.metrics}
+    """In which run the last layer that all have moved farthest, and least; runs that diverged are left out."""
+    histories = {
+        name: history for name, history in runs.runs.items() if "cka" in history.metrics and history.diverged is None
+    }
     shared = [layer for layer in runs.layers if all(layer in history.layers for history in histories.values())]
     if not shared:
         return []

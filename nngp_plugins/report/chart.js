@@ -184,8 +184,20 @@ function viridis(t) {
   return [mix(0), mix(1), mix(2)];
 }
 
+// Black or white, whichever has more contrast with a colour (WCAG 2.2, relative luminance).
+function inkOn(color) {
+  const [r, g, b] = color.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.179 ? "#fff" : "#000";
+}
+
+// The beginning and the end of a name, if it has more characters than fit.
+function shortened(name, fits) {
+  const tail = Math.floor(fits / 2);
+  return name.length > fits ? `${name.slice(0, fits - tail - 1)}…${name.slice(name.length - tail)}` : name;
+}
+
 // A map of numbers values[row][column] with names of rows and columns; nan is left out.
-// options: label, log, range, square, why(row, column) for a nan, names of the axes rowName and columnName
+// options: label, log, range, square, columnName, why(row, column) for a nan, cells(row, column) for lines of text in a cell
 function heatMap(host, rows, columns, values, options) {
   const body = html("div", { class: "plot" }), tip = html("div", { class: "tip", role: "status" });
   const flat = values.flat().filter((v) => isNumber(v) && (!options.log || v > 0));
@@ -200,29 +212,32 @@ function heatMap(host, rows, columns, values, options) {
   context.putImageData(pixels, 0, 0);
   const url = canvas.toDataURL();
   const bar = `linear-gradient(90deg, ${VIRIDIS.map((c) => `#${c}`).join(", ")})`;
-  host.replaceChildren(body, tip, html("div", { class: "ramp" }, text(low), html("span", { class: "bar", style: `background:${bar}` }), text(high), log ? " (log scale)" : "", flat.length < rows.length * columns.length ? " · empty: nan" : ""));
+  host.replaceChildren(body, tip, html("div", { class: "ramp" }, text(low), html("span", { class: "bar", style: `background:${bar}` }), text(high), log ? " (log scale)" : "", !options.cells && flat.length < rows.length * columns.length ? " · empty: nan" : ""));
   responsive(body, (width) => {
     const longest = Math.max(...rows.map((name) => name.length));
     const left = Math.min(longest * 7 + 14, width * 0.32), right = width - 6, top = 6;
-    const side = right - left, tall = options.square ? side * rows.length / columns.length : Math.min(Math.max(rows.length * 22, 90), Math.max(420, rows.length * 9));
+    const side = right - left, tall = options.cells ? Math.max(rows.length * 44, 90) : options.square ? side * rows.length / columns.length : Math.min(Math.max(rows.length * 22, 90), Math.max(420, rows.length * 9));
     const height = top + tall + 38, cw = side / columns.length, ch = tall / rows.length;
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": options.label });
     root.append(svg("image", { href: url, x: left, y: top, width: side, height: tall, preserveAspectRatio: "none" }));
     const every = Math.ceil(13 / ch), fits = Math.floor((left - 12) / 6.6);
     rows.forEach((name, r) => {
       if (r % every) return;
-      const tail = Math.floor(fits / 2);
-      const short = name.length > fits ? `${name.slice(0, fits - tail - 1)}…${name.slice(name.length - tail)}` : name;
-      root.append(svg("text", { x: left - 6, y: top + (r + 0.5) * ch + 4, "text-anchor": "end" }, short, svg("title", {}, name)));
+      root.append(svg("text", { x: left - 6, y: top + (r + 0.5) * ch + 4, "text-anchor": "end" }, shortened(name, fits), svg("title", {}, name)));
     });
     let free = -Infinity;
     columns.forEach((name, c) => {
-      const at = left + (c + 0.5) * cw, wide = name.length * 3.6 + 5;
+      const at = left + (c + 0.5) * cw, short = shortened(name, Math.max(12, Math.floor(cw / 7.2))), wide = short.length * 3.6 + 5;
       if (at - wide < free || at + wide > width + 8) return;
       free = at + wide;
-      root.append(svg("text", { x: at, y: top + tall + 16, "text-anchor": "middle" }, name));
+      root.append(svg("text", { x: at, y: top + tall + 16, "text-anchor": "middle" }, short, svg("title", {}, name)));
     });
     root.append(svg("text", { x: (left + right) / 2, y: height - 3, "text-anchor": "middle" }, options.columnName));
+    if (options.cells) rows.forEach((_, r) => columns.forEach((_, c) => {
+      const lines = options.cells(r, c).filter(Boolean), wide = Math.max(0, ...lines.map((line) => line.length)) * 6.6;
+      const fill = isNumber(values[r][c]) ? `fill:${inkOn(viridis(share(values[r][c])))}` : "", x = left + (c + 0.5) * cw;
+      if (wide < cw) lines.forEach((line, k) => root.append(svg("text", { x, y: top + (r + 0.5) * ch + 4 + 14 * (k - (lines.length - 1) / 2), "text-anchor": "middle", style: fill }, line)));
+    }));
     const cell = svg("rect", { class: "cell", width: cw, height: ch, visibility: "hidden" });
     root.append(cell);
     let place = [0, columns.length - 1];

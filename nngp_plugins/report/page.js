@@ -111,7 +111,7 @@ function kernels() {
   const slider = html("input", { type: "range", min: 0, max: most - 1, step: 1, value: most - 1, "aria-label": "step of the kernels", oninput: () => show(Number(slider.value)) });
   const what = classes.length ? `examples are ordered by class: ${classes.map((c) => c.name).slice(0, 20).join(", ")}` : "examples are in the order of their targets, or of the probe";
   const { host } = part("Kernels", `Cosines between the centred features of two examples: blue is −1, white 0, red 1, on all pictures. The ${what}. ${layers.length < D.layers.length ? `${layers.length} of ${D.layers.length} layers are shown. ` : ""}${most < 3 ? "With keep_kernels=True a run keeps the kernels of all snapshots, and the slider moves through them." : ""}`,
-    html("label", {}, "step", slider, label));
+    html("label", {}, "at", slider, label));
   host.className = "grid";
   layers.forEach((layer, l) => {
     const image = svg("image", { x: 8, y: 0, width: 92, height: 92, preserveAspectRatio: "none" });
@@ -178,7 +178,8 @@ function similarities() {
     heatMap(inner, names, names, one.cka, { label: `CKA of each step of ${layer} with each other`, range: [0, 1], square: true, columnName: "step", why: () => "a kernel is zero, constant or not finite" });
   };
   const first = shown[shown.length - 1];
-  host.append(html("div", { class: "card" }, html("div", { class: "head" }, html("h3", {}, "Steps"), menu("layer", shown.map((l) => [l, l]), first, draw)), inner));
+  host.append(html("div", { class: "card" }, html("div", { class: "head" }, html("h3", {}, "Steps"), menu("layer", shown.map((l) => [l, l]), first, draw), csvButton("cka_of_steps", () => [["layer", "step", "other_step", "cka"],
+    ...shown.flatMap((layer) => { const { steps, cka } = D.ckaSteps[D.kernels.layers.indexOf(layer)]; return cka.flatMap((row, i) => row.map((v, j) => [layer, steps[i], steps[j], v])); })])), inner));
   draw(first);
 }
 

@@ -206,7 +206,10 @@ def test_names_of_layers_stay_within_their_quotes():
 
 
 def test_runs_are_compared_by_the_last_layer_that_all_have():
+    broken = history({"w": {"cka": to(1, 0.01)}})
+    broken.rows[5]["diverged"] = ["w"]
     runs = {
+        "broken": broken,
         "slow": history({"w": {"cka": to(1, 0.95)}, "x": {"cka": to(1, 0.9)}}),
         "fast": history({"w": {"cka": to(1, 0.2)}}),
         "none": history({"w": {"cka": [NAN] * 10}}),

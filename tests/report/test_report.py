@@ -243,6 +243,61 @@ def test_several_runs_lie_over_each_other(tmp_path):
     assert found == {"names": ["rate 0.1 (mean of 2)", "rate 1 (mean of 2)"], "bands": 2, "lines": 2, "markup": 0}
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """The page of a small grid, and its runs: one cell has no run, and one of another's two seeds diverged."""
+    folder = tmp_path_factory.mktemp("grid")
+    options = {name: getattr(nngp.metrics, name) for name in ("cka", "relative_change")}
+    x, runs = jax.random.normal(jax.random.key(0), (6, 3)), {}
+    for width, rate, seed in ((8, 0.1, 0), (8, 0.1, 1), (8, 1.0, 0), (16, 1.0, 0), (16, 1.0, 1)):
+        diverges, config = (width, seed) == (16, 0), {"rate": rate, "width": width, "seed": seed}
+        run = folder / f"{width}-{rate}-{seed}"
+        with nngp.KernelTracker(g, x, run=run, metrics=options, config=config, schedule=nngp.every(1)) as tracker:
+            for step in range(2 if diverges else 3 + seed):
+                drift = np.nan if diverges and step else (rate + seed / 9) * step / width
+                tracker(step, jnp.eye(3).at[0].add(drift))
+        runs[width, rate, seed] = tracker.history
+    return nngp.write_report(sorted(folder.iterdir())), runs
+
+
+def g(w, x):
+    return {"in": x @ w, "out": jnp.tanh(x @ w)}
+
+
+@pytest.mark.filterwarnings("ignore:the kernel of layer:UserWarning")
+def test_a_map_over_two_numbers_of_the_configuration(grid, tmp_path):
+    """Means over seeds at the last step that all runs have; a menu chooses the layer, and a screen reader hears all."""
+    page, runs = grid
+    script = f"""<script>
+    const part = document.querySelector("#what-moves-the-kernels").closest("section");
+    const seen = () => ({{ texts: [...part.querySelectorAll("svg text")].map((text) => text.textContent),
+      label: part.querySelector("svg").getAttribute("aria-label") }});
+    const found = {{ before: seen(), note: part.querySelector("p").textContent }};
+    const menus = part.querySelectorAll("select");
+    menus[1].value = "in"; menus[1].dispatchEvent(new Event("change")); found.layer = seen();
+    menus[0].value = "cka"; menus[0].dispatchEvent(new Event("change")); found.metric = seen();
+    {FOUND}</script></body>"""
+    found = opened(page, tmp_path, script)
+    assert found["note"].endswith(
+        "Means of up to 2 runs at step 2, the last that all runs have, but for those that diverged."
+    )
+    for state, metric, layer in (
+        ("before", "relative_change", 1),
+        ("layer", "relative_change", 0),
+        ("metric", "cka", 0),
+    ):
+        at = {key: history.metric(metric)[2 if len(history) > 2 else -1, layer] for key, history in runs.items()}
+        mean = {
+            ("16", "1"): at[16, 1.0, 1],
+            ("8", "0.1"): (at[8, 0.1, 0] + at[8, 0.1, 1]) / 2,
+            ("8", "1"): at[8, 1.0, 0],
+        }
+        said = re.findall(r"width (\d+), rate ([\d.]+): ([\d.]+)", found[state]["label"])
+        assert [(width, rate) for width, rate, _ in said] == list(mean)
+        np.testing.assert_allclose([float(value) for *_, value in said], list(mean.values()), rtol=6e-3)
+        assert {"1 of 2 diverged", *(value for *_, value in said)} < set(found[state]["texts"])
+
+
 def late(step, x):
     """The stem is a layer as others; the branches are zero until their step."""
     y = x * (1 + 0.1 * step)

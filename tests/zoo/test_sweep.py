@@ -61,6 +61,8 @@ def test_a_sweep_that_was_stopped_runs_only_what_is_left(tmp_path, here):
     with (tmp_path / "sweep.csv").open() as file:
         assert [float(row["loss"]) for row in csv.DictReader(file)] == [row["loss"] for row in result["cells"]]
     assert "drift of linen" in (tmp_path / "sweep.html").read_text().replace("\\u002f", "/")
+    page = (tmp_path / "report.html").read_text()
+    assert all(cell in page for cell in cells_in(tmp_path))
     other = here(*options, "--width", "4,8", "--steps", 3)
     assert other.returncode == 2
     assert f"--out {tmp_path}: {first.name} was trained with other options; name another" in other.stderr

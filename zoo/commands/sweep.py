@@ -28,7 +28,7 @@ SEVERAL = ("width", "depth", "parametrisation")
 def sweep(
     common: Common,
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the runs, sweep.csv and sweep.html.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, sweep.csv, sweep.html and report.html.")],
     data: Data = "digits",
     learning_rates: Annotated[str, typer.Option("--lr", help="Learning rates, separated by commas.")] = "3e-3",
     optimizers: Annotated[str, typer.Option("--optimizer", help=f"Of {', '.join(CHOICES['optimizer'])}.")] = "adam",
@@ -63,7 +63,12 @@ def sweep(
             raise CommandError(f"--out {out}: {error}") from None
     rows = [sweeps.result(cell) for cell in cells]
     curves = sweeps.curves(rows, axes)
-    _finish(common, f"{model} on {data}, {steps} steps", rows, axes, curves, out)
+    title = f"{model} on {data}, {steps} steps"
+    with refusing("--out", out):
+        page = sweeps.report(cells, title, out / "report.html")
+    _finish(common, title, rows, axes, curves, out)
+    common.say(*([] if page is None else [f"report: {page}"]))
+    common.finish({"cells": rows, "slopes": [curve.numbers for curve in curves]})
 
 
 def _axes(learning_rates: str, optimizers: str, seeds: str) -> dict[str, tuple[Any, ...]]:
@@ -120,10 +125,6 @@ def _finish(
         cells = ["diverged"] if row["diverged"] else [f"{row[key]:.4g}" for key in numbers]
         table.add_row(*(str(row[name]) for name in axes), *cells, style="red" if row["diverged"] else None)
     common.say(table)
-    slopes = [
-        {"axis": curve.axis, "fixed": curve.fixed, "slope": curve.slope.value, "error": curve.slope.error}
-        for curve in curves
-    ]
     if curves:
         table = Table("drift against", "at", "log-log slope")
         for curve in curves:
@@ -135,7 +136,6 @@ def _finish(
             written.save(written.log_log(f"drift of {title}", "", _panels(curves)), out / "sweep.html")
             common.say(f"picture: {out / 'sweep.html'}")
     common.say(f"table: {out / 'sweep.csv'}")
-    common.finish({"cells": rows, "slopes": slopes})
 
 
 def _panels(curves: list[Curve]) -> dict[str, Any]:
