@@ -42,9 +42,7 @@ class Adapted:
         return self.f.init(rng, x, **dict(self.init_kwargs))
 
     def statistics(self, params: Any, state: Any, batch: Any) -> Any:
-        """Returns the state with running statistics that are those of one batch."""
-        if not has_statistics(state):
-            return state
+        """Returns a state that has running statistics with those of one batch in their place."""
         if self.framework != "linen" and self.framework != "nnx":
             return self.forward(params, state, batch, None)[1]  # Haiku removes the bias of its running means
 
