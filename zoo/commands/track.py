@@ -56,12 +56,16 @@ def track(
         check_folder(folder, config | {"seed": one})
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
+    from ..optimizers import schedule as schedule_of
     from ..tasks import TASKS
     from ..tracking import run_tracked
+    from ..training import Training
 
+    rate = schedule_of(schedule, learning_rate, steps)
+    training = Training(net, dataset, net.optimizer(optimizer, rate), batch_size=batch_size)
     results, last = [], None
     for one, folder in folders.items():
-        last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
+        last, scores = run_tracked(common, training, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
         common.say(title, table(last), *_findings(last), f"report: {folder / 'report.html'}")
         results.append({"run": str(folder), "seed": one, **scores, **_result(last)})
