@@ -12,10 +12,19 @@ from nngp_plugins import History, KernelTracker, log_spaced, write_report
 
 from . import checkpoint
 from .commands.manners import CommandError, Common, CtrlC, refusing
+from .data import Dataset
+from .model import Model
+from .optimizers import schedule
 from .training import Training, TrainState
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_BETWEEN_CHECKS = 50
+
+
+def training_of(model: Model, data: Dataset, config: Mapping[str, Any]) -> Training:
+    """Returns the training that the options of the command ask for; all seeds share what it compiles."""
+    rate = schedule(config["schedule"], config["lr"], config["steps"])
+    return Training(model, data, model.optimizer(config["optimizer"], rate), batch_size=config["batch_size"])
 
 
 def run_tracked(
@@ -25,7 +34,7 @@ def run_tracked(
 
     Args:
         common: where progress goes.
-        training: the model, its data and its optimizer, which several seeds may share.
+        training: what :func:`training_of` returns.
         run: the run folder.
         config: the options of the command.
 

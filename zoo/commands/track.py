@@ -56,14 +56,10 @@ def track(
         check_folder(folder, config | {"seed": one})
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
-    from ..optimizers import schedule as schedule_of
     from ..tasks import TASKS
-    from ..tracking import run_tracked
-    from ..training import Training
+    from ..tracking import run_tracked, training_of
 
-    rate = schedule_of(schedule, learning_rate, steps)
-    training = Training(net, dataset, net.optimizer(optimizer, rate), batch_size=batch_size)
-    results, last = [], None
+    training, results, last = training_of(net, dataset, config), [], None
     for one, folder in folders.items():
         last, scores = run_tracked(common, training, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
