@@ -42,19 +42,18 @@ class Adapted:
         return self.f.init(rng, x, **dict(self.init_kwargs))
 
     def statistics(self, params: Any, state: Any, batch: Any) -> Any:
-        """Returns the state with running statistics that are those of one batch."""
-        if not any(map(_is_float, jax.tree.leaves(state))):
-            return state
+        """Returns a state that has running statistics with those of one batch in their place."""
         if self.framework != "linen" and self.framework != "nnx":
             return self.forward(params, state, batch, None)[1]  # Haiku removes the bias of its running means
-        # Flax computes m · old + (1 − m) · new, and two old values give m and new.
-        zero, one = (
-            self.forward(
-                params, jax.tree.map(lambda a, v=value: jnp.full_like(a, v) if _is_float(a) else a, state), batch, None
-            )[1]
-            for value in (0, 1)
-        )
-        return jax.tree.map(lambda a, b: a / (1 - (b - a)) if _is_float(a) else a, zero, one)
+
+        def updated(old: Any) -> Any:
+            given = jax.tree.map(lambda a: jnp.full_like(a, old) if _is_float(a) else a, state)
+            return self.forward(params, given, batch, None)[1]
+
+        # Flax computes m · old + (1 − m) · new, and two old values give m and new. Only this is done twice under vmap:
+        # the activations do not depend on the old values.
+        both = jax.vmap(updated)(jnp.arange(2.0))
+        return jax.tree.map(lambda a: a[0] / (1 - (a[1] - a[0])) if _is_float(a) else a[0], both)
 
     def shapes(self, spec: Spec) -> tuple[Any, Any]:
         """Returns the shapes of parameters and state."""
@@ -64,6 +63,11 @@ class Adapted:
 def inputs(spec: Spec, n: int = 1) -> jax.ShapeDtypeStruct:
     """Returns shape and dtype of ``n`` examples."""
     return jax.ShapeDtypeStruct((n, *spec.shape), spec.dtype)
+
+
+def has_statistics(state: Any) -> bool:
+    """Returns whether a state holds running statistics, which are its floating-point numbers."""
+    return any(map(_is_float, jax.tree.leaves(state)))
 
 
 def _is_float(leaf: Any) -> bool:

@@ -14,7 +14,7 @@ import optax
 
 from nngp_plugins import ModelFn
 
-from .frameworks import Adapted, Forward, inputs
+from .frameworks import Adapted, Forward, has_statistics, inputs
 from .optimizers import optimizer
 from .parametrisation import Scale, Scaled
 from .spec import Spec
@@ -66,22 +66,27 @@ class Model:
         return inputs(self.spec, n)
 
     def init(self, rng: jax.Array, batch: Any = None) -> tuple[Any, Any]:
-        """Returns new parameters and state, made by one compiled program.
+        """Returns new parameters and state, made by one compiled program, and one more for the statistics of a batch.
 
         Args:
             rng: the key that they are drawn from.
             batch: training inputs whose statistics the running statistics start from, as in Park et al. 2020; None for
                 what the framework starts from, which is a variance of 1 in Flax, and of 0 in Haiku.
         """
-        return self._init(rng, batch)
+        params, state = self._init(rng)
+        return params, state if batch is None or not has_statistics(state) else self._statistics(params, state, batch)
 
     @cached_property
     def _init(self) -> Any:
-        def init(rng: Any, batch: Any) -> tuple[Any, Any]:
-            params, state = self.adapted.init(rng, jnp.zeros((1, *self.spec.shape), self.spec.dtype))
-            return params, state if batch is None else self.adapted.statistics(params, state, batch)
+        def init(rng: Any) -> tuple[Any, Any]:
+            return self.adapted.init(rng, jnp.zeros((1, *self.spec.shape), self.spec.dtype))
 
-        return jax.jit(init)
+        # Random numbers are drawn a few times only, and compiling that at full optimisation takes twice as long.
+        return jax.jit(init, compiler_options={"xla_backend_optimization_level": 1})
+
+    @cached_property
+    def _statistics(self) -> Any:
+        return jax.jit(self.adapted.statistics)
 
     @cached_property
     def shapes(self) -> tuple[Any, Any]:

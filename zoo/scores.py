@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.extend.core import jaxpr_as_fun
 from threadpoolctl import threadpool_limits
 
@@ -60,10 +59,11 @@ def scores(
     y, test_y = data.train_y[:examples], data.test_y[:tests]
     f, everything = penultimate(model), model.f.layers(functions=True)
     features = jax.jit(lambda params, state, x: metrics.features(*f(params, x, state=state).values()))
-    codes = jax.jit(lambda params, state, x: code_kernel(everything(params, x, state=state), x))
+    layers = jax.jit(lambda params, state, x: everything(params, x, state=state))
     for i in range(inits):
         params, state = model.init(jax.random.fold_in(jax.random.key(seed), i), train[:BATCH])
-        phi, test_phi = (_in_batches(features, params, state, x) for x in (train, test))
+        both = _in_batches(features, params, state, np.concatenate([train, test]))
+        phi, test_phi = np.split(both, [len(train)])
         gram = metrics.FeatureGram(jnp.asarray(phi))
         with threadpool_limits(1):  # ten times as fast for such small matrices
             accuracy = gp_accuracy(phi, y, test_phi, test_y)
@@ -73,7 +73,7 @@ def scores(
             "log_marginal_likelihood": likelihood / len(y),
             "effective_rank": float(metrics.effective_rank(gram)),
             "target_alignment": float(metrics.target_alignment(gram, y)),
-            "naswot": log_determinant(np.asarray(codes(params, state, train[:BATCH]))),
+            "naswot": log_determinant(code_kernel(layers(params, state, train[:BATCH]), train[:BATCH])),
         }
 
 
@@ -96,14 +96,13 @@ def penultimate(model: Model) -> Any:
     return model.f.layers(first, functions=True).pool(family.pool if family else "mean")
 
 
-def _in_batches(f: Any, params: Any, state: Any, x: Any) -> np.ndarray:
-    """The outputs of ``f`` in batches of one size, so that it is compiled once."""
-    parts = []
-    for i in range(0, len(x), ROWS):
-        rows = np.asarray(x[i : i + ROWS])
-        missing = [(0, ROWS - len(rows)), *[(0, 0)] * (rows.ndim - 1)]
-        parts.append(np.asarray(f(params, state, np.pad(rows, missing)))[: len(rows)])
-    return np.concatenate(parts)
+def _in_batches(f: Any, params: Any, state: Any, x: np.ndarray) -> np.ndarray:
+    """The outputs of ``f`` in batches of at most :data:`ROWS`, of one size, so that it is compiled once."""
+    batches = -(-len(x) // ROWS)
+    rows = -(-len(x) // batches)
+    padded = np.pad(x, [(0, rows * batches - len(x)), *[(0, 0)] * (x.ndim - 1)])
+    parts = [np.asarray(f(params, state, batch)) for batch in np.split(padded, batches)]
+    return np.concatenate(parts)[: len(x)]
 
 
 def _gp(phi: Any, y: np.ndarray, **options: Any) -> Any:
@@ -121,20 +120,21 @@ def gp_accuracy(phi: np.ndarray, y: np.ndarray, test_phi: np.ndarray, test_y: np
     return accuracy
 
 
-def code_kernel(layers: Mapping[str, Array], x: Array) -> Array:
+def code_kernel(layers: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     """The Hamming kernel ``(N, N)`` of the codes of ReLU units: how many of them treat two examples in the same way.
 
-    ReLU layers are those whose smallest output is exactly zero, but for the inputs themselves.
+    ReLU layers are those whose smallest output is exactly zero, but for the inputs themselves. It is computed by NumPy,
+    because compiling a program for the layers of each model would take far longer than this does.
     """
     n = len(x)
-    total = jnp.zeros((n, n))
+    total, inputs = np.zeros((n, n)), np.reshape(x, (n, -1))
     for y in layers.values():
-        flat = y.reshape(n, -1)
-        on = (flat > 0).astype(jnp.float32)
-        is_relu = (flat.min() == 0) & (flat.max() > 0)
-        if flat.size == x.size:
-            is_relu &= (flat != x.reshape(n, -1)).any()
-        total += jnp.where(is_relu, on @ on.T + (1 - on) @ (1 - on).T, 0)
+        flat = np.asarray(y).reshape(n, -1)
+        if flat.min() == 0 < flat.max() and not np.array_equal(flat, inputs):
+            on = (flat > 0).astype(np.float32)
+            counts = on.sum(axis=1)
+            # Units that are both off are all of them, less those that are on in either.
+            total += flat.shape[1] - counts - counts[:, None] + 2 * on @ on.T
     return total
 
 

@@ -21,15 +21,20 @@ SECONDS_BETWEEN_CHECKPOINTS = 60.0
 STEPS_BETWEEN_CHECKS = 50
 
 
+def training_of(model: Model, data: Dataset, config: Mapping[str, Any]) -> Training:
+    """Returns the training that the options of the command ask for; all seeds share what it compiles."""
+    rate = schedule(config["schedule"], config["lr"], config["steps"])
+    return Training(model, data, model.optimizer(config["optimizer"], rate), batch_size=config["batch_size"])
+
+
 def run_tracked(
-    common: Common, model: Model, data: Dataset, run: Path, config: Mapping[str, Any]
+    common: Common, training: Training, run: Path, config: Mapping[str, Any]
 ) -> tuple[History, dict[str, float]]:
     """Trains and tracks, from step 0 or from the checkpoint of the run folder, and writes the report.
 
     Args:
         common: where progress goes.
-        model: the model.
-        data: the data.
+        training: what :func:`training_of` returns.
         run: the run folder.
         config: the options of the command.
 
@@ -41,15 +46,13 @@ def run_tracked(
         KeyboardInterrupt: Ctrl-C; the checkpoint is written.
     """
     steps = config["steps"]
-    rate = schedule(config["schedule"], config["lr"], steps)
-    training = Training(model, data, model.optimizer(config["optimizer"], rate), batch_size=config["batch_size"])
     with refusing("--probe"):
-        x, y, _ = data.probe(config["probe"])
+        x, y, _ = training.data.probe(config["probe"])
     now = training.start(config["seed"])
     with refusing("--run", run):
         first, now = checkpoint.load(run, now) or (0, now)
         tracker = KernelTracker(
-            model.f.layers(),
+            training.model.f.layers(),
             x,
             targets=y,
             schedule=log_spaced(config["per_decade"]),
@@ -58,7 +61,7 @@ def run_tracked(
             config=config,
         )
     with tracker, CtrlC() as ctrl_c, common.progress() as progress:
-        task = progress.add_task(f"{model.name} seed {config['seed']}", total=steps, completed=first)
+        task = progress.add_task(f"{training.model.name} seed {config['seed']}", total=steps, completed=first)
         loop = _Loop(training, tracker, run, config, ctrl_c)
         now = loop(now, first, lambda: progress.advance(task))
     history = History.load(run)

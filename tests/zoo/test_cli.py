@@ -127,7 +127,7 @@ def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, he
 def test_seeds_optimizers_schedules_and_kept_kernels(tmp_path, here):
     options = ("--optimizer", "momentum", "--schedule", "cosine", "--lr", 0.1, "--seeds", 2, "--seed", 3)
     command = here("track", "linen/mlp", "--data", "moons", "--steps", 9, "--probe", 20, "--width", 8, *options,
-                   "--keep-kernels", "--json", "--run", tmp_path / "r")  # fmt: skip
+                   "--depth", 1, "--keep-kernels", "--json", "--run", tmp_path / "r")  # fmt: skip
     assert command.returncode == 0, command.stderr
     runs = json.loads(command.stdout)["runs"]
     assert [run["seed"] for run in runs] == [3, 4]

@@ -19,7 +19,10 @@ from zoo.scores import (
     gp_accuracy,
     log_determinant,
     penultimate,
+    scores,
 )
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def test_gp_accuracy_is_that_of_a_regression_whose_nugget_left_out_examples_choose():
@@ -78,6 +81,43 @@ def test_the_last_layer_reads_the_penultimate_features(name):
     logits = np.asarray(model.f(params, x, state=state), np.float64)
     assert phi.shape == (60, 17)
     np.testing.assert_allclose(phi @ np.linalg.lstsq(phi, logits)[0], logits, atol=1e-5)
+
+
+NORMALISED = """
+import flax.linen as nn
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(2)(nn.relu(nn.BatchNorm(not train)(nn.Dense(8)(x))))
+
+def build():
+    return Network()
+"""
+
+
+def test_initialisations_share_four_programs(tmp_path):
+    """They make the parameters, the running statistics, the features, and the layers that NASWOT looks at."""
+    (tmp_path / "mine.py").write_text(NORMALISED)
+    data, events = zoo.load("moons"), []
+
+    def listen(event, duration, **_):
+        events.append(event)
+
+    def compiled():
+        """The number of programs compiled after each initialisation of a new model."""
+        model = zoo.get(f"{tmp_path / 'mine.py'}:build", data.spec)
+        events.clear()
+        return [events.count(COMPILED) for _ in scores(model, data, inits=3, examples=50, tests=30)]
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        first, second = compiled(), compiled()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    # All models of these shapes share the programs of the metrics and of the key.
+    assert first == [first[0]] * 3
+    assert second == [4, 4, 4]
 
 
 def test_correlations_are_those_of_scipy_over_the_models_that_have_the_score():

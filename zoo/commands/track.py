@@ -57,11 +57,11 @@ def track(
     writable("--run", run)
     net, dataset = begin.load(common, model, data)
     from ..tasks import TASKS
-    from ..tracking import run_tracked
+    from ..tracking import run_tracked, training_of
 
-    results, last = [], None
+    training, results, last = training_of(net, dataset, config), [], None
     for one, folder in folders.items():
-        last, scores = run_tracked(common, net, dataset, folder, config | {"seed": one})
+        last, scores = run_tracked(common, training, folder, config | {"seed": one})
         title = f"{model} on {data}, {steps} steps, seed {one}: test {TASKS[net.task].name} {scores['score']:.1%}"
         common.say(title, table(last), *_findings(last), f"report: {folder / 'report.html'}")
         results.append({"run": str(folder), "seed": one, **scores, **_result(last)})
