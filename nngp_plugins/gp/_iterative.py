@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ._entries import Entries, one_thread
-from ._factor import factor, spectral
+from ._factor import factor, rounding, spectral
 
 RANKS = 512, 2048
 """Of the preconditioner, at least and at most: an eighth of N, which costs as much as some tens of steps."""
@@ -55,8 +55,8 @@ class Iterative:
         with one_thread():
             image = entries.times(directions)
         small = (directions.T @ image).astype(np.float64)
-        rounded = 4 * float(np.finfo(dtype).eps * np.trace(small))
-        root = spectral((small + small.T) / 2, max(entries.noise, rounded)).half(image.T).T
+        noise = rounding(np.diag(small), max(float(np.finfo(kind).eps) for kind in (dtype, entries.kernel.dtype)))
+        root = spectral((small + small.T) / 2, noise).half(image.T).T
         return cls(entries, ridge, factor(root.T @ root, ridge, 0.0).half(root.T))
 
     def solve(self, b: np.ndarray) -> np.ndarray:
