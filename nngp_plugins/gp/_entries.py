@@ -17,6 +17,8 @@ from ._factor import rounding
 
 ROWS = 2048
 """Rows of a tile of a kernel in memory: a product of it takes longer than starting it."""
+STRIP = 2**17
+"""Entries that are converted at once, so that they are still in the cache when they are multiplied."""
 
 
 class Entries:
@@ -41,6 +43,7 @@ class Entries:
         self.kernel = kernel if is_sliced else np.asarray(kernel)
         refuse_other_arrays(self.kernel)
         self.n = self.kernel.shape[0]
+        self._kept: dict[tuple[int, int], np.ndarray | None] = {}
         diagonal = self._checked_diagonal()
         self.trace = float(np.sum(diagonal))
         self.noise = rounding(diagonal, float(np.finfo(self.kernel.dtype).eps))
@@ -50,15 +53,14 @@ class Entries:
         return np.asarray(self.kernel).astype(np.float64)
 
     def times(self, columns: np.ndarray) -> np.ndarray:
-        """``K v`` for columns ``(N, C)``; a tile above the diagonal is read for that below it, too.
+        """``K v`` for columns ``(N, C)``, in their dtype; a tile above the diagonal is read for that below it, too.
 
         It starts threads, so that BLAS should not: see :func:`one_thread`.
         """
         product = np.zeros_like(columns)
 
         def of_tile(rows: slice, others: slice) -> tuple[np.ndarray, np.ndarray]:
-            tile = self._tile(rows, others)
-            return tile @ columns[others], tile.T @ columns[rows]
+            return times_both(self._kept_tile(rows, others), columns[rows], columns[others])
 
         # To read and to convert a tile takes longer than its product, so that a thread does all three.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -69,6 +71,27 @@ class Entries:
                     if place != rows:
                         product[place] += mirrored
         return product
+
+    def keep(self, budget: int) -> None:
+        """Tiles of up to so many bytes are read from the disk once, by the first product."""
+        if isinstance(self.kernel, np.ndarray):
+            return
+        size = self.kernel.dtype.itemsize
+        for i, rows in enumerate(self._blocks):
+            for others in self._blocks[i:]:
+                budget -= size * (rows.stop - rows.start) * (others.stop - others.start)
+                if budget < 0:
+                    return
+                self._kept[rows.start, others.start] = None
+
+    def _kept_tile(self, rows: slice, others: slice) -> np.ndarray:
+        place = rows.start, others.start
+        tile = self._kept.get(place)
+        if tile is None:
+            tile = np.asarray(self.kernel[rows, others])
+            if place in self._kept:
+                self._kept[place] = tile
+        return tile
 
     @cached_property
     def _blocks(self) -> list[slice]:
@@ -101,6 +124,20 @@ class Entries:
                 "as nngp.metrics.FeatureGram(phi)."
             )
         return diagonal
+
+
+def times_both(tile: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``T v`` and ``Tᵀ u`` in the dtype of u and v, for u of the rows of a tile T and v of its columns."""
+    if tile.dtype == others.dtype:
+        return tile @ others, tile.T @ rows
+    own, mirrored = np.empty_like(rows), np.zeros_like(others)
+    size = max(1, STRIP // len(others))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        strip = tile[part].astype(others.dtype)
+        own[part] = strip @ others
+        mirrored += strip.T @ rows[part]
+    return own, mirrored
 
 
 def one_thread() -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ._entries import Entries, one_thread
-from ._factor import factor, spectral
+from ._factor import factor, rounding, spectral
 
-RANK = 512
-"""Of the preconditioner: its one pass costs as much as about ten steps with a few columns."""
+RANKS = 512, 2048
+"""Of the preconditioner, at least and at most: an eighth of N, which costs as much as some tens of steps."""
 TOLERANCE = 1e-8
 """Of the residual, relative to the targets. The predictions at training examples are off by no more."""
 STEPS = 1000
@@ -45,15 +45,19 @@ class Iterative:
 
         Source: Frangella, Tropp & Udell, "Randomized Nyström Preconditioning", SIAM J. Matrix Anal. Appl. 2023.
         """
-        # Four arrays of this size are held.
-        rank = max(1, min(RANK, entries.n // 4, budget // (4 * 8 * entries.n)))
+        n, itemsize = entries.n, entries.kernel.dtype.itemsize
+        # Four arrays of this size are held at first, and one afterwards.
+        rank = max(1, min(int(np.clip(n // 8, *RANKS)), n // 4, budget // (4 * 8 * n)))
+        entries.keep(budget - 4 * 8 * n * rank)
+        # A preconditioner needs no more digits than the kernel has. These directions are orthonormal, nearly.
+        dtype = np.float64 if itemsize > 4 else np.float32
+        directions = np.random.default_rng(0).standard_normal((n, rank), dtype) / dtype(np.sqrt(n))
         with one_thread():
-            directions, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((entries.n, rank)))
             image = entries.times(directions)
-            small = directions.T @ image
-            rounded = 4 * float(np.finfo(float).eps * np.trace(small))
-            root = spectral((small + small.T) / 2, max(entries.noise, rounded)).half(image.T).T
-            return cls(entries, ridge, factor(root.T @ root, ridge, 0.0).half(root.T))
+        small = (directions.T @ image).astype(np.float64)
+        noise = rounding(np.diag(small), max(float(np.finfo(kind).eps) for kind in (dtype, entries.kernel.dtype)))
+        root = spectral((small + small.T) / 2, noise).half(image.T).T
+        return cls(entries, ridge, factor(root.T @ root, ridge, 0.0).half(root.T))
 
     def solve(self, b: np.ndarray) -> np.ndarray:
         """``(K + s I)⁻¹ b``."""
