@@ -26,13 +26,13 @@ def kernels(width, dtype=np.float64):
 class OnDisk:
     """A kernel that may be read in tiles only, as one that does not fit into memory; the last ones are smaller."""
 
-    def __init__(self, kernel):
-        self.kernel, self.shape, self.dtype, self.block_rows = kernel, kernel.shape, kernel.dtype, 150
+    def __init__(self, kernel, block_rows=150):
+        self.kernel, self.shape, self.dtype, self.block_rows = kernel, kernel.shape, kernel.dtype, block_rows
         self.reads = Counter()
 
     def __getitem__(self, key):
         for axis in key:
-            start, stop, step = axis.indices(N)
+            start, stop, step = axis.indices(len(self.kernel))
             assert start % self.block_rows == 0
             assert stop - start <= self.block_rows
             assert step == 1
@@ -94,6 +94,14 @@ def test_tiles_that_fit_are_kept():
     for posterior in (whole, part, held):
         np.testing.assert_allclose(posterior.weights[:, 0], np.linalg.solve(ridged, y), rtol=0, atol=1e-5)
         assert posterior.residual < 1e-7
+
+
+def test_large_tiles_are_converted_in_several_strips():
+    phi, y = normal(0, 1000, 20), normal(1, 1000, dtype=np.float64)
+    kernel = phi @ phi.T
+    ours = nngp.gp.fit(OnDisk(kernel, 500), y, nugget=1e-2, memory_budget=16 * 1000**2 - 1)
+    expected = np.linalg.solve(np.float64(kernel) + ours.noise * np.eye(1000), y)
+    np.testing.assert_allclose(ours.weights[:, 0], expected, rtol=0, atol=1e-5)
 
 
 def test_a_residual_that_is_too_large_is_said():
