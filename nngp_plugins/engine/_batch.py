@@ -11,18 +11,20 @@ from typing import Any
 
 import jax
 
+from .._ring import Ring
 from .._static import Static
 from .._typing import PyTree
 from ._apply import is_traced, refuse_traced
-from ._arrays import ArrayBackend, OnDevice, OnHost
-from ._devices import compiler_options, network_devices, share, transfers_allowed
+from ._arrays import ArrayBackend, OnDevice, OnHost, OnRing
+from ._devices import compiler_options, network_devices, transfers_allowed
 from ._forward import NetworkOutputs
 from ._inputs import are_arrays, batch_first, batch_of, hold_numpy, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
-from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
+from ._loop import AssembleArrays, Job, by_all_devices, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
 from ._outputs import GivenOutputs, HeldLayout, OutputSource
+from ._places import Places, is_on_mesh
 from ._plan import KernelPlan
 from ._program import of_given
 from ._tiling import make_plan
@@ -110,6 +112,11 @@ class BatchedKernelFn:
         y2 = None if is_none(y2) else y2
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
         leaves = jax.tree.leaves((y1, y2))
+        if jax.device_count() > 1 and any(map(is_on_mesh, leaves)) and self.store_on_device:
+            places = Places.of(network_devices(self.device_count), [y1, y2], ())
+            shared = [side and side.on(places) for side in GivenOutputs.of(y1, y2)]
+            if places.is_shared and shared[0] and (y2 is None or shared[1]):
+                return self._assemble(shared[0], shared[1])
         if self.store_on_device and not self.progress and are_arrays(leaves):
             # A compiled function within another one takes the options of that one.
             contract = _contract if is_traced(leaves) else _compiled_contract()
@@ -122,7 +129,7 @@ class BatchedKernelFn:
     @transfers_allowed()
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
-        return self.plan_of(*self.sources(x1, x2, params, apply_fn_kwargs))
+        return self._decided(*self.sources(x1, x2, params, apply_fn_kwargs))[0]
 
     job = plan  # its name in version 0.1.0
 
@@ -136,13 +143,13 @@ class BatchedKernelFn:
         x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, "x2", x2)[1]
         inputs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
         examples = [batch_of(name, x) for name, x in inputs.items()]
-        devices = network_devices(self.device_count)
+        places = Places.of(network_devices(self.device_count), [x1, x2], (params, kwargs))
         kwargs_of_both = split_kwargs(kwargs, x1, x2)
         shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
         # Both sides have one batch size, so that f is compiled once. With a key it is the same for any number of
         # devices, so that the noise is, too.
-        most = max(examples) if {*KEYS} & {*kwargs} else share(max(examples), devices)
-        sizes = [min(int(self.batch_size), most) or share(n, devices) for n in examples]
+        most = max(examples) if {*KEYS} & {*kwargs} else -(-max(examples) // places.count)
+        sizes = [min(int(self.batch_size), most) or -(-n // places.count) for n in examples]
         sources = [
             NetworkOutputs(
                 name,
@@ -151,8 +158,8 @@ class BatchedKernelFn:
                 x,
                 side_kwargs,
                 batch_size=size,
-                devices=devices,
-                fold=self.batch_size > 0 or len(devices) > 1,
+                places=places,
+                fold=self.batch_size > 0 or (places.count > 1 and not places.is_shared),
                 check=self.check,
                 shared=shared,
             )
@@ -161,9 +168,18 @@ class BatchedKernelFn:
         return sources[0], sources[1] if len(sources) > 1 else None
 
     def plan_of(
-        self, source1: OutputSource, source2: OutputSource | None, *, tile_bytes: int | None = None
+        self,
+        source1: OutputSource,
+        source2: OutputSource | None,
+        *,
+        tile_bytes: int | None = None,
+        arrays: ArrayBackend | None = None,
+        devices: int = 1,
     ) -> KernelPlan:
-        """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
+        """What is done with the outputs of both sides; ``tile_bytes`` and ``devices`` as :func:`make_plan` takes them.
+
+        The default of ``arrays``, where outputs are kept, is :meth:`backend`.
+        """
         outputs = [source.outputs for source in (source1, source2) if source is not None]
         fits = not isinstance(source1, NetworkOutputs)
         return make_plan(
@@ -171,21 +187,35 @@ class BatchedKernelFn:
             outputs[0],
             outputs[1] if len(outputs) > 1 else None,
             batch_rows=source1.batch_rows,
-            budget=None if fits else int(self.memory_budget or self.backend().budget()),
+            budget=None if fits else int(self.memory_budget or (arrays or self.backend()).budget()),
             tile_rows=None if self.tile_size is None else int(self.tile_size),
             tile_bytes=tile_bytes,
             one_tile=self.store_on_device,
+            devices=devices,
         )
+
+    def _decided(self, source1: OutputSource, source2: OutputSource | None) -> tuple[KernelPlan, Ring | None]:
+        """The plan, and the devices that share the contraction; None if it is on the first device, or the host's."""
+        sources = [source for source in (source1, source2) if source is not None]
+        ring = source1.ring if self.store_on_device and all(source.ring for source in sources) else None
+        if ring is not None:
+            plan = self.plan_of(source1, source2, arrays=OnRing(ring), devices=ring.size)
+            # Outputs that do not fit are held block by block, which belongs to all devices.
+            if plan.block_rows == max(plan.n1, plan.n2 or 0):
+                return plan, ring
+        return self.plan_of(source1, source2), None
 
     def backend(self) -> ArrayBackend:
         """Where outputs and kernels are kept."""
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
     def _assemble(self, source1: OutputSource, source2: OutputSource | None) -> PyTree:
-        plan = self.plan_of(source1, source2)
+        plan, ring = self._decided(source1, source2)
         with progress(self.progress, plan.forward_rows, ("tiles of the kernel", plan.tile_count)) as on_progress:
-            job = Job(plan, source1, source2, self.backend(), on_progress)
-            if self.store_on_device:
+            job = Job(plan, source1, source2, self.backend() if ring is None else OnRing(ring), on_progress)
+            if ring is not None:
+                kernels = by_all_devices(job, ring)
+            elif self.store_on_device:
                 kernels = in_one_piece(job)
             else:
                 sink = AssembleArrays(plan)

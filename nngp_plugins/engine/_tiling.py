@@ -35,6 +35,7 @@ def make_plan(
     tile_rows: int | None = None,
     tile_bytes: int | None = None,
     one_tile: bool = False,
+    devices: int = 1,
 ) -> KernelPlan:
     """Decides how the outputs of ``x1`` and ``x2`` become kernels; the same question gets the same plan again.
 
@@ -47,6 +48,7 @@ def make_plan(
         tile_rows: rows of a tile; None chooses them.
         tile_bytes: bytes of a tile if its rows are chosen; None for the tile that contracts fastest.
         one_tile: whether a kernel with another ``x2`` may be a single tile, which needs not be put together.
+        devices: how many devices contract, each its share of the rows.
 
     Raises:
         ValueError: the axes are wrong, or pair the batch axis with a different axis.
@@ -56,7 +58,7 @@ def make_plan(
         bytes_of_all = max(map(_row_bytes, sides)) * sum(side.leaves[0].shape[0] for side in sides)
         fits, steps = bytes_of_all <= budget, budget // BUDGET_STEP * BUDGET_STEP
         budget = None if fits else steps or budget
-    options = (batch_rows, budget, tile_rows, tile_bytes, one_tile)
+    options = (batch_rows, budget, tile_rows, tile_bytes, one_tile, devices)
     # The backend and the width of numbers decide, too, and either may change while a process runs.
     surroundings = jax.default_backend(), jnp.result_type(float)
     return _plan_of(surroundings, Static(kernel_fn), sides[0], sides[1] if len(sides) > 1 else None, *options)
@@ -73,6 +75,7 @@ def _plan_of(
     tile_rows: int | None,
     tile_bytes: int | None,
     one_tile: bool,
+    devices: int,
 ) -> KernelPlan:
     others = outputs1 if outputs2 is None else outputs2
     contractions = kernel_fn.value.contractions(outputs1, others)
@@ -83,7 +86,8 @@ def _plan_of(
     bytes_of = [max(map(_bytes_of, both)) for both in zip(outputs1.leaves, others.leaves, strict=True)]
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
     sizes = _Sizes(n1, n2, batch_rows, budget, bytes_of)
-    tile = _tile_rows(pairs, sizes.rows_of(range(len(bytes_of))), tile_rows, tile_bytes, n2, one_tile)
+    rows = -(-sizes.rows_of(range(len(bytes_of))) // devices)
+    tile = _tile_rows(pairs, rows, tile_rows, tile_bytes, n2, one_tile)
     orders1, orders2 = zip(*(contractions[a, a].operand_orders() for a in range(len(bytes_of))), strict=True)
 
     def plan(groups: Sequence[Sequence[int]]) -> KernelPlan:
