@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-Product = Callable[[Any, Any], Any]
-Mirror = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Ring:
         return lax.psum(array, self.axes) if self.axes else array
 
     def symmetric(
-        self, own: Any, rows: int, arrays: Any, take: Callable[[Any, int, int], Any], product: Product, mirror: Mirror
+        self, own: Any, rows: int, arrays: Any, take: Callable[[Any, int, int], Any], product: Callable[[Any, Any], Any]
     ) -> Any:
         """The rows of a symmetric matrix of products that a device has, but for the square on the diagonal.
 
@@ -78,34 +76,44 @@ class Ring:
             rows: the rows of a block.
             arrays: where to write, ``(rows, size * rows, ...)`` each, in any PyTree.
             take: some rows of a block, by the first of them and how many there are.
-            product: what two blocks make, ``(rows of the first, rows of the second, ...)`` for each array.
-            mirror: turns what ``a`` and ``b`` make into what ``b`` and ``a`` make.
+            product: what two blocks make, ``(rows of the first, rows of the second, ...)`` for each array, and the
+                mirror image of it: what the second one and the first one make.
         """
         here, half, visiting = self.place(), self.size // 2, own
         for distance in range(1, self.size - half):
             visiting = self._turned(visiting, 1)
-            tile = product(own, visiting)
-            arrays = self._put(arrays, tile, here + distance, rows)
-            arrays = self._put(arrays, mirror(self._turned(tile, -distance)), here - distance, rows)
+            tile, image = product(own, visiting)
+            arrays = self.put(arrays, tile, here + distance, rows)
+            arrays = self.put(arrays, self._turned(image, -distance), here - distance, rows)
         if self.size % 2:
             return arrays
-        # Two blocks that are half of the ring apart visit each other. Each device computes one half of their product.
+        # Two blocks that are half of the ring apart visit each other. Each device computes one half of their product:
+        # the first one some rows, and the second one some columns of its mirror image.
         visiting, is_first, top = self._turned(visiting, 1), here < half, rows - rows // 2
-        mine = lax.cond(
+
+        def flat(tiles: Any) -> Any:
+            return jax.tree.map(jnp.ravel, tiles)
+
+        mine, sent = lax.cond(
             is_first,
-            lambda: product(take(own, 0, top), visiting),
-            lambda: product(take(visiting, rows - top, top), own),
+            lambda: flat(product(take(own, 0, top), visiting)),
+            lambda: flat(product(own, take(visiting, rows - top, top))),
         )
-        theirs = self._turned(mine, half)
+        got, column = self._turned(sent, half), (here + half) % self.size * rows
 
-        def joined(first: Any, second: Any) -> Any:
-            # If the number of rows is odd, both devices have the one in the middle.
-            return jax.tree.map(lambda a, b: jnp.concatenate([a, b[2 * top - rows :]]), first, second)
+        # If the number of rows is odd, both devices have computed the one in the middle, and the first one counts.
+        def as_first(array: Array, mine: Array, got: Array) -> Array:
+            upper, lower = (tile.reshape(top, rows, *array.shape[2:]) for tile in (mine, got))
+            return _written(_written(array, upper, 0, column), lower[2 * top - rows :], top, column)
 
-        block = lax.cond(is_first, lambda: joined(mine, theirs), lambda: mirror(joined(theirs, mine)))
-        return self._put(arrays, block, here + half, rows)
+        def as_second(array: Array, mine: Array, got: Array) -> Array:
+            left, right = (tile.reshape(rows, top, *array.shape[2:]) for tile in (got, mine))
+            return _written(_written(array, right, 0, column + rows - top), left, 0, column)
 
-    def rectangular(self, own: Any, others: Any, rows: int, arrays: Any, product: Product) -> Any:
+        ways = [partial(jax.tree.map, way) for way in (as_first, as_second)]
+        return lax.cond(is_first, *ways, arrays, mine, got)
+
+    def rectangular(self, own: Any, others: Any, rows: int, arrays: Any, product: Callable[[Any, Any], Any]) -> Any:
         """The rows of a matrix of products that a device has: its block meets every block of ``others``.
 
         Args:
@@ -119,14 +127,14 @@ class Ring:
         def step(distance: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             visiting, arrays = carry
             # The next block travels while this one is met.
-            return self._turned(visiting, 1), self._put(arrays, product(own, visiting), self.place() + distance, rows)
+            return self._turned(visiting, 1), self.put(arrays, product(own, visiting), self.place() + distance, rows)
 
         return lax.fori_loop(0, self.size, step, (others, arrays))[1]
 
-    def _put(self, arrays: Any, tiles: Any, number: Any, rows: int) -> Any:
+    def put(self, arrays: Any, tiles: Any, number: Any, rows: int) -> Any:
         """Writes tiles to the columns of a block."""
         start = number % self.size * rows
-        return jax.tree.map(lambda array, tile: lax.dynamic_update_slice_in_dim(array, tile, start, 1), arrays, tiles)
+        return jax.tree.map(lambda array, tile: _written(array, tile, 0, start), arrays, tiles)
 
     def _turned(self, blocks: Any, by: int) -> Any:
         """What the device has that comes so many places later."""
@@ -138,3 +146,8 @@ class Ring:
         place = np.argsort(numbers.transpose([self.axes.index(axis) for axis in axes]).ravel()).tolist()
         pairs = [(place[(j + by) % self.size], place[j]) for j in range(self.size)]
         return lax.ppermute(blocks, tuple(axes), pairs)
+
+
+def _written(array: Array, tile: Array, row: int, column: Any) -> Array:
+    places = [row, column, *[0] * (array.ndim - 2)]
+    return lax.dynamic_update_slice(array, tile, [jnp.asarray(place, jnp.int32) for place in places])

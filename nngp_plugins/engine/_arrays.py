@@ -110,6 +110,12 @@ class OnRing:
             return list(parts)
         return _transpose_shares(list(parts), tuple(orders), self.ring)
 
+    def cut(self, arrays: list[Array], rows: int) -> list[Array]:
+        """The first rows of each device."""
+        if all(len(array) == rows * self.ring.size for array in arrays):
+            return arrays
+        return _cut_shares(arrays, rows, self.ring)
+
     def budget(self) -> int:
         """What all devices have together; CPUs share the memory of the host."""
         first = self.ring.mesh.devices.flat[0]
@@ -226,4 +232,10 @@ def _transpose_shares(parts: list[Array], orders: tuple[Order, ...], ring: Ring)
         return [part.transpose(order) for part, order in zip(parts, orders, strict=True)]
 
     made: list[Array] = ring.map(transpose, (ring.spec(),), [ring.spec(order.index(0)) for order in orders])(parts)
+    return made
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _cut_shares(arrays: list[Array], rows: int, ring: Ring) -> list[Array]:
+    made: list[Array] = ring.map(lambda arrays: [a[:rows] for a in arrays], (ring.spec(),), ring.spec())(arrays)
     return made

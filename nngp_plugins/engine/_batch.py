@@ -97,9 +97,16 @@ class BatchedKernelFn:
 
     @transfers_allowed()
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
-        """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
+        """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call.
+
+        If ``x`` is on a mesh, each device keeps the outputs of its examples, on a mesh without explicit axes.
+        """
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
         layout = HeldLayout.as_they_are(source.outputs, source.n)
+        if self.store_on_device and source.home is not None and source.ring is not None:
+            arrays = OnRing(source.ring)
+            held = source.held((0, source.n), layout, arrays, lambda rows: None)
+            return source.outputs.structure.unflatten(arrays.cut(held.leaves, source.share))
         held = source.held((0, source.n), layout, self.backend(), lambda rows: None)
         return source.outputs.structure.unflatten(leaf[: source.n] for leaf in held.leaves)
 

@@ -78,30 +78,43 @@ class ShardedProgram:
     def _symmetric(self, pairs: Sequence[LeafPair], own: list[Array]) -> Kernels:
         rows = self.rows[0]
 
-        def mirror(tiles: Kernels) -> Kernels:
-            return {pair[::-1]: tile.transpose(self._mirror(pair)).conj() for pair, tile in tiles.items()}
-
-        kernels = self.ring.symmetric(own, rows, self._empty(pairs), self._take, partial(self._product, pairs), mirror)
-        program = self._program(pairs, (rows, rows), (rows, self.ring.size * rows), own=True)
-        return program(kernels, own, None, (0, self.ring.place() * rows, 0, 0))
+        kernels = self.ring.symmetric(own, rows, self._empty(pairs), self._take, partial(self._with_image, pairs))
+        square = self._program(pairs, (rows, rows), (rows, rows), own=True)(None, own, None)
+        return {pair: self.ring.put(kernel, square[pair], self.ring.place(), rows) for pair, kernel in kernels.items()}
 
     def _rectangular(self, pairs: Sequence[LeafPair], y1: list[Array], y2: list[Array]) -> Kernels:
         product = partial(self._product, pairs)
         kernels: Kernels = self.ring.rectangular(y1, y2, self.rows[1], self._empty(pairs), product)
         return kernels
 
-    def _mirror(self, pair: LeafPair) -> tuple[int, ...]:
-        order = self.plan.pairs[pair].mirror
-        assert order is not None
-        return order
-
     def _take(self, y: list[Array], start: int, size: int) -> list[Array]:
         return [lax.slice_in_dim(leaf, start, start + size, axis=k) for leaf, k in zip(y, self.axes(0), strict=True)]
 
+    def _with_image(self, pairs: Sequence[LeafPair], y1: list[Array], y2: list[Array]) -> tuple[Kernels, Kernels]:
+        """The kernels of two different blocks, and their mirror images, tile by tile."""
+        count, sizes = len(self.plan.orders[0]), self._sizes(y1, y2)
+        planned: dict[LeafPair, PlannedKernel] = {}
+        for a, b in pairs:
+            # The leaves of the second block count on, because its kernel with the first one is another kernel.
+            planned[a, count + b] = self._of_size((a, b), sizes, True)
+            planned[count + b, a] = self._of_size((b, a), sizes[::-1], True)
+        orders = self.plan.orders[0] * 2
+        plan = replace(self.plan, pairs=planned, orders=(orders, orders))
+        leaves = (*self.group.leaves, *(count + k for k in self.group.leaves))
+        group = replace(self.group, leaves=leaves, pairs=tuple((a, count + b) for a, b in pairs))
+        made = BlockProgram(plan, group, *sizes, False, self.in_order)(None, [*y1, *y2], [*y1, *y2])
+        tiles = {pair: made[pair[0], count + pair[1]] for pair in pairs}
+        images = {pair: made[count + pair[0], pair[1]] for pair in pairs}
+        return tiles, images
+
     def _product(self, pairs: Sequence[LeafPair], y1: list[Array], y2: list[Array]) -> Kernels:
         """The kernels of two blocks."""
-        sizes = tuple(min(y[0].shape[self.axes(k)[0]], self.rows[k]) for k, y in enumerate((y1, y2)))
+        sizes = self._sizes(y1, y2)
         return self._program(pairs, sizes, sizes, own=False)(None, y1, y2)
+
+    def _sizes(self, y1: list[Array], y2: list[Array]) -> tuple[int, int]:
+        first, second = (min(y[0].shape[self.axes(k)[0]], self.rows[k]) for k, y in enumerate((y1, y2)))
+        return first, second
 
     def _program(
         self, pairs: Sequence[LeafPair], sizes: tuple[int, int], of: tuple[int, int], *, own: bool
