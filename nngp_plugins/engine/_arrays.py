@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from .._ring import Ring
+from ._ring import Ring
 
 Order = tuple[int, ...]
 """A transposition."""
@@ -159,8 +159,9 @@ def on_first_device(arrays: list[Array], rows: int) -> list[Array]:
     """
     shards = zip(*(array.addressable_shards for array in arrays), strict=True)
     shards_by_row = sorted(shards, key=lambda parts: parts[0].index[0].start or 0)
-    first = OnDevice(min((shard.device for shard in shards_by_row[0]), key=lambda device: device.id))
-    made, orders = None, [tuple(range(array.ndim)) for array in arrays]
+    first = OnDevice(jax.local_devices()[0])
+    made: list[Array] = []
+    orders = [tuple(range(array.ndim)) for array in arrays]
     for parts in shards_by_row:
         start = parts[0].index[0].start or 0
         data = [part.data[: max(rows - start, 0)] for part in parts]
@@ -171,7 +172,7 @@ def on_first_device(arrays: list[Array], rows: int) -> list[Array]:
         made = made or first.empty(likes, orders)
         if len(data[0]):
             made = first.write(made, data, start, orders)
-    return made or []
+    return made
 
 
 def is_identity(order: Order) -> bool:

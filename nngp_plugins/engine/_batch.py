@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from math import inf
-from numbers import Integral, Real
 from typing import Any
 
 import jax
 
-from .._ring import Ring
 from .._static import Static
 from .._typing import PyTree
 from ._apply import is_traced, refuse_traced
 from ._arrays import ArrayBackend, OnDevice, OnHost, OnRing
-from ._devices import compiler_options, network_devices, transfers_allowed
+from ._devices import network_devices, transfers_allowed
 from ._forward import NetworkOutputs
+from ._given import compiled_contract, contract_given, shared_outputs
 from ._inputs import are_arrays, batch_first, batch_of, hold_numpy, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._loop import AssembleArrays, Job, by_all_devices, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
-from ._outputs import GivenOutputs, HeldLayout, OutputSource
+from ._outputs import GivenOutputs, HeldLayout, OutputSource, SharedSource
 from ._places import Places, is_on_mesh
 from ._plan import KernelPlan
-from ._program import of_given
-from ._tiling import make_plan
+from ._ring import Ring
+from ._tiling import make_plan, refuse_sizes
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,7 @@ class BatchedKernelFn:
             raise TypeError(
                 f"kernel_fn={self.kernel_fn!r} is not a kernel function; pass what nngp.empirical_nngp_fn(f) returns."
             )
-        if not isinstance(self.batch_size, Integral) or self.batch_size < 0:
-            raise ValueError(f"batch_size={self.batch_size!r} must be a number of examples, or 0 for all at once.")
-        count, available = self.device_count, jax.local_device_count()
-        if not isinstance(count, Integral) or (count != -1 and not 1 <= count <= available):
-            raise ValueError(f"device_count={count!r} must be -1 for all devices of this process or 1 to {available}.")
-        budget = self.memory_budget
-        if budget is not None and (not isinstance(budget, Real) or not 1 <= budget < inf):
-            raise ValueError(f"memory_budget={budget!r} must be a positive number of bytes, or None.")
-        if self.tile_size is not None and (not isinstance(self.tile_size, Integral) or self.tile_size < 1):
-            raise ValueError(f"tile_size={self.tile_size!r} must be a positive number of examples, or None.")
+        refuse_sizes(self.batch_size, self.device_count, self.memory_budget, self.tile_size)
 
     @transfers_allowed()
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
@@ -119,14 +107,11 @@ class BatchedKernelFn:
         y2 = None if is_none(y2) else y2
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
         leaves = jax.tree.leaves((y1, y2))
-        if jax.device_count() > 1 and any(map(is_on_mesh, leaves)) and self.store_on_device:
-            places = Places.of(network_devices(self.device_count), [y1, y2], ())
-            shared = [side and side.on(places) for side in GivenOutputs.of(y1, y2)]
-            if places.is_shared and shared[0] and (y2 is None or shared[1]):
-                return self._assemble(shared[0], shared[1])
+        if self.store_on_device and any(map(is_on_mesh, leaves)) and (shared := shared_outputs(y1, y2)):
+            return self._assemble(*shared)
         if self.store_on_device and not self.progress and are_arrays(leaves):
             # A compiled function within another one takes the options of that one.
-            contract = _contract if is_traced(leaves) else _compiled_contract()
+            contract = contract_given if is_traced(leaves) else compiled_contract()
             if not hold_numpy(leaves):
                 return contract(Static(self), y1, y2)
             with transfers_allowed():
@@ -201,7 +186,7 @@ class BatchedKernelFn:
             devices=devices,
         )
 
-    def _decided(self, source1: OutputSource, source2: OutputSource | None) -> tuple[KernelPlan, Ring | None]:
+    def _decided(self, source1: SharedSource, source2: SharedSource | None) -> tuple[KernelPlan, Ring | None]:
         """The plan, and the devices that share the contraction; None if it is on the first device, or the host's."""
         sources = [source for source in (source1, source2) if source is not None]
         ring = source1.ring if self.store_on_device and all(source.ring for source in sources) else None
@@ -216,12 +201,13 @@ class BatchedKernelFn:
         """Where outputs and kernels are kept."""
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
-    def _assemble(self, source1: OutputSource, source2: OutputSource | None) -> PyTree:
+    def _assemble(self, source1: SharedSource, source2: SharedSource | None) -> PyTree:
         plan, ring = self._decided(source1, source2)
         with progress(self.progress, plan.forward_rows, ("tiles of the kernel", plan.tile_count)) as on_progress:
             job = Job(plan, source1, source2, self.backend() if ring is None else OnRing(ring), on_progress)
             if ring is not None:
-                kernels = by_all_devices(job, ring)
+                rows = source1.share, (source2 or source1).share
+                kernels = by_all_devices(job, ring, rows, source1.home)
             elif self.store_on_device:
                 kernels = in_one_piece(job)
             else:
@@ -229,21 +215,6 @@ class BatchedKernelFn:
                 in_tiles(job, sink)
                 kernels = sink.arrays
         return self.kernel_fn.assemble(source1.outputs.structure, kernels)
-
-
-def _contract(static: Static, y1: PyTree, y2: PyTree | None) -> PyTree:
-    """:meth:`BatchedKernelFn.contract`, within a compiled function."""
-    kernel_fn: BatchedKernelFn = static.value
-    source1, source2 = GivenOutputs.of(y1, y2)
-    plan = kernel_fn.plan_of(source1, source2)
-    kernels = of_given(plan, source1.outputs.leaves, None if source2 is None else source2.outputs.leaves)
-    return kernel_fn.kernel_fn.assemble(source1.outputs.structure, kernels)
-
-
-@cache
-def _compiled_contract() -> Callable[[Static, PyTree, PyTree | None], PyTree]:
-    """:func:`_contract` as a compiled function, made when the backend is known."""
-    return jax.jit(_contract, static_argnums=0, compiler_options=compiler_options())
 
 
 def batch(

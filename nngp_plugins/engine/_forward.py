@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,15 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding
 
-from .._ring import Ring
 from .._static import Static
 from .._trees import arrays_alone
 from .._typing import PyTree, as_jax_takes_it
 from ._apply import REMEMBERED, ApplyCall, Avals, first_rows, on_batches, outputs_of, refuse_traced
 from ._arrays import ArrayBackend, OnRing
-from ._devices import on_one_device
+from ._feed import Feed
 from ._independence import (
     BatchErrors,
     exactness,
@@ -31,15 +29,15 @@ from ._independence import (
     width_of_neighbours,
 )
 from ._inputs import Range, batch_of, hold_numpy
-from ._keys import KEYS, keys_of_batches
+from ._keys import KEYS
 from ._outputs import Held, HeldLayout, NamedOutputs, refuse_other_rows
-from ._places import Places, cut, is_on_mesh, numbers_of, on_one_device_or_host
+from ._places import Places, is_on_mesh, on_one_device_or_host
 
 WHOLE = ("state", *KEYS)
 """The keyword arguments that are never cut into batches."""
 
 
-class NetworkOutputs:
+class NetworkOutputs(Feed):
     """The outputs of one side of a kernel, computed by forward passes as they are asked for.
 
     Attributes:
@@ -50,8 +48,6 @@ class NetworkOutputs:
     """
 
     argument: str
-    n: int
-    batch_rows: int
 
     def __init__(
         self,
@@ -69,8 +65,6 @@ class NetworkOutputs:
     ):
         self.argument, self.n = argument, batch_of(argument, x)
         self.places, self.batch_rows = places, batch_size * places.count
-        # Whether each device runs the batches of its own share of consecutive examples, so that their outputs can stay
-        # there. Otherwise the batches of all devices are consecutive.
         self._is_dealt = False
         self._is_on_mesh = places.is_shared and any(map(is_on_mesh, jax.tree.leaves(x))) and places.divides(self.n)
         at_once = self.n == self.batch_rows and (places.is_shared or places.count == 1)
@@ -120,31 +114,6 @@ class NetworkOutputs:
             for y, sharding in zip(self._rows, where, strict=True)
         ]
         return Avals.of((self._params, rows, self._whole, self._keys_of(0)))
-
-    @property
-    def _size(self) -> int:
-        """The number of examples in a forward pass on each device."""
-        return self.batch_rows // self.places.count
-
-    @cached_property
-    def share(self) -> int:
-        """The number of consecutive examples whose outputs are on each device, if they are dealt out."""
-        share = -(-self.n // self.places.count)
-        # Whole batches get the keys that they get on one device.
-        is_keyed = self._keys and self._fold_keys and not self.places.is_shared
-        return _rounded_up(share, self._size) if is_keyed else share
-
-    @property
-    def ring(self) -> Ring | None:
-        """The devices that share the outputs; None if there is one, or if some would have nothing to do."""
-        count = self.places.count
-        is_even = self.share * count - self.n < max(count, self.n // 8)
-        return self.places.ring.automatic if self.places.mesh.size > 1 and is_even else None
-
-    @property
-    def home(self) -> NamedSharding | None:
-        """Where a user looks for the rows of a kernel: where the inputs are, if these are on a mesh."""
-        return self.places.of_batches if self._is_on_mesh else None
 
     def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
         """Runs the network on a block; see :meth:`OutputSource.held`."""
@@ -215,58 +184,6 @@ class NetworkOutputs:
         if self._waits:
             jax.block_until_ready(before)
         yield from running
-
-    def _brought(self, leaves: list[Array]) -> list[Array]:
-        """Outputs where they are put together: if they are dealt out, they are there."""
-        if self._is_dealt or self.places.mesh.size == 1:
-            return leaves
-        if self.places.is_shared:
-            return [on_one_device(leaf) for leaf in leaves]
-        return jax.device_put(leaves, self.places.mesh.devices.flat[0])
-
-    def _batch(self, index: int) -> list[Any]:
-        """The examples of a batch of every device."""
-        first, size = index * self.batch_rows, self._size
-        if not self._is_dealt:
-            return self._put(self._anywhere, self.batch_rows, [[(first, min(first + self.batch_rows, self.n))]])
-        start = index * size
-        if self._is_on_mesh:
-            return self._cut(size, (start, min(start + size, self.share)))
-        parts = []
-        for device in range(self.places.count):
-            # The last devices may have no examples.
-            low = min(device * self.share + start, self.n - 1)
-            parts.append([(low, max(low + 1, min(low + size, (device + 1) * self.share, self.n)))])
-        return self._put(self._rows, size, parts)
-
-    @cached_property
-    def _anywhere(self) -> list[Any]:
-        """The inputs where any examples can be cut from."""
-        return [on_one_device_or_host(leaf) for leaf in self._rows]
-
-    def _cut(self, rows: int, *ranges: Range) -> list[Any]:
-        """The examples of the ranges: of the share of each device if these are on the mesh already, and else of all."""
-        if self._is_dealt and self._is_on_mesh:
-            return self.places.take(self._rows, self.share, numbers_of(rows, ranges))
-        return self._put(self._anywhere, rows, [ranges])
-
-    def _put(self, leaves: list[Any], rows: int, groups: Sequence[Sequence[Range]]) -> list[Any]:
-        device = self.places.mesh.devices.flat[0] if self.places.mesh.size == 1 else None
-        parts = cut(leaves, rows, groups, device)
-        return parts if device is not None else jax.device_put(parts, self.places.of_batches)
-
-    def _keys_of(self, index: int) -> list[Array]:
-        count = 1 if self.places.is_shared else self.places.count
-        if not self._fold_keys:
-            keys = [key[None] for key in self._keys]
-        else:
-            numbers: Sequence[int] = range(index * count, (index + 1) * count)
-            if self._is_dealt and count > 1:
-                numbers = [device * (self.share // self._size) + index for device in range(count)]
-            keys = [keys_of_batches(key, numbers) for key in self._keys]
-        if self.places.mesh.size == 1:
-            return keys
-        return self.places.everywhere(keys) if count == 1 else jax.device_put(keys, self.places.of_batches)
 
     def _run(self, call: ApplyCall, rows: list[Any], index: int) -> PyTree:
         y = on_batches(call, self.places)(self._params, rows, self._whole, self._keys_of(index))

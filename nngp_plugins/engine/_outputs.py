@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
 
-from .._ring import Ring
 from .._typing import PyTree
 from ._arrays import ArrayBackend
 from ._inputs import Range, batch_of
 from ._places import Places, is_on_mesh
+from ._ring import Ring
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,20 @@ class OutputSource(Protocol):
     def batch_rows(self) -> int:
         """How many examples are computed at a time."""
 
+    def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
+        """The outputs of a block of examples.
+
+        Args:
+            rows: the examples of the block.
+            layout: which outputs, and how they are held.
+            arrays: where the outputs are put together.
+            on_rows: is told how many examples are done, each time some are.
+        """
+
+
+class SharedSource(OutputSource, Protocol):
+    """A source whose outputs several devices may share."""
+
     @property
     def ring(self) -> Ring | None:
         """The devices that can share the outputs; None if they are for one device."""
@@ -197,16 +211,6 @@ class OutputSource(Protocol):
     @property
     def home(self) -> NamedSharding | None:
         """Where the rows of a kernel go; None for the first device."""
-
-    def held(self, rows: Range, layout: HeldLayout, arrays: ArrayBackend, on_rows: Callable[[int], None]) -> Held:
-        """The outputs of a block of examples.
-
-        Args:
-            rows: the examples of the block.
-            layout: which outputs, and how they are held.
-            arrays: where the outputs are put together.
-            on_rows: is told how many examples are done, each time some are.
-        """
 
 
 @dataclass

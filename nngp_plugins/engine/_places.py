@@ -13,10 +13,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from .._ring import Ring
 from .._typing import PyTree
 from ._devices import on_one_device
 from ._inputs import Range
+from ._ring import Ring
 
 DEVICES = "devices"
 

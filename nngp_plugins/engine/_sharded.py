@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from .._ring import Ring
 from ._devices import compiler_options
 from ._nngp import LeafPair
 from ._overflow import may_overflow
 from ._plan import KernelPlan, LayerGroup, PlannedKernel
 from ._program import BlockProgram, Kernels
+from ._ring import Ring
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ShardedProgram:
     def _program(
         self, pairs: Sequence[LeafPair], sizes: tuple[int, int], of: tuple[int, int], *, own: bool
     ) -> BlockProgram:
-        """The program of a block, within kernels of so many rows and columns. Only an ``own`` block has a mirror image."""
+        """The program of a block, within kernels of so many rows and columns. An ``own`` block mirrors itself."""
         plan = replace(self.plan, pairs={pair: self._of_size(pair, of, own) for pair in pairs})
         return BlockProgram(plan, replace(self.group, pairs=tuple(pairs)), *sizes, own, self.in_order)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -23,6 +24,25 @@ ACCELERATOR_TILE_ROWS = 2048
 CPU_TILE_ROWS = 560
 # Free memory changes from call to call. Plans are kept by the budget in these steps.
 BUDGET_STEP = 1 << 26
+
+
+def refuse_sizes(batch_size: Any, device_count: Any, memory_budget: Any, tile_size: Any) -> None:
+    """Refuses arguments of ``nngp.batch`` that are no sizes.
+
+    Raises:
+        ValueError: names one.
+    """
+    if not isinstance(batch_size, Integral) or batch_size < 0:
+        raise ValueError(f"batch_size={batch_size!r} must be a number of examples, or 0 for all at once.")
+    count: Any = device_count
+    available = jax.local_device_count()
+    if not isinstance(count, Integral) or not (count == -1 or 1 <= int(count) <= available):
+        raise ValueError(f"device_count={count!r} must be -1 for all devices of this process or 1 to {available}.")
+    budget: Any = memory_budget
+    if budget is not None and (not isinstance(budget, Real) or not 1 <= float(budget) < math.inf):
+        raise ValueError(f"memory_budget={budget!r} must be a positive number of bytes, or None.")
+    if tile_size is not None and (not isinstance(tile_size, Integral) or tile_size < 1):
+        raise ValueError(f"tile_size={tile_size!r} must be a positive number of examples, or None.")
 
 
 def make_plan(

@@ -79,17 +79,29 @@ class Ring:
             product: what two blocks make, ``(rows of the first, rows of the second, ...)`` for each array, and the
                 mirror image of it: what the second one and the first one make.
         """
-        here, half, visiting = self.place(), self.size // 2, own
-        for distance in range(1, self.size - half):
+        here, visiting = self.place(), own
+        for distance in range(1, self.size - self.size // 2):
             visiting = self._turned(visiting, 1)
             tile, image = product(own, visiting)
             arrays = self.put(arrays, tile, here + distance, rows)
             arrays = self.put(arrays, self._turned(image, -distance), here - distance, rows)
         if self.size % 2:
             return arrays
+        return self._half_way(own, self._turned(visiting, 1), rows, arrays, take, product)
+
+    def _half_way(
+        self,
+        own: Any,
+        visiting: Any,
+        rows: int,
+        arrays: Any,
+        take: Callable[[Any, int, int], Any],
+        product: Callable[[Any, Any], Any],
+    ) -> Any:
         # Two blocks that are half of the ring apart visit each other. Each device computes one half of their product:
         # the first one some rows, and the second one some columns of its mirror image.
-        visiting, is_first, top = self._turned(visiting, 1), here < half, rows - rows // 2
+        half, top = self.size // 2, rows - rows // 2
+        is_first, column = self.place() < half, (self.place() + half) % self.size * rows
 
         def flat(tiles: Any) -> Any:
             return jax.tree.map(jnp.ravel, tiles)
@@ -99,7 +111,7 @@ class Ring:
             lambda: flat(product(take(own, 0, top), visiting)),
             lambda: flat(product(own, take(visiting, rows - top, top))),
         )
-        got, column = self._turned(sent, half), (here + half) % self.size * rows
+        got = self._turned(sent, half)
 
         # If the number of rows is odd, both devices have computed the one in the middle, and the first one counts.
         def as_first(array: Array, mine: Array, got: Array) -> Array:
