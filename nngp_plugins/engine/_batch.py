@@ -85,10 +85,7 @@ class BatchedKernelFn:
 
     @transfers_allowed()
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
-        """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call.
-
-        If ``x`` is on a mesh, each device keeps the outputs of its examples, on a mesh without explicit axes.
-        """
+        """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
         layout = HeldLayout.as_they_are(source.outputs, source.n)
         if self.store_on_device and source.home is not None and source.ring is not None:
@@ -165,13 +162,9 @@ class BatchedKernelFn:
         source2: OutputSource | None,
         *,
         tile_bytes: int | None = None,
-        arrays: ArrayBackend | None = None,
-        devices: int = 1,
+        ring: Ring | None = None,
     ) -> KernelPlan:
-        """What is done with the outputs of both sides; ``tile_bytes`` and ``devices`` as :func:`make_plan` takes them.
-
-        The default of ``arrays``, where outputs are kept, is :meth:`backend`.
-        """
+        """What the devices of a ring, or one, do with outputs; ``tile_bytes`` as for :func:`make_plan`."""
         outputs = [source.outputs for source in (source1, source2) if source is not None]
         fits = not isinstance(source1, NetworkOutputs)
         return make_plan(
@@ -179,19 +172,18 @@ class BatchedKernelFn:
             outputs[0],
             outputs[1] if len(outputs) > 1 else None,
             batch_rows=source1.batch_rows,
-            budget=None if fits else int(self.memory_budget or (arrays or self.backend()).budget()),
+            budget=None if fits else int(self.memory_budget or (OnRing(ring) if ring else self.backend()).budget()),
             tile_rows=None if self.tile_size is None else int(self.tile_size),
             tile_bytes=tile_bytes,
             one_tile=self.store_on_device,
-            devices=devices,
+            devices=ring.size if ring else 1,
         )
 
     def _decided(self, source1: SharedSource, source2: SharedSource | None) -> tuple[KernelPlan, Ring | None]:
         """The plan, and the devices that share the contraction; None if it is on the first device, or the host's."""
-        sources = [source for source in (source1, source2) if source is not None]
-        ring = source1.ring if self.store_on_device and all(source.ring for source in sources) else None
+        ring = source1.ring if self.store_on_device and (source2 or source1).ring else None
         if ring is not None:
-            plan = self.plan_of(source1, source2, arrays=OnRing(ring), devices=ring.size)
+            plan = self.plan_of(source1, source2, ring=ring)
             # Outputs that do not fit are held block by block, which belongs to all devices.
             if plan.block_rows == max(plan.n1, plan.n2 or 0):
                 return plan, ring
@@ -241,7 +233,7 @@ def batch(
         kernel_fn: what :func:`empirical_nngp_fn` returns.
         batch_size: examples in a forward pass on each device; 0 for all at once.
         device_count: devices that run the network, each a batch at a time; -1 for all devices of this process.
-        store_on_device: whether outputs and kernels stay on the first device. False moves both to host memory.
+        store_on_device: whether kernels stay on devices; see ``docs/scale.md``. False moves them to the host's memory.
         progress: whether to show a progress bar on stderr.
         check: whether to run a few examples next to others and in a batch of another size first, and to refuse an
             ``f`` whose outputs depend on them, such as BatchNorm in training mode.

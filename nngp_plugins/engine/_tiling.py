@@ -125,8 +125,7 @@ def _plan_of(
     together = plan([range(len(bytes_of))])
     if budget is None or kernel_fn.value.cross_terms:
         return together
-    apart = plan(_groups(bytes_of, budget // (n1 + (n2 or 0))))
-    return apart if apart.forward_rows < together.forward_rows else together
+    return min(together, plan(_groups(bytes_of, budget // (n1 + (n2 or 0)))), key=lambda made: made.forward_rows)
 
 
 @dataclass(frozen=True)
