@@ -106,8 +106,7 @@ def _plan_of(
     bytes_of = [max(map(_bytes_of, both)) for both in zip(outputs1.leaves, others.leaves, strict=True)]
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
     sizes = _Sizes(n1, n2, batch_rows, budget, bytes_of)
-    rows = -(-sizes.rows_of(range(len(bytes_of))) // devices)
-    tile = _tile_rows(pairs, rows, tile_rows, tile_bytes, n2, one_tile)
+    tile = _tile_rows(pairs, -(-sizes.rows_of(range(len(bytes_of))) // devices), tile_rows, tile_bytes, n2, one_tile)
     orders1, orders2 = zip(*(contractions[a, a].operand_orders() for a in range(len(bytes_of))), strict=True)
 
     def plan(groups: Sequence[Sequence[int]]) -> KernelPlan:
