@@ -84,9 +84,8 @@ class KernelTracker:
         TypeError: ``f``, ``schedule``, ``reference``, ``config``, ``queue_bytes``, a writer or a metric has another
             type; ``probe_x``, ``targets`` or ``rng`` is traced, because a compiled function makes the tracker.
         ValueError: the targets do not match the probe, or are ids of tokens; the probe is empty, or too small for a
-            metric; ``reference`` is negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe,
-            with other metrics or another reference. At the first measurement: the outputs depend on the other examples
-            in a batch of ``batch_size``.
+            metric; ``reference`` is negative, or ``queue_bytes`` not positive; ``run`` holds a run of another probe, of
+            other metrics or another reference. At the first call: outputs depend on the other examples in a batch.
         FolderInUseError: another process writes to ``run``; it is a ``FileExistsError`` too.
         FileExistsError: ``run`` holds a run, and ``resume`` is false.
         OSError: ``run`` can't be written.
@@ -128,8 +127,7 @@ class KernelTracker:
         with not_strict():
             self.measurement: Measurement = Measurement(f, probe_x, batch_size, rng, keep_features=keep_kernels)
             labels = own(check_targets(targets, self.measurement.n))
-            if metrics is None:
-                metrics = default_metrics(labels if labels.size else None)
+            metrics = default_metrics(labels if labels.size else None) if metrics is None else metrics
         check_metrics(metrics, self.measurement.n)
         schedule, writers = schedule or log_spaced(), [as_writer(writer) for writer in writers]
         options = {"targets": labels, "name": name, "keep_kernels": keep_kernels, "since": check_reference(reference)}
