@@ -1,10 +1,13 @@
-"""How the contraction's time grows with the number of examples."""
+"""How the contraction's time grows with the number of examples, and shrinks with that of devices."""
 
+import os
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import Case, Contender, Target
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 SIZES = (1024, 2048, 4096, 8192, 16384)
 
@@ -21,6 +24,19 @@ def ours(n, d, part):
     return run
 
 
+def on_devices(count, n, d):
+    """A contraction of outputs that so many devices of one thread each share."""
+    flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
+    os.environ["XLA_FLAGS"] = f"{flags} intra_op_parallelism_threads=1"  # JAX reads it when it is first used
+    import nngp_plugins as nngp
+
+    mesh = jax.make_mesh((count,), ("examples",), axis_types=(AxisType.Auto,))
+    y = np.random.default_rng(0).standard_normal((n, d), np.float32)
+    y = jax.device_put(y, NamedSharding(mesh, PartitionSpec("examples")))
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: x))
+    return lambda: kernel_fn.contract(y).block_until_ready()
+
+
 def slope(seconds, _):
     """Of a line through the logarithms."""
     return float(np.polyfit(np.log(SIZES), np.log([seconds[f"N={n:,}"] for n in SIZES]), 1)[0])
@@ -33,5 +49,16 @@ CASES = [
         [Target("log-log slope of time against N", slope, at_most=2.05)],
         sizes={"d": 512, "part": 1},
         quick={"d": 16, "part": 16},
-    )
+    ),
+    Case(
+        "symmetric contraction on devices of one thread each, N={n}, D={d}",
+        {
+            "one": Contender(partial(on_devices, 1), "outputs on one device"),
+            "two": Contender(partial(on_devices, 2), "outputs shared by two devices"),
+        },
+        [Target("one / two", lambda seconds, _: seconds["one"] / seconds["two"], at_least=1.8)],
+        sizes={"n": 8192, "d": 4096},
+        quick={"n": 256, "d": 64},
+        rounds=5,
+    ),
 ]

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .._static import Static
 from .._trees import with_constants
 from .._typing import PyTree
 from ._outputs import NamedOutputs
+from ._places import Places
 
 REMEMBERED = 256
 """How many calls are remembered with what was found out about them."""
@@ -54,17 +55,19 @@ class ApplyCall:
 
 
 @lru_cache(maxsize=REMEMBERED)
-def on_batches(call: ApplyCall, mesh: jax.sharding.Mesh) -> Any:
-    """``f(params, rows, whole, keys)`` on one batch a device, each with a key of its own, as a compiled function."""
+def on_batches(call: ApplyCall, places: Places) -> Any:
+    """``f(params, rows, whole, keys)`` on one batch a device, each with a key of its own, as a compiled function.
+
+    On the mesh of a user it runs on all batches at once, with one key.
+    """
 
     def on_device(params: PyTree, rows: Any, whole: Any, keys: Any) -> PyTree:
         return call(params, rows, whole, [key[0] for key in keys])
 
-    if mesh.size == 1:
+    if places.count == 1 or places.batch_axes is not None:
         return jax.jit(on_device)
-    split, same = PartitionSpec("devices"), PartitionSpec()
-    specs = (same, split, same, split)
-    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+    split, same = places.ring.spec(), PartitionSpec()
+    return jax.jit(places.ring.map(on_device, (same, split, same, split), split))
 
 
 class Avals(NamedTuple):
@@ -72,31 +75,43 @@ class Avals(NamedTuple):
 
     Attributes:
         structure: the structure of the arrays.
-        leaves: the shape, the dtype and whether it is a weak one, of each array.
+        leaves: the shape, the dtype, whether it is a weak one, and the sharding on a mesh of several devices, of each
+            array.
         floats: the dtype of Python's floats, which outputs may have, and which may change while a process runs.
     """
 
     structure: Any
-    leaves: tuple[tuple[tuple[int, ...], Any, bool], ...]
+    leaves: tuple[tuple[tuple[int, ...], Any, bool, Any], ...]
     floats: Any
 
     @classmethod
     def of(cls, tree: PyTree) -> Avals:
         """Those of a tree of arrays."""
         leaves, structure = jax.tree.flatten(tree)
-        shapes = tuple((y.shape, y.dtype, getattr(y, "weak_type", False)) for y in leaves)
+        shapes = tuple((y.shape, y.dtype, getattr(y, "weak_type", False), _sharding_of(y)) for y in leaves)
         return cls(structure, shapes, jnp.result_type(float))
 
 
+def _sharding_of(y: Any) -> Any:
+    """Where an array is on a mesh that the user chose, which ``f`` may ask for."""
+    sharding = getattr(y, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
 @lru_cache(maxsize=REMEMBERED)
-def outputs_of(call: ApplyCall, mesh: jax.sharding.Mesh, avals: Avals) -> NamedOutputs:
+def outputs_of(call: ApplyCall, places: Places, avals: Avals) -> NamedOutputs:
     """Names, shapes and dtypes of the outputs of a batch."""
-    structs = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals.leaves]
-    return NamedOutputs.unchecked(on_batches(call, mesh).eval_shape(*avals.structure.unflatten(structs)))
+    structs = [
+        jax.ShapeDtypeStruct(shape, dtype, weak_type=weak, sharding=sharding)
+        for shape, dtype, weak, sharding in avals.leaves
+    ]
+    y = NamedOutputs.unchecked(on_batches(call, places).eval_shape(*avals.structure.unflatten(structs)))
+    return y.structs()
 
 
 def first_rows(rows: int, leaves: list[Array]) -> list[np.ndarray]:
     """The first rows of outputs in host memory. A small batch is fetched whole, which takes no program."""
+    leaves = [leaf.addressable_shards[0].data for leaf in leaves]
     first = leaves if len(leaves[0]) <= SMALL else _cut(rows, leaves)
     return [leaf[:rows] for leaf in jax.device_get(first)]
 

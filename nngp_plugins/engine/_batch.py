@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from math import inf
-from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -14,19 +11,21 @@ import jax
 from .._static import Static
 from .._typing import PyTree
 from ._apply import is_traced, refuse_traced
-from ._arrays import ArrayBackend, OnDevice, OnHost
-from ._devices import compiler_options, network_devices, share, transfers_allowed
+from ._arrays import ArrayBackend, OnDevice, OnHost, OnRing
+from ._devices import network_devices, transfers_allowed
 from ._forward import NetworkOutputs
+from ._given import compiled_contract, contract_given, shared_outputs
 from ._inputs import are_arrays, batch_first, batch_of, hold_numpy, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
-from ._loop import AssembleArrays, Job, in_one_piece, in_tiles, progress
+from ._loop import AssembleArrays, Job, by_all_devices, in_one_piece, in_tiles, progress
 from ._nngp import KernelFn
-from ._outputs import GivenOutputs, HeldLayout, OutputSource
+from ._outputs import GivenOutputs, HeldLayout, OutputSource, SharedSource
+from ._places import Places, is_on_mesh
 from ._plan import KernelPlan
 from ._processes import OverProcesses, in_this_process, spans_processes
-from ._program import of_given
-from ._tiling import make_plan
+from ._ring import Ring
+from ._tiling import make_plan, refuse_sizes
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,7 @@ class BatchedKernelFn:
             raise TypeError(
                 f"kernel_fn={self.kernel_fn!r} is not a kernel function; pass what nngp.empirical_nngp_fn(f) returns."
             )
-        if not isinstance(self.batch_size, Integral) or self.batch_size < 0:
-            raise ValueError(f"batch_size={self.batch_size!r} must be a number of examples, or 0 for all at once.")
-        count, available = self.device_count, jax.local_device_count()
-        if not isinstance(count, Integral) or (count != -1 and not 1 <= count <= available):
-            raise ValueError(f"device_count={count!r} must be -1 for all devices of this process or 1 to {available}.")
-        budget = self.memory_budget
-        if budget is not None and (not isinstance(budget, Real) or not 1 <= budget < inf):
-            raise ValueError(f"memory_budget={budget!r} must be a positive number of bytes, or None.")
-        if self.tile_size is not None and (not isinstance(self.tile_size, Integral) or self.tile_size < 1):
-            raise ValueError(f"tile_size={self.tile_size!r} must be a positive number of examples, or None.")
+        refuse_sizes(self.batch_size, self.device_count, self.memory_budget, self.tile_size)
 
     @transfers_allowed()
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
@@ -106,6 +96,10 @@ class BatchedKernelFn:
             return y.structure.unflatten(y.leaves)
         source, _ = self.sources(x, None, params, apply_fn_kwargs)
         layout = HeldLayout.as_they_are(source.outputs, source.n)
+        if self.store_on_device and source.home is not None and source.ring is not None:
+            arrays = OnRing(source.ring)
+            held = source.held((0, source.n), layout, arrays, lambda rows: None)
+            return source.outputs.structure.unflatten(arrays.cut(held.leaves, source.share))
         held = source.held((0, source.n), layout, self.backend(), lambda rows: None)
         return source.outputs.structure.unflatten(leaf[: source.n] for leaf in held.leaves)
 
@@ -118,9 +112,11 @@ class BatchedKernelFn:
         y2 = None if is_none(y2) else y2
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
         leaves = jax.tree.leaves((y1, y2))
+        if self.store_on_device and any(map(is_on_mesh, leaves)) and (shared := shared_outputs(y1, y2)):
+            return self._assemble(*shared)
         if self.store_on_device and not self.progress and are_arrays(leaves):
             # A compiled function within another one takes the options of that one.
-            contract = _contract if is_traced(leaves) else _compiled_contract()
+            contract = contract_given if is_traced(leaves) else compiled_contract()
             if not hold_numpy(leaves):
                 return contract(Static(self), y1, y2)
             with transfers_allowed():
@@ -130,7 +126,7 @@ class BatchedKernelFn:
     @transfers_allowed()
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
-        return self.plan_of(*self.sources(x1, x2, params, apply_fn_kwargs))
+        return self._decided(*self.sources(x1, x2, params, apply_fn_kwargs))[0]
 
     job = plan  # its name in version 0.1.0
 
@@ -145,13 +141,13 @@ class BatchedKernelFn:
         x2 = None if is_none(x2) else batch_first(self.kernel_fn.f, "x2", x2)[1]
         inputs = {"x1": x1} if x2 is None else {"x1": x1, "x2": x2}
         examples = [batch_of(name, x) for name, x in inputs.items()]
-        devices = network_devices(self.device_count)
+        places = Places.of(network_devices(self.device_count), [x1, x2], (params, kwargs))
         kwargs_of_both = split_kwargs(kwargs, x1, x2)
         shared = {name for name, value in kwargs.items() if isinstance(value, Shared)}
         # Both sides have one batch size, so that f is compiled once. With a key it is the same for any number of
         # devices, so that the noise is, too.
-        most = max(examples) if {*KEYS} & {*kwargs} else share(max(examples), devices)
-        sizes = [min(int(self.batch_size), most) or share(n, devices) for n in examples]
+        most = max(examples) if {*KEYS} & {*kwargs} else -(-max(examples) // places.count)
+        sizes = [min(int(self.batch_size), most) or -(-n // places.count) for n in examples]
         sources = [
             NetworkOutputs(
                 name,
@@ -160,8 +156,8 @@ class BatchedKernelFn:
                 x,
                 side_kwargs,
                 batch_size=size,
-                devices=devices,
-                fold=self.batch_size > 0 or len(devices) > 1,
+                places=places,
+                fold=self.batch_size > 0 or (places.count > 1 and not places.is_shared),
                 check=self.check,
                 shared=shared,
             )
@@ -170,9 +166,14 @@ class BatchedKernelFn:
         return sources[0], sources[1] if len(sources) > 1 else None
 
     def plan_of(
-        self, source1: OutputSource, source2: OutputSource | None, *, tile_bytes: int | None = None
+        self,
+        source1: OutputSource,
+        source2: OutputSource | None,
+        *,
+        tile_bytes: int | None = None,
+        ring: Ring | None = None,
     ) -> KernelPlan:
-        """What is done with the outputs of both sides; ``tile_bytes`` as :func:`make_plan` takes them."""
+        """What the devices of a ring, or one, do with outputs; ``tile_bytes`` as for :func:`make_plan`."""
         outputs = [source.outputs for source in (source1, source2) if source is not None]
         fits = isinstance(source1, GivenOutputs)
         return make_plan(
@@ -180,42 +181,41 @@ class BatchedKernelFn:
             outputs[0],
             outputs[1] if len(outputs) > 1 else None,
             batch_rows=source1.batch_rows,
-            budget=None if fits else int(self.memory_budget or self.backend().budget()),
+            budget=None if fits else int(self.memory_budget or (OnRing(ring) if ring else self.backend()).budget()),
             tile_rows=None if self.tile_size is None else int(self.tile_size),
             tile_bytes=tile_bytes,
             one_tile=self.store_on_device,
+            devices=ring.size if ring else 1,
         )
+
+    def _decided(self, source1: SharedSource, source2: SharedSource | None) -> tuple[KernelPlan, Ring | None]:
+        """The plan, and the devices that share the contraction; None if it is on the first device, or the host's."""
+        ring = source1.ring if self.store_on_device and (source2 or source1).ring else None
+        if ring is not None:
+            plan = self.plan_of(source1, source2, ring=ring)
+            # Outputs that do not fit are held block by block, which belongs to all devices.
+            if plan.block_rows == max(plan.n1, plan.n2 or 0):
+                return plan, ring
+        return self.plan_of(source1, source2), None
 
     def backend(self) -> ArrayBackend:
         """Where outputs and kernels are kept."""
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
-    def _assemble(self, source1: OutputSource, source2: OutputSource | None) -> PyTree:
-        plan = self.plan_of(source1, source2)
+    def _assemble(self, source1: SharedSource, source2: SharedSource | None) -> PyTree:
+        plan, ring = self._decided(source1, source2)
         with progress(self.progress, plan.forward_rows, ("tiles of the kernel", plan.tile_count)) as on_progress:
-            job = Job(plan, source1, source2, self.backend(), on_progress)
-            if self.store_on_device:
+            job = Job(plan, source1, source2, self.backend() if ring is None else OnRing(ring), on_progress)
+            if ring is not None:
+                rows = source1.share, (source2 or source1).share
+                kernels = by_all_devices(job, ring, rows, source1.home)
+            elif self.store_on_device:
                 kernels = in_one_piece(job)
             else:
                 sink = AssembleArrays(plan)
                 in_tiles(job, sink)
                 kernels = sink.arrays
         return self.kernel_fn.assemble(source1.outputs.structure, kernels)
-
-
-def _contract(static: Static, y1: PyTree, y2: PyTree | None) -> PyTree:
-    """:meth:`BatchedKernelFn.contract`, within a compiled function."""
-    kernel_fn: BatchedKernelFn = static.value
-    source1, source2 = GivenOutputs.of(y1, y2)
-    plan = kernel_fn.plan_of(source1, source2)
-    kernels = of_given(plan, source1.outputs.leaves, None if source2 is None else source2.outputs.leaves)
-    return kernel_fn.kernel_fn.assemble(source1.outputs.structure, kernels)
-
-
-@cache
-def _compiled_contract() -> Callable[[Static, PyTree, PyTree | None], PyTree]:
-    """:func:`_contract` as a compiled function, made when the backend is known."""
-    return jax.jit(_contract, static_argnums=0, compiler_options=compiler_options())
 
 
 def batch(
@@ -242,7 +242,7 @@ def batch(
         kernel_fn: what :func:`empirical_nngp_fn` returns.
         batch_size: examples in a forward pass on each device; 0 for all at once.
         device_count: devices that run the network, each a batch at a time; -1 for all devices of this process.
-        store_on_device: whether outputs and kernels stay on the first device. False moves both to host memory.
+        store_on_device: whether kernels stay on devices; see ``docs/scale.md``. False moves them to the host's memory.
         progress: whether to show a progress bar on stderr.
         check: whether to run a few examples next to others and in a batch of another size first, and to refuse an
             ``f`` whose outputs depend on them, such as BatchNorm in training mode.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,11 +39,6 @@ def network_devices(count: int) -> list[jax.Device]:
     """The first ``count`` devices of this process; all of them for -1."""
     devices = jax.local_devices()
     return devices if count == -1 else devices[:count]
-
-
-def share(examples: int, devices: Sequence[jax.Device]) -> int:
-    """How many examples each device gets if they are shared evenly, rounded up."""
-    return -(-examples // len(devices))
 
 
 def on_one_device(array: Any) -> Any:

@@ -79,7 +79,7 @@ class _Draw:
 @lru_cache(maxsize=64)
 def _program(draw: _Draw, at_once: int, avals: Avals) -> Any:
     """:meth:`_Draw.more` as a compiled function, and what it starts from."""
-    structs = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in avals.leaves]
+    structs = [jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak, _ in avals.leaves]
     key, arrays = avals.structure.unflatten(structs)
     shapes = jax.eval_shape(draw, key, jax.ShapeDtypeStruct((), jnp.int32), arrays)
     return jax.jit(partial(draw.more, at_once)), partial(no_draws, shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,9 +19,9 @@ KEYS = ("rng", "rngs")
 """The keyword arguments that hold keys."""
 
 
-def keys_of_batches(key: Array, start: int, count: int) -> Array:
-    """One key for each of ``count`` batches, ``(count,)``: batch ``i`` gets ``fold_in(key, i)``."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(start, start + count, dtype=np.uint32))
+def keys_of_batches(key: Array, numbers: Sequence[int] | range) -> Array:
+    """One key for each of some batches: batch ``i`` gets ``fold_in(key, i)``."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray(numbers, np.uint32))
 
 
 @transfers_allowed()

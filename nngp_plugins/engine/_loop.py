@@ -9,15 +9,18 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .._live import Bars
-from ._arrays import ArrayBackend
+from ._arrays import ArrayBackend, on_first_device
 from ._inputs import Range
 from ._nngp import LeafPair
 from ._outputs import Held, HeldLayout, OutputSource
 from ._overflow import refuse_overflow, refuse_overflow_of
 from ._plan import KernelPlan, LayerGroup
 from ._program import Kernels, block_program
+from ._ring import Ring
+from ._sharded import sharded_program
 from ._tile import TileProgram, tile_program
 
 OnProgress = tuple[Callable[[int], None], Callable[[int], None]]
@@ -107,6 +110,49 @@ def in_one_piece(job: Job) -> Kernels:
     if any(jax.device_get(job.warnings)):
         refuse_overflow_of(job.plan, kernels)
     return kernels
+
+
+def by_all_devices(job: Job, ring: Ring, rows: tuple[int, int], home: NamedSharding | None) -> Kernels:
+    """The kernels as arrays, of which each device computes its rows, a program a group of outputs.
+
+    Outputs stay where they are.
+
+    Args:
+        job: the job, whose blocks have all examples.
+        ring: the devices.
+        rows: the examples of each device on both sides.
+        home: where the rows of the kernels go; None for the first device.
+
+    Raises:
+        ValueError: products of finite outputs overflow.
+    """
+    kernels: Kernels = {}
+    for group in job.plan.groups:
+        held, others = job.held(0, group, (0, job.sizes[0])), None
+        if job.source2 is not None:
+            others = job.held(1, group, (0, job.sizes[1]))
+        in_order = held.in_order, (others or held).in_order
+        program = sharded_program(job.plan, group, ring, rows, in_order)
+        made, warning = program.compiled(held.leaves, None if others is None else others.leaves)
+        job.warnings.append(warning)
+        kernels |= _brought_home(job, made, home)
+        job.on_progress[1](sum(map(len, job.tiles(group, (0, job.sizes[0]), (0, job.sizes[1])).values())))
+    if any(jax.device_get(job.warnings)):
+        refuse_overflow_of(job.plan, kernels)
+    return kernels
+
+
+def _brought_home(job: Job, kernels: Kernels, home: NamedSharding | None) -> Kernels:
+    """Kernels where the user looks for them."""
+    roles = {pair: job.plan.pairs[pair].role for pair in kernels}
+    if home is not None:
+        everywhere = NamedSharding(home.mesh, PartitionSpec())
+        return {pair: jax.device_put(k, everywhere if roles[pair] == "traced" else home) for pair, k in kernels.items()}
+    brought = {pair: kernel.addressable_shards[0].data for pair, kernel in kernels.items() if roles[pair] == "traced"}
+    split = {pair: kernel for pair, kernel in kernels.items() if roles[pair] != "traced"}
+    if split:
+        brought |= dict(zip(split, on_first_device(list(split.values()), job.plan.n1), strict=True))
+    return brought
 
 
 def _row_of_blocks(job: Job, group: LayerGroup, rows: Range, blocks: list[Range], so_far: Kernels | None) -> Kernels:

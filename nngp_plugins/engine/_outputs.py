@@ -10,10 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding
 
 from .._typing import PyTree
 from ._arrays import ArrayBackend
 from ._inputs import Range, batch_of
+from ._places import Places, is_on_mesh
+from ._ring import Ring
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,22 @@ class OutputSource(Protocol):
         """
 
 
+class SharedSource(OutputSource, Protocol):
+    """A source whose outputs several devices may share."""
+
+    @property
+    def ring(self) -> Ring | None:
+        """The devices that can share the outputs; None if they are for one device."""
+
+    @property
+    def share(self) -> int:
+        """How many consecutive examples each device has, if several devices share the outputs."""
+
+    @property
+    def home(self) -> NamedSharding | None:
+        """Where the rows of a kernel go; None for the first device."""
+
+
 @dataclass
 class GivenOutputs:
     """Outputs that exist already.
@@ -201,15 +220,33 @@ class GivenOutputs:
     Attributes:
         argument: the argument that they were passed as, for messages.
         outputs: the outputs.
+        ring: the devices that share them; None if they are on one device.
+        home: where the rows of a kernel go; None for the first device.
     """
 
     argument: str
     outputs: NamedOutputs
+    ring: Ring | None = None
+    home: NamedSharding | None = None
 
     @classmethod
     def of(cls, y1: PyTree, y2: PyTree | None) -> tuple[GivenOutputs, GivenOutputs | None]:
         """The outputs of both sides; None if there is no second one."""
         return cls("y1", NamedOutputs.of(y1)), None if y2 is None else cls("y2", NamedOutputs.of(y2))
+
+    @property
+    def share(self) -> int:
+        """The number of consecutive examples on each device."""
+        return self.batch_rows // (1 if self.ring is None else self.ring.size)
+
+    def on(self, places: Places) -> GivenOutputs | None:
+        """The same outputs, shared by all devices of a mesh; None if they are not as many for each."""
+        if not places.divides(self.batch_rows):
+            return None
+        ring, leaves = places.ring.automatic, self.outputs.leaves
+        shared = replace(self.outputs, leaves=tuple(jax.device_put(list(leaves), ring.sharding())))
+        home = places.of_batches if any(map(is_on_mesh, leaves)) else None
+        return GivenOutputs(self.argument, shared, ring, home)
 
     @property
     def batch_rows(self) -> int:

@@ -156,7 +156,7 @@ class BlockProgram:
         if kernel.mirror is None and starts2.size == 1:
             part = contract(y1.all(), y2.all(), kernel.contraction, precision)
             return {pair: _in_place(state[pair], kernel, part, starts)}
-        arrays = {k: _or_new(state[k], self.plan.pairs[k]) for k in ({pair, mirror} if kernel.mirror else {pair})}
+        arrays = {k: _or_new(state.get(k), self.plan.pairs[k]) for k in ({pair, mirror} if kernel.mirror else {pair})}
         if not own:
             return self._beside(arrays, pair, y1, y2, starts, (sizes, starts1, starts2))
         if jax.default_backend() != "cpu":

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -25,6 +26,25 @@ CPU_TILE_ROWS = 560
 BUDGET_STEP = 1 << 26
 
 
+def refuse_sizes(batch_size: Any, device_count: Any, memory_budget: Any, tile_size: Any) -> None:
+    """Refuses arguments of ``nngp.batch`` that are no sizes.
+
+    Raises:
+        ValueError: names one.
+    """
+    if not isinstance(batch_size, Integral) or batch_size < 0:
+        raise ValueError(f"batch_size={batch_size!r} must be a number of examples, or 0 for all at once.")
+    count: Any = device_count
+    available = jax.local_device_count()
+    if not isinstance(count, Integral) or not (count == -1 or 1 <= int(count) <= available):
+        raise ValueError(f"device_count={count!r} must be -1 for all devices of this process or 1 to {available}.")
+    budget: Any = memory_budget
+    if budget is not None and (not isinstance(budget, Real) or not 1 <= float(budget) < math.inf):
+        raise ValueError(f"memory_budget={budget!r} must be a positive number of bytes, or None.")
+    if tile_size is not None and (not isinstance(tile_size, Integral) or tile_size < 1):
+        raise ValueError(f"tile_size={tile_size!r} must be a positive number of examples, or None.")
+
+
 def make_plan(
     kernel_fn: KernelFn,
     outputs1: NamedOutputs,
@@ -35,6 +55,7 @@ def make_plan(
     tile_rows: int | None = None,
     tile_bytes: int | None = None,
     one_tile: bool = False,
+    devices: int = 1,
 ) -> KernelPlan:
     """Decides how the outputs of ``x1`` and ``x2`` become kernels; the same question gets the same plan again.
 
@@ -47,6 +68,7 @@ def make_plan(
         tile_rows: rows of a tile; None chooses them.
         tile_bytes: bytes of a tile if its rows are chosen; None for the tile that contracts fastest.
         one_tile: whether a kernel with another ``x2`` may be a single tile, which needs not be put together.
+        devices: how many devices contract, each its share of the rows.
 
     Raises:
         ValueError: the axes are wrong, or pair the batch axis with a different axis.
@@ -56,7 +78,7 @@ def make_plan(
         bytes_of_all = max(map(_row_bytes, sides)) * sum(side.leaves[0].shape[0] for side in sides)
         fits, steps = bytes_of_all <= budget, budget // BUDGET_STEP * BUDGET_STEP
         budget = None if fits else steps or budget
-    options = (batch_rows, budget, tile_rows, tile_bytes, one_tile)
+    options = (batch_rows, budget, tile_rows, tile_bytes, one_tile, devices)
     # The backend and the width of numbers decide, too, and either may change while a process runs.
     surroundings = jax.default_backend(), jnp.result_type(float)
     return _plan_of(surroundings, Static(kernel_fn), sides[0], sides[1] if len(sides) > 1 else None, *options)
@@ -73,6 +95,7 @@ def _plan_of(
     tile_rows: int | None,
     tile_bytes: int | None,
     one_tile: bool,
+    devices: int,
 ) -> KernelPlan:
     others = outputs1 if outputs2 is None else outputs2
     contractions = kernel_fn.value.contractions(outputs1, others)
@@ -83,7 +106,7 @@ def _plan_of(
     bytes_of = [max(map(_bytes_of, both)) for both in zip(outputs1.leaves, others.leaves, strict=True)]
     n1, n2 = outputs1.leaves[0].shape[0], None if outputs2 is None else outputs2.leaves[0].shape[0]
     sizes = _Sizes(n1, n2, batch_rows, budget, bytes_of)
-    tile = _tile_rows(pairs, sizes.rows_of(range(len(bytes_of))), tile_rows, tile_bytes, n2, one_tile)
+    tile = _tile_rows(pairs, -(-sizes.rows_of(range(len(bytes_of))) // devices), tile_rows, tile_bytes, n2, one_tile)
     orders1, orders2 = zip(*(contractions[a, a].operand_orders() for a in range(len(bytes_of))), strict=True)
 
     def plan(groups: Sequence[Sequence[int]]) -> KernelPlan:
@@ -101,8 +124,7 @@ def _plan_of(
     together = plan([range(len(bytes_of))])
     if budget is None or kernel_fn.value.cross_terms:
         return together
-    apart = plan(_groups(bytes_of, budget // (n1 + (n2 or 0))))
-    return apart if apart.forward_rows < together.forward_rows else together
+    return min(together, plan(_groups(bytes_of, budget // (n1 + (n2 or 0)))), key=lambda made: made.forward_rows)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class StoredOutputs:
         # All blocks have room for whole tiles, so that a tile has the same bytes in any part.
         room = -(-min(layout.block_rows, self._features[0].shape[0]) // layout.tile_rows) * layout.tile_rows
         likes = [self.outputs.leaves[k] for k in layout.leaves]
-        held = arrays.empty([jax.ShapeDtypeStruct((room, like.shape[1]), like.dtype) for like in likes])
         in_order = [(0, 1)] * len(likes)
+        held = arrays.empty([jax.ShapeDtypeStruct((room, like.shape[1]), like.dtype) for like in likes], in_order)
         for start in range(*rows, self.batch_rows):
             stop = min(start + self.batch_rows, rows[1])
             parts = [self._read(k, start, stop) for k in layout.leaves]

@@ -1,8 +1,10 @@
 """Batches side by side on eight devices, which JAX must be told of before it starts: in a process of their own."""
 
+import itertools
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -84,6 +86,128 @@ def on_eight_inputs_may_be_on_all_of_them():
     params = jax.device_put(jnp.float32(2), NamedSharding(mesh, PartitionSpec()))
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x, shift: params * x + shift), 5)
     assert_close(kernel_fn(x, None, params, shift=x), gram(3 * X[:48]))
+
+
+WIDE, NARROW = normal(2, 8, 16), normal(3, 16, 8)
+EIGHT, TWENTY = normal(4, 48, 8), normal(5, 20, 8)
+
+
+def two_layers(params, x):
+    hidden = jnp.tanh(x @ params[0])
+    return {"hidden": hidden, "output": hidden @ params[1]}
+
+
+def by_hand(x):
+    hidden = np.tanh(x.astype(np.float64) @ WIDE)
+    return {"hidden": hidden, "output": hidden @ NARROW}
+
+
+PARAMS = {
+    "replicated": (PartitionSpec(), PartitionSpec()),
+    "fully sharded": (PartitionSpec("data"), PartitionSpec("data")),
+    "tensor-parallel": (PartitionSpec(None, "model"), PartitionSpec("model")),
+}
+INPUTS = {
+    "by examples": PartitionSpec("data"),
+    "by both axes": PartitionSpec(("model", "data")),
+    "by features": PartitionSpec(None, "model"),
+    "whole": PartitionSpec(),
+    "on the host": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("placed", "kind"),
+    [
+        ("by examples", "tensor-parallel"),
+        pytest.param("by both axes", "replicated", marks=pytest.mark.exhaustive),
+        ("by features", "fully sharded"),
+        pytest.param("whole", "tensor-parallel", marks=pytest.mark.exhaustive),
+        ("on the host", "fully sharded"),
+        *(pytest.param(*both, marks=pytest.mark.exhaustive) for both in itertools.product(INPUTS, PARAMS)),
+    ],
+)
+def on_eight_inputs_and_parameters_stay_on_the_mesh(placed, kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    params = [jax.device_put(w, NamedSharding(mesh, s)) for w, s in zip((WIDE, NARROW), PARAMS[kind], strict=True)]
+    spec = INPUTS[placed]
+    x = EIGHT if spec is None else jax.device_put(EIGHT, NamedSharding(mesh, spec))
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(two_layers), 5)
+    kernels, others = kernel_fn(x, None, params), kernel_fn(x, TWENTY, params)
+    for name, y in by_hand(EIGHT).items():
+        assert_close(kernels[name], gram(y))
+        assert_close(others[name], y @ by_hand(TWENTY)[name].T / y.shape[1])
+        assert np.array_equal(kernels[name], kernels[name].T)
+        if spec is not None and len(spec) == 1:
+            assert kernels[name].sharding.is_equivalent_to(x.sharding, 2)
+
+
+@pytest.mark.parametrize("n", [7, 1301])
+def on_eight_kernels_of_any_number_of_examples(n):
+    x = normal(6, n, 3)
+    kernel_fn = nngp.empirical_nngp_fn(lambda params, x: {"a": x, "b": jnp.tanh(x) * params}, cross_terms=True)
+    kernels = nngp.batch(kernel_fn, 9)(x, None, 2.0)
+    a, b = x.astype(np.float64), 2 * np.tanh(x.astype(np.float64))
+    assert_close(kernels["a"]["a"], gram(a))
+    assert_close(kernels["a"]["b"], a @ b.T / 3)
+    assert np.array_equal(kernels["a"]["b"], kernels["b"]["a"].T)
+    assert np.array_equal(kernels["b"]["b"], kernels["b"]["b"].T)
+
+
+def on_eight_sums_and_diagonals_over_examples():
+    y = np.tanh(X.astype(np.float64))
+    for axes, expected in [({"trace_axes": (0, 1)}, np.mean(y * y)), ({"diagonal_axes": 0}, np.mean(y * y, axis=1))]:
+        found = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: jnp.tanh(x), **axes), 3)(X, None, None)
+        assert_close(found, expected)
+
+
+def on_eight_axes_that_stay_are_paired():
+    y = normal(7, 30, 4, 3)
+    kernel = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: x), 2)(y, None, None)
+    assert_close(kernel, np.einsum("nhc,mgc->nmhg", *[y.astype(np.float64)] * 2) / 3)
+    assert np.array_equal(kernel, kernel.transpose(1, 0, 3, 2))
+
+
+def on_eight_given_outputs_give_a_kernel_where_they_are():
+    mesh = jax.make_mesh((8,), ("examples",), axis_types=(AxisType.Explicit,))
+    y1, y2 = (jax.device_put(y, NamedSharding(mesh, PartitionSpec("examples"))) for y in (EIGHT, EIGHT[:16]))
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(two_layers))
+    for second in (None, y2):
+        found = kernel_fn.contract(y1, second)
+        assert_close(found, EIGHT.astype(np.float64) @ (EIGHT if second is None else EIGHT[:16]).T / 8)
+        assert found.sharding == NamedSharding(mesh, PartitionSpec("examples"))
+
+
+def on_eight_no_device_gets_all_features(tmp_path):
+    # The profile names what devices exchange. Features travel block by block, and no program gathers an array.
+    mesh = jax.make_mesh((8,), ("examples",), axis_types=(AxisType.Auto,))
+    y = normal(8, 64, 100)
+    x = jax.device_put(y, NamedSharding(mesh, PartitionSpec("examples")))
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: params * x), 4)
+    with jax.profiler.trace(tmp_path):
+        kernels = [jax.block_until_ready(kernel_fn(inputs, None, 2.0)) for inputs in (x, y)]
+        jax.block_until_ready(nngp.empirical_nngp_fn(lambda params, x: params * x)(x, None, 2.0))
+    (path,) = tmp_path.rglob("*.xplane.pb")
+    profile = jax.profiler.ProfileData.from_file(str(path))
+    names = Counter(event.name.split(".")[0] for p in profile.planes for line in p.lines for event in line.events)
+    assert [kernel.sharding.is_fully_replicated for kernel in kernels] == [False, True]
+    assert names["ppermute"] >= 2 * 8 * 4
+    # the kernel without batches does gather, so that this check can see it
+    assert names["all-gather"] == 8
+    for kernel in kernels:
+        assert_close(kernel, 4 * gram(y))
+
+
+def on_eight_narrow_features_of_a_gram_stay_where_they_are():
+    mesh = jax.make_mesh((8,), ("examples",), axis_types=(AxisType.Explicit,))
+    x = jax.device_put(EIGHT, NamedSharding(mesh, PartitionSpec("examples")))
+    for batch_size in (0, 4):
+        found = nngp.gram(lambda params, x: jnp.tanh(x @ params), x, NARROW[:8], batch_size=batch_size)
+        assert {shard.data.shape for shard in found.phi.addressable_shards} == {(6, 8)}
+        y = np.tanh(EIGHT.astype(np.float64) @ NARROW[:8])
+        assert_close(found.dense(), gram(y))
+        alone = nngp.metrics.FeatureGram(jnp.asarray(y / np.sqrt(8), jnp.float32))
+        np.testing.assert_allclose(nngp.metrics.effective_rank(found), nngp.metrics.effective_rank(alone), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"rng": jax.random.key(3)}], ids=["no key", "key"])
