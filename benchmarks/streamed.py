@@ -61,8 +61,7 @@ def one_cka(n, d):
 
 
 def all_metrics(n, d):
-    nngp, (store, _) = stores(n, d)
-    y = np.random.default_rng(2).integers(CLASSES, size=n)
+    (nngp, (store, _)), y = stores(n, d), np.random.default_rng(2).integers(CLASSES, size=n)
     # The first metric makes the sums: if it is one of targets, those with the targets come from the same pass.
     metrics = {**nngp.metrics.of_targets(y), **nngp.metrics.DEFAULT, "spectrum": lambda a, _: nngp.metrics.spectrum(a)}
     of_two = {known.name for known in nngp.metrics.catalogue() if known.relative_to_reference}

@@ -102,7 +102,7 @@ def test_those_that_the_disk_takes_in_the_end(tmp_path, later):
         np.testing.assert_allclose(history.kernel(layer, 2), small, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:the kernel of layer:UserWarning")
+@pytest.mark.filterwarnings("ignore:the kernels? of layers?:UserWarning")
 def test_those_that_are_not_finite(tmp_path):
     with tracker(tmp_path) as seen:
         seen(0, 1.0)

@@ -264,7 +264,7 @@ def g(w, x):
     return {"in": x @ w, "out": jnp.tanh(x @ w)}
 
 
-@pytest.mark.filterwarnings("ignore:the kernel of layer:UserWarning")
+@pytest.mark.filterwarnings("ignore:the kernels? of layers?:UserWarning")
 def test_a_map_over_two_numbers_of_the_configuration(grid, tmp_path):
     """Means over seeds at the last step that all runs have; a menu chooses the layer, and a screen reader hears all."""
     page, runs = grid
@@ -304,7 +304,7 @@ def late(step, x):
     return {"stem": y, "a": y * (step >= 2), "b": y * (step >= 2), "<c>": y * (step >= 4), "zero": 0 * y}
 
 
-@pytest.mark.filterwarnings("ignore:the kernel of layer:UserWarning")
+@pytest.mark.filterwarnings("ignore:the kernels? of layers?:UserWarning")
 class TestReferences:
     def written(self, run, steps=6, **options):
         options = {"metrics": {"cka": nngp.metrics.cka}, "schedule": nngp.every(1), **options}
