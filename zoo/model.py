@@ -73,7 +73,12 @@ class Model:
             batch: training inputs whose statistics the running statistics start from, as in Park et al. 2020; None for
                 what the framework starts from, which is a variance of 1 in Flax, and of 0 in Haiku.
         """
-        params, state = self._init(rng)
+        if isinstance(rng, jax.core.Tracer):
+            # JAX takes options of the compiler for a whole program only, and this is part of the caller's.
+            params, state = self._init.__wrapped__(rng)
+        else:
+            with jax.ensure_compile_time_eval():
+                params, state = self._init(rng)
         return params, state if batch is None or not has_statistics(state) else self._statistics(params, state, batch)
 
     @cached_property

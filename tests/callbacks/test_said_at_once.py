@@ -55,6 +55,7 @@ def track(f, params, state=None):
     return [str(one.message) for one in said], tracker.history
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("model", "head"),
     [(linen, "layers_1"), (of_nnx, "layers/1"), (haiku, "net/~/logits")],
@@ -137,6 +138,7 @@ def batch_norm_in_nnx(x):
     return f, *f.split(nnx.Sequential(nnx.BatchNorm(5, rngs=nnx.Rngs(0))))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", [batch_norm_in_linen, batch_norm_in_nnx], ids=["linen", "nnx"])
 def test_batch_norm_of_one_example_is_said_with_its_gram(model):
     """In training mode, it subtracts from the only example its mean, which is the example."""

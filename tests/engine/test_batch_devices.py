@@ -22,16 +22,17 @@ HERE = Path(__file__).parent
 # What holds on one device must hold on eight. What only eight can show is in functions named on_eight_*, which pytest
 # collects only in the process that this test starts.
 @pytest.mark.parametrize(
-    "file",
+    ("file", "which"),
     [
-        "test_batch_devices.py",
-        pytest.param("test_batch.py", marks=pytest.mark.exhaustive),
-        pytest.param("test_batch_symmetric.py", marks=pytest.mark.exhaustive),
+        ("test_batch_devices.py", "not exhaustive"),
+        pytest.param("test_batch_devices.py", "exhaustive", marks=pytest.mark.exhaustive),
+        pytest.param("test_batch.py", "not exhaustive", marks=pytest.mark.exhaustive),
+        pytest.param("test_batch_symmetric.py", "not exhaustive", marks=pytest.mark.exhaustive),
     ],
 )
-def test_with_eight_devices(file):
+def test_with_eight_devices(file, which):
     names = "on_eight_*" if file == Path(__file__).name else "test_*"
-    command = [sys.executable, "-m", "pytest", "-m", "not exhaustive", "-o", f"python_functions={names}"]
+    command = [sys.executable, "-m", "pytest", "-m", which, "-o", f"python_functions={names}"]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     # A plugin that the tests do not ask for may warn, and warnings are errors.
     settings = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -178,6 +179,7 @@ def on_eight_given_outputs_give_a_kernel_where_they_are():
         assert found.sharding == NamedSharding(mesh, PartitionSpec("examples"))
 
 
+@pytest.mark.exhaustive
 def on_eight_no_device_gets_all_features(tmp_path):
     # The profile names what devices exchange. Features travel block by block, and no program gathers an array.
     mesh = jax.make_mesh((8,), ("examples",), axis_types=(AxisType.Auto,))
@@ -198,6 +200,7 @@ def on_eight_no_device_gets_all_features(tmp_path):
         assert_close(kernel, 4 * gram(y))
 
 
+@pytest.mark.exhaustive
 def on_eight_narrow_features_of_a_gram_stay_where_they_are():
     mesh = jax.make_mesh((8,), ("examples",), axis_types=(AxisType.Explicit,))
     x = jax.device_put(EIGHT, NamedSharding(mesh, PartitionSpec("examples")))

@@ -151,6 +151,7 @@ class TestOneBadFeature:
             assert finite(OF_TWO(*pair)) == {}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("spoilt", [features().at[2, 1].set(jnp.nan), jnp.zeros((12, 3))], ids=["bad", "zero"])
 def test_without_jit(spoilt):
     spoilt, good = FeatureGram(spoilt), FeatureGram(features())

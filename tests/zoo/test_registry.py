@@ -79,6 +79,16 @@ def test_list():
         zoo.list(family="resnet")
 
 
+def test_parameters_within_a_compiled_function():
+    """A compiled function may draw the key, or close over one."""
+    model, key = zoo.get("haiku/mlp", width=4, depth=1), jax.random.key(3)
+    expected = jax.tree.leaves(model.init(key)[0])
+    for init in (jax.jit(model.init), jax.jit(lambda _: model.init(key)), lambda key: jax.vmap(model.init)(key[None])):
+        found = jax.tree.leaves(init(key)[0])
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, rtol=1e-6)
+
+
 def test_what_is_known_of_a_model():
     model = zoo.get("haiku/resnet18", width=4)
     assert (model.framework, model.family, model.spec.shape) == ("haiku", "resnet18", (32, 32, 3))

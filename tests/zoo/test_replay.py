@@ -114,6 +114,7 @@ def steps_in(run):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.once
 def test_killed_halfway_it_measures_only_what_is_left(trained, here, tmp_path):
     """The middle checkpoint is a pipe that nobody fills, before which the replay waits until it is killed.
 
