@@ -195,9 +195,11 @@ def as_numbers(scalars: Mapping[str, Any]) -> dict[str, Any]:
         if not is_real_number(value):
             shown = f"{value.dtype}{list(value.shape)}" if isinstance(value, Array) else reprlib.repr(value)
             raise TypeError(f"{name}={shown} is not a scalar; pass single numbers, and a model's state as state=.")
-        if isinstance(value, Array) and value.is_deleted():
+        if isinstance(value, NUMPY):
+            value = float(value)
+        elif isinstance(value, Array) and value.is_deleted():
             raise ValueError(f"{name}= was donated before this call; pass the number that came after, or a copy.")
-        numbers[name] = float(value) if isinstance(value, NUMPY) else value
+        numbers[name] = value
     return numbers
 
 

@@ -26,9 +26,7 @@ class Moment(NamedTuple):
     scalars: Mapping[str, Any] = MappingProxyType({})
 
     def counted(self, of: str) -> float:
-        """The step, or the scalar with the name ``of``."""
-        if of == "step":
-            return self.step
+        """The scalar with the name ``of``."""
         if of not in self.scalars:
             raise ValueError(f"of={of!r} is not among the scalars of step {self.step}; pass tracker(..., {of}=...).")
         return float(self.scalars[of])
@@ -71,7 +69,9 @@ class Every(Schedule):
     of: str = "step"
 
     def _due(self, now: Moment, before: Moment) -> bool:
-        if self.of != "step" and self.of not in before.scalars:
+        if self.of == "step":
+            return now.step // self.n > before.step // self.n
+        if self.of not in before.scalars:
             # The first call that has the scalar measures.
             return True
         return now.counted(self.of) // self.n > before.counted(self.of) // self.n
