@@ -117,8 +117,9 @@ def _grams_of(
     refuse_same_names(named.paths)
     found: dict[str, list[str]] = {}
     for path, y in zip(named.paths, named.leaves, strict=True):
-        if flaw := _flaw_of(y):
-            found.setdefault(flaw, []).append((path or "the output") + (_examples(y) if flaw == _NOT_FINITE else ""))
+        flaw, examples = _flaw_of(y)
+        if flaw:
+            found.setdefault(flaw, []).append((path or "the output") + examples)
     return grams, found
 
 
@@ -216,13 +217,16 @@ def _map_exponents(change: Callable[[Any], Any], grams: PyTree) -> PyTree:
     return jax.tree.map(changed, grams, is_leaf=lambda node: isinstance(node, FeatureGram | DenseGram))
 
 
-def _flaw_of(y: Any) -> str:
-    """What to say of an output with which no metric can be computed; empty for any other one."""
+def _flaw_of(y: Any) -> tuple[str, str]:
+    """What to say of an output with which no metric can be computed, and of which examples; empty for any other one."""
     if not jnp.issubdtype(y.dtype, jnp.inexact):
-        return ""
+        return "", ""
     size = float(jnp.sum(jnp.abs(y.astype(wide(y.dtype)))))
+    if size == 0:
+        return _ZERO, ""
     # The sum of large finite numbers may overflow, and has no examples that are not finite.
-    return _ZERO if size == 0 else _NOT_FINITE if not np.isfinite(size) and _examples(y) else ""
+    examples = "" if np.isfinite(size) else _examples(y)
+    return (_NOT_FINITE if examples else ""), examples
 
 
 def _examples(y: Any) -> str:

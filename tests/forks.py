@@ -8,6 +8,7 @@ import traceback
 
 
 def child(run, job):
+    """Runs a job in a process that was forked, and ends it; the exit code tells whether it failed."""
     code = 1
     try:
         run(**job)

@@ -117,7 +117,9 @@ class Given:
 def own(tree: Any) -> Any:
     """The same in new containers, with copies of NumPy arrays. JAX reads these after its call has returned."""
     leaves, structure = jax.tree_util.tree_flatten(tree)
-    return structure.unflatten([np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves])
+    return jax.tree_util.tree_unflatten(
+        structure, [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+    )
 
 
 def _is_numpy(leaf: Any) -> bool:

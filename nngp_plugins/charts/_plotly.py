@@ -50,7 +50,7 @@ class _Shown:
     """Shows a figure in a notebook with a picture beside it, for pages and viewers that do not run Plotly."""
 
     def __init__(self, figure: Any, chart: Chart):
-        self._figure, self._chart, self._drawn = figure, chart, figure.to_json()
+        self._figure, self._chart = figure, chart
 
     def __call__(self) -> None:
         """Shows it, in the way that ``plotly.io.renderers.default`` says."""
@@ -59,7 +59,9 @@ class _Shown:
         if [*shown] != [MIME]:
             type(figure)._ipython_display_(figure)
             return
-        picture = picture_of(self._chart) if figure.to_json() == self._drawn else None
+        # A plot that is never shown needs no JSON, so the chart is drawn again here.
+        is_as_drawn = figure.to_json() == plotly_figure(self._chart).to_json()
+        picture = picture_of(self._chart) if is_as_drawn else None
         if picture is None:
             # The user changed the figure, or there is no matplotlib.
             shown["text/html"] = figure.to_html(full_html=False, include_plotlyjs=True)

@@ -185,17 +185,19 @@ def _empty(likes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]) -> list[Arr
     return [jnp.zeros(shape, dtype) for shape, dtype in likes]
 
 
-@partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _write(arrays: list[Array], parts: list[Array], start: Array, orders: tuple[Order, ...]) -> list[Array]:
+def _written(arrays: list[Array], parts: list[Array], start: Array, orders: tuple[Order, ...]) -> list[Array]:
     return [
         lax.dynamic_update_slice_in_dim(array, part.transpose(order), start, order.index(0))
         for array, part, order in zip(arrays, parts, orders, strict=True)
     ]
 
 
-@partial(jax.jit, static_argnums=1)
-def _transpose(parts: list[Array], orders: tuple[Order, ...]) -> list[Array]:
+def _transposed(parts: list[Array], orders: tuple[Order, ...]) -> list[Array]:
     return [part.transpose(order) for part, order in zip(parts, orders, strict=True)]
+
+
+_write = jax.jit(_written, donate_argnums=0, static_argnums=3)
+_transpose = jax.jit(_transposed, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -216,23 +218,17 @@ def _empty_shares(
 def _write_shares(
     arrays: list[Array], parts: list[Array], start: Array, orders: tuple[Order, ...], ring: Ring
 ) -> list[Array]:
-    def write(arrays: list[Array], parts: list[Array], start: Array) -> list[Array]:
-        return [
-            lax.dynamic_update_slice_in_dim(array, part.transpose(order), start, order.index(0))
-            for array, part, order in zip(arrays, parts, orders, strict=True)
-        ]
-
     specs = [ring.spec(order.index(0)) for order in orders]
-    written: list[Array] = ring.map(write, (specs, ring.spec(), PartitionSpec()), specs)(arrays, parts, start)
+    written: list[Array] = ring.map(partial(_written, orders=orders), (specs, ring.spec(), PartitionSpec()), specs)(
+        arrays, parts, start
+    )
     return written
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _transpose_shares(parts: list[Array], orders: tuple[Order, ...], ring: Ring) -> list[Array]:
-    def transpose(parts: list[Array]) -> list[Array]:
-        return [part.transpose(order) for part, order in zip(parts, orders, strict=True)]
-
-    made: list[Array] = ring.map(transpose, (ring.spec(),), [ring.spec(order.index(0)) for order in orders])(parts)
+    specs = [ring.spec(order.index(0)) for order in orders]
+    made: list[Array] = ring.map(partial(_transposed, orders=orders), (ring.spec(),), specs)(parts)
     return made
 
 

@@ -126,7 +126,7 @@ class BatchedKernelFn:
     @transfers_allowed()
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
-        return self._decided(*self.sources(x1, x2, params, apply_fn_kwargs))[0]
+        return self.decided(*self.sources(x1, x2, params, apply_fn_kwargs))[0]
 
     job = plan  # its name in version 0.1.0
 
@@ -188,7 +188,7 @@ class BatchedKernelFn:
             devices=ring.size if ring else 1,
         )
 
-    def _decided(self, source1: SharedSource, source2: SharedSource | None) -> tuple[KernelPlan, Ring | None]:
+    def decided(self, source1: SharedSource, source2: SharedSource | None) -> tuple[KernelPlan, Ring | None]:
         """The plan, and the devices that share the contraction; None if it is on the first device, or the host's."""
         ring = source1.ring if self.store_on_device and (source2 or source1).ring else None
         if ring is not None:
@@ -203,7 +203,7 @@ class BatchedKernelFn:
         return OnDevice(jax.local_devices()[0]) if self.store_on_device else OnHost()
 
     def _assemble(self, source1: SharedSource, source2: SharedSource | None) -> PyTree:
-        plan, ring = self._decided(source1, source2)
+        plan, ring = self.decided(source1, source2)
         with progress(self.progress, plan.forward_rows, ("tiles of the kernel", plan.tile_count)) as on_progress:
             job = Job(plan, source1, source2, self.backend() if ring is None else OnRing(ring), on_progress)
             if ring is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 @contextmanager
@@ -39,6 +39,11 @@ def network_devices(count: int) -> list[jax.Device]:
     """The first ``count`` devices of this process; all of them for -1."""
     devices = jax.local_devices()
     return devices if count == -1 else devices[:count]
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The same devices as a mesh whose axes JAX does not keep in the types of arrays."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def on_one_device(array: Any) -> Any:

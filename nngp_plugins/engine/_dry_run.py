@@ -64,8 +64,10 @@ def plan(
         kernel_fn = replace(kernel_fn, batch_size=batch_size)
     with transfers_allowed():
         sources = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
-        made = kernel_fn.plan_of(*sources, tile_bytes=None if part is None else TILE_BYTES)
-        made = made if part is None else made.of_part(Part.of(part))
+        if part is None:
+            made, _ = kernel_fn.decided(*sources)
+        else:
+            made = kernel_fn.plan_of(*sources, tile_bytes=TILE_BYTES).of_part(Part.of(part))
         return replace(made, seconds=_seconds_of(kernel_fn.kernel_fn, made, sources[0])) if measure else made
 
 

@@ -65,10 +65,15 @@ def refuse_overflow(plan: KernelPlan, pair: LeafPair, part: Any, at: tuple[Range
     starts = [start for start, _ in at[: kernel.batch_axes]]
     first = [int(start + i) for start, i in zip(starts, bad[0], strict=False)]
     where = "".join(f", {side} example {i}" for side, i in zip(("x1", "x2"), first, strict=False)).removeprefix(", ")
-    raise ValueError(
-        f"the kernel of {kernel.name} overflows {jnp.dtype(kernel.dtype)}{f' at {where}' if where else ''}, although "
-        "its outputs are finite: their products are too large. Divide the outputs by a number, which divides the "
-        "kernel by its square, or take nngp.gram, whose metrics do not depend on the size of kernels."
+    raise overflow_of(kernel.name, kernel.dtype, f" at {where}" if where else "")
+
+
+def overflow_of(name: str, dtype: Any, where: str = "") -> ValueError:
+    """The error that says of which output the kernel overflows, and perhaps where."""
+    return ValueError(
+        f"the kernel of {name} overflows {jnp.dtype(dtype)}{where}, although its outputs are finite: their products "
+        "are too large. Divide the outputs by a number, which divides the kernel by its square, or take nngp.gram, "
+        "whose metrics do not depend on the size of kernels."
     )
 
 

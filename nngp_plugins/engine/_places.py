@@ -110,7 +110,7 @@ class Places:
         if is_on_mesh(leaf):
             # Only the axis of examples must be the same for all inputs.
             taken = set(self.batch_axes or ())
-            spec += [None if _names(entry) & taken else entry for entry in leaf.sharding.spec[1:]]
+            spec += [None if taken.intersection(_names(entry)) else entry for entry in leaf.sharding.spec[1:]]
         where = NamedSharding(self.mesh, PartitionSpec(*spec))
         return leaf if is_on_mesh(leaf) and leaf.sharding == where else jax.device_put(leaf, where)
 
@@ -141,12 +141,12 @@ def _is_split(leaf: Array) -> bool:
 
 def _axes_of(sharding: Any) -> tuple[str, ...]:
     """The axes of the mesh that examples are sharded over."""
-    entry = sharding.spec[0] if len(sharding.spec) else None
+    return _names(sharding.spec[0]) if len(sharding.spec) else ()
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The axes of the mesh that one axis of an array is sharded over."""
     return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
-
-
-def _names(entry: Any) -> set[str]:
-    return set(entry) if isinstance(entry, tuple) else {entry} - {None}
 
 
 @lru_cache(maxsize=256)

@@ -10,22 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._static import Static
 from .._trees import arrays_alone, with_constants
 from .._typing import PyTree
 from ._apply import is_traced
+from ._devices import automatic
 from ._independence import smaller_batch, traced_errors, warn_or_refuse
 from ._inputs import batch_first, batch_of, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._nngp import KernelFn
 from ._outputs import NamedOutputs, refuse_other_rows
+from ._overflow import overflow_of
 
 
 def spans_processes(*trees: PyTree) -> bool:
     """Whether an array lies on devices of other processes, too."""
+    if jax.process_count() == 1:
+        return False
     arrays = (leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, Array) and not is_traced(leaf))
     return any(not leaf.is_fully_addressable for leaf in arrays)
 
@@ -48,7 +52,7 @@ def in_this_process(argument: str, tree: PyTree) -> PyTree:
             )
         return leaf.addressable_data(0)
 
-    return jax.tree_util.tree_map_with_path(own, tree)
+    return jax.tree_util.tree_map_with_path(own, tree) if spans_processes(tree) else tree
 
 
 def on_automatic_mesh(tree: PyTree) -> PyTree:
@@ -59,7 +63,7 @@ def on_automatic_mesh(tree: PyTree) -> PyTree:
 
     def moved(leaf: Any) -> Any:
         if spans_processes(leaf):
-            return _on_mesh(leaf, _automatic(_mesh_of(leaf)))
+            return _on_mesh(leaf, automatic(_mesh_of(leaf)))
         is_key = isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(leaf) if isinstance(leaf, Array) and not is_key else leaf
 
@@ -131,7 +135,7 @@ class OverProcesses:
         y1 = self.outputs()
         y2 = y1 if self._sides[1][1] is None else self.outputs(1)
         examples = PartitionSpec(*given.sharding.spec[:1])
-        mesh = _automatic(_mesh_of(given))
+        mesh = automatic(_mesh_of(given))
         where = {
             pair: NamedSharding(mesh, PartitionSpec() if contraction.batch_role() == "traced" else examples)
             for pair, contraction in self._kernel_fn.contractions(y1, y2).items()
@@ -142,10 +146,7 @@ class OverProcesses:
         named = NamedOutputs.unchecked(kernels)
         for name, leaf, too_large in zip(named.names, named.leaves, jax.device_get(overflow), strict=True):
             if too_large:
-                raise ValueError(
-                    f"the kernel of {name} overflows {leaf.dtype}, although outputs are finite: their products are too "
-                    "large. Divide the outputs by a number, which divides the kernel by its square."
-                )
+                raise overflow_of(name, leaf.dtype)
         return jax.tree.map(lambda kernel: _on_mesh(kernel, given.sharding.mesh), kernels)
 
 
@@ -205,10 +206,6 @@ def _mesh_of(array: Array) -> Mesh:
     if not isinstance(array.sharding, NamedSharding):
         raise ValueError(f"an array over several processes has {array.sharding}; put it on a mesh by a NamedSharding.")
     return array.sharding.mesh  # type: ignore[return-value]
-
-
-def _automatic(mesh: Mesh) -> Mesh:
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def _on_mesh(array: Array, mesh: Mesh) -> Array:

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ._devices import automatic
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Ring:
     @property
     def automatic(self) -> Ring:
         """The same devices, whose axes JAX does not keep in the types of arrays."""
-        types = (AxisType.Auto,) * len(self.mesh.axis_names)
-        return Ring(Mesh(self.mesh.devices, self.mesh.axis_names, axis_types=types), self.axes)
+        return Ring(automatic(self.mesh), self.axes)
 
     def spec(self, axis: int = 0) -> PartitionSpec:
         """How an array is split whose axis counts rows."""

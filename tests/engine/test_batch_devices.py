@@ -147,7 +147,9 @@ def on_eight_inputs_and_parameters_stay_on_the_mesh(placed, kind):
 def on_eight_kernels_of_any_number_of_examples(n):
     x = normal(6, n, 3)
     kernel_fn = nngp.empirical_nngp_fn(lambda params, x: {"a": x, "b": jnp.tanh(x) * params}, cross_terms=True)
-    kernels = nngp.batch(kernel_fn, 9)(x, None, 2.0)
+    batched = nngp.batch(kernel_fn, 9)
+    assert nngp.plan(batched, x, None, 2.0) == batched.plan(x, None, 2.0)
+    kernels = batched(x, None, 2.0)
     a, b = x.astype(np.float64), 2 * np.tanh(x.astype(np.float64))
     assert_close(kernels["a"]["a"], gram(a))
     assert_close(kernels["a"]["b"], a @ b.T / 3)

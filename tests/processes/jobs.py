@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from forks import child
 from helpers.arrays import normal
 from helpers.oracles import u_centred
 from jax.sharding import NamedSharding, PartitionSpec
@@ -40,21 +41,18 @@ def run(path, count, kind="cases"):
         # JAX has started no backend yet, so the fork loses no threads.
         pid = os.fork()
         if not pid:
-            code = 1
             # Gloo writes to where tests/forks.py talks.
             os.dup2(2, 1)
-            try:
-                begin(address, count, index)
-                KINDS[kind](Path(path), index)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                os._exit(code)
+            child(one_of, {"address": address, "count": count, "index": index, "path": path, "kind": kind})
         pids.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     (Path(path) / "codes.json").write_text(json.dumps(codes))
+
+
+def one_of(address, count, index, path, kind):
+    """What each of the processes does."""
+    begin(address, count, index)
+    KINDS[kind](Path(path), index)
 
 
 def begin(address, count, index):

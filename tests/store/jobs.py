@@ -4,11 +4,11 @@ import os
 import random
 import signal
 import time
-import traceback
 from pathlib import Path
 
 import jax.numpy as jnp
 import tensorstore
+from forks import child
 from helpers.arrays import normal
 
 import nngp_plugins as nngp
@@ -34,14 +34,7 @@ def run(path, kind, parts=1, kills=0, seed=0):
         # JAX has started no backend yet, so the fork loses no threads.
         pid = os.fork()
         if not pid:
-            try:
-                write(path, kind, (index, parts))
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                os._exit(1)
+            child(write, {"path": path, "kind": kind, "part": (index, parts)})
         running[pid] = index
     for pid in dice.sample(sorted(running), kills):
         wait_until_written(Path(path), dice.randrange(20))
