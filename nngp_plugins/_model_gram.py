@@ -29,7 +29,7 @@ from .engine import (
     refuse_empty,
     refuse_same_names,
     spans_processes,
-    transfers_allowed,
+    undisturbed,
 )
 from .metrics import DenseGram, FeatureGram, OfStep, StreamedGram, features, gram_of
 from .store import FeatureStore
@@ -85,7 +85,7 @@ def gram(
         if x is not None or params is not None or apply_fn_kwargs:
             raise TypeError("the features of a FeatureStore are there already; pass nngp.gram(store) alone.")
         return jax.tree.map(StreamedGram, f.as_outputs())
-    with transfers_allowed():
+    with undisturbed():
         grams, found = _grams_of(f, x, params, batch_size, store_on_device, check, apply_fn_kwargs)
     for flaw, names in found.items():
         warnings.warn(f"{flaw} {'; '.join(names)}: metrics of it are nan.", RuntimeWarning, stacklevel=2)

@@ -21,6 +21,7 @@ GROUND_FLOOR = {
     "_durable",
     "_fingerprint",
     "_live",
+    "_meshes",
     "_pictures",
 }  # every room may use these
 ARROWS = {  # what each room may use besides the ground floor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
+from .._meshes import automatic_mesh
 from .._trees import arrays_alone, with_constants
 from .._typing import as_jax_takes_it
 from ..adapters import ModelFn, Reduced, matches, warn_of_statistics
@@ -30,7 +33,7 @@ from ..engine import (
     traced_errors,
     traced_outputs,
 )
-from ..metrics import OfStep, Product, features, product_from_first
+from ..metrics import OfStep, Product, features, product_from_first, rows_of
 from ._checks import check_layers, probe_size
 from ._given import own
 
@@ -59,21 +62,27 @@ class _Products:
     Attributes:
         n: the number of examples.
         keep_features: whether layers that are narrower than their kernels keep their features.
+        rows: how several devices share the probe; None if they do not.
     """
 
     n: int
     keep_features: bool
+    rows: NamedSharding | None
 
     def keeps(self, shape: Any) -> bool:
         """Whether a layer of this shape keeps its features."""
         return self.keep_features and math.prod(shape.shape[1:]) < self.n
 
     def __call__(self, name: str, y: Array) -> Array | Product:
-        return y if self.keeps(y) else product_from_first(y)
+        return y if self.keeps(y) else self.of(y)
+
+    def of(self, y: Array) -> Product:
+        """The product of a layer."""
+        return product_from_first(y, self.rows)
 
     def of_step(self, shape: jax.ShapeDtypeStruct) -> OfStep | None:
         """The product of a step; None if all steps are kept."""
-        return None if self.keeps(shape) else OfStep(product_from_first)
+        return None if self.keeps(shape) else OfStep(self.of)
 
     def take_apart(self, reduced: Reduced) -> tuple[Product, dict[str, Array]]:
         """The products of all layers in forward order, and the features of those that keep them."""
@@ -84,7 +93,7 @@ class _Products:
             stacked = part.value if part.stacked else jax.tree.map(lambda y: y[None], part.value)
             if not isinstance(stacked, Product):
                 kept |= {reduced.names[i]: features(y) for i, y in zip(part.places, stacked, strict=True)}
-                stacked = jax.vmap(product_from_first)(stacked)
+                stacked = jax.vmap(self.of)(stacked)
             products.append(stacked)
             places += part.places
         with jax.numpy_dtype_promotion("standard"):
@@ -128,7 +137,8 @@ class Measurement:
             self.probe_x = probe_x if self.is_shared else jax.tree.map(jnp.asarray, probe_x)
         self.f, self._rng = f, own(rng)
         self.n = probe_size(self.probe_x)
-        self._products = _Products(self.n, keep_features)
+        shared = filter(None, map(rows_of, jax.tree.leaves(self.probe_x)))
+        self._products = _Products(self.n, keep_features, next(shared, None))
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.expected_shapes: Mapping[str, Any] | None = None
@@ -151,6 +161,10 @@ class Measurement:
         """
         if isinstance(self.f, ModelFn):
             params, state = self.f.variables(params, state)
+        with automatic_mesh() if self.is_shared else nullcontext():
+            return self._measured(params, state, on_shape)
+
+    def _measured(self, params: Any, state: Any, on_shape: Callable[[jax.ShapeDtypeStruct], object]) -> Measured:
         params, state = self._placed(own((params, state)))
         params = arrays_alone(params)
         if not self.shapes:
@@ -206,7 +220,7 @@ class Measurement:
         layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
         order = self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
-        products = [product_from_first(y) for y in layers.values()]
+        products = [self._products.of(y) for y in layers.values()]
         with jax.numpy_dtype_promotion("standard"):
             stacked = Product(*map(jnp.stack, zip(*products, strict=True)))
         return Measured(_in_order(stacked, order), narrow, errors)

@@ -7,6 +7,7 @@ from ._devices import (
     compiler_options as compiler_options,
     on_one_device as on_one_device,
     transfers_allowed as transfers_allowed,
+    undisturbed as undisturbed,
 )
 from ._draws import Count as Count, Draws as Draws
 from ._dry_run import plan as plan

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .._meshes import back_on
 from .._static import Static
 from .._trees import with_constants
 from .._typing import PyTree
@@ -105,7 +106,8 @@ def outputs_of(call: ApplyCall, places: Places, avals: Avals) -> NamedOutputs:
         jax.ShapeDtypeStruct(shape, dtype, weak_type=weak, sharding=sharding)
         for shape, dtype, weak, sharding in avals.leaves
     ]
-    y = NamedOutputs.unchecked(on_batches(call, places).eval_shape(*avals.structure.unflatten(structs)))
+    with back_on(places.mesh_of_f):
+        y = NamedOutputs.unchecked(on_batches(call, places).eval_shape(*avals.structure.unflatten(structs)))
     return y.structs()
 
 

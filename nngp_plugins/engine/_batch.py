@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
+from .._meshes import no_mesh
 from .._static import Static
 from .._typing import PyTree
 from ._apply import is_traced, refuse_traced
 from ._arrays import ArrayBackend, OnDevice, OnHost, OnRing
-from ._devices import network_devices, transfers_allowed
+from ._devices import network_devices, undisturbed
 from ._forward import NetworkOutputs
 from ._given import compiled_contract, contract_given, shared_outputs
 from ._inputs import are_arrays, batch_first, batch_of, hold_numpy, unpacked
@@ -59,7 +60,7 @@ class BatchedKernelFn:
             )
         refuse_sizes(self.batch_size, self.device_count, self.memory_budget, self.tile_size)
 
-    @transfers_allowed()
+    @undisturbed()
     def __call__(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The kernel ``f(x1) f(x2)ᵀ``, as :meth:`KernelFn.__call__` gives it.
 
@@ -87,7 +88,7 @@ class BatchedKernelFn:
             return OverProcesses(self.kernel_fn, self.batch_size, self.check, params, apply_fn_kwargs, x1, x2).kernels()
         return self._assemble(*self.sources(x1, x2, params, apply_fn_kwargs))
 
-    @transfers_allowed()
+    @undisturbed()
     def outputs(self, x: PyTree, params: PyTree, **apply_fn_kwargs: Any) -> PyTree:
         """The outputs of ``f`` on all examples, in batches, kept as for a kernel; arguments and errors of a call."""
         if spans_processes(x):
@@ -113,17 +114,19 @@ class BatchedKernelFn:
         # The checks below take longer than a small kernel. JAX remembers for which shapes and dtypes they were made.
         leaves = jax.tree.leaves((y1, y2))
         if self.store_on_device and any(map(is_on_mesh, leaves)) and (shared := shared_outputs(y1, y2)):
-            return self._assemble(*shared)
+            with undisturbed():
+                return self._assemble(*shared)
         if self.store_on_device and not self.progress and are_arrays(leaves):
             # A compiled function within another one takes the options of that one.
             contract = contract_given if is_traced(leaves) else compiled_contract()
             if not hold_numpy(leaves):
                 return contract(Static(self), y1, y2)
-            with transfers_allowed():
+            with undisturbed():
                 return jax.block_until_ready(contract(Static(self), y1, y2))
-        return self._assemble(*GivenOutputs.of(y1, y2))
+        with no_mesh():
+            return self._assemble(*GivenOutputs.of(y1, y2))
 
-    @transfers_allowed()
+    @undisturbed()
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
         return self.decided(*self.sources(x1, x2, params, apply_fn_kwargs))[0]

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .._meshes import no_mesh
 
 
 @contextmanager
@@ -26,6 +28,13 @@ def transfers_allowed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Lets arrays move, and leaves the mesh of ``jax.set_mesh``, for a call or as a decorator."""
+    with transfers_allowed(), no_mesh():
+        yield
+
+
 def compiler_options() -> dict[str, Any] | None:
     """Options for programs of many matrix products; None where the defaults are best.
 
@@ -39,11 +48,6 @@ def network_devices(count: int) -> list[jax.Device]:
     """The first ``count`` devices of this process; all of them for -1."""
     devices = jax.local_devices()
     return devices if count == -1 else devices[:count]
-
-
-def automatic(mesh: Mesh) -> Mesh:
-    """The same devices as a mesh whose axes JAX does not keep in the types of arrays."""
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def on_one_device(array: Any) -> Any:

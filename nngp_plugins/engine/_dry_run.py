@@ -12,7 +12,7 @@ import numpy as np
 
 from .._typing import PyTree
 from ._batch import BatchedKernelFn, batch
-from ._devices import compiler_options, transfers_allowed
+from ._devices import compiler_options, undisturbed
 from ._forward import NetworkOutputs
 from ._nngp import KernelFn
 from ._part import TILE_BYTES, Part
@@ -62,7 +62,7 @@ def plan(
     kernel_fn = kernel_fn if isinstance(kernel_fn, BatchedKernelFn) else batch(kernel_fn)
     if batch_size is not None:
         kernel_fn = replace(kernel_fn, batch_size=batch_size)
-    with transfers_allowed():
+    with undisturbed():
         sources = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
         if part is None:
             made, _ = kernel_fn.decided(*sources)

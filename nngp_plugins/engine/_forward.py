@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from .._meshes import back_on
 from .._static import Static
 from .._trees import arrays_alone
 from .._typing import PyTree, as_jax_takes_it
@@ -186,10 +187,15 @@ class NetworkOutputs(Feed):
         yield from running
 
     def _run(self, call: ApplyCall, rows: list[Any], index: int) -> PyTree:
-        y = on_batches(call, self.places)(self._params, rows, self._whole, self._keys_of(index))
+        keys = self._keys_of(index)
+        with back_on(self.places.mesh_of_f):
+            y = on_batches(call, self.places)(self._params, rows, self._whole, keys)
         refuse_traced(y)
-        # What XLA chooses may differ from program to program.
-        return jax.device_put(y, self.places.ring.automatic.sharding()) if self.places.is_shared else y
+        if self.places.is_shared:
+            # What XLA chooses may differ from program to program.
+            return jax.device_put(y, self.places.ring.automatic.sharding())
+        # Without the mesh in their types.
+        return y if self.places.mesh_of_f is None else jax.tree.map(lambda leaf: leaf.addressable_data(0), y)
 
     def _refuse_dependence(self, call: ApplyCall, first: int, index: int, leaves: list[Array]) -> None:
         """Refuses an ``f`` whose outputs depend on their batch, and warns of one that rounding changes much.
@@ -246,7 +252,8 @@ class NetworkOutputs(Feed):
 
     def _refuse_other_outputs(self, rows: list[Any], size: int, few: int, index: int) -> None:
         arrays = self._params, rows, self._whole, self._keys_of(index)
-        y = NamedOutputs.unchecked(on_batches(self._call, self.places).eval_shape(*arrays))
+        with back_on(self.places.mesh_of_f):
+            y = NamedOutputs.unchecked(on_batches(self._call, self.places).eval_shape(*arrays))
         refuse_other_outputs(self.outputs, size, y, few, self.argument)
         refuse_other_rows(y, few, self.argument, self.places.count)
 

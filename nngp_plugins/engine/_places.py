@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .._meshes import mesh_left
 from .._typing import PyTree
 from ._devices import on_one_device
 from ._inputs import Range
@@ -36,7 +37,7 @@ class Places:
 
     @classmethod
     def of(cls, devices: Sequence[jax.Device], sides: Sequence[PyTree], others: PyTree) -> Places:
-        """The mesh of inputs or parameters that are sharded over devices; these devices if there is none.
+        """The mesh of inputs or parameters that are sharded over devices, or that of ``jax.set_mesh``, or the devices.
 
         Args:
             devices: the devices that run the network otherwise.
@@ -49,7 +50,9 @@ class Places:
         inputs = [leaf for leaf in jax.tree.leaves(list(sides)) if is_on_mesh(leaf)]
         sharded = [leaf for leaf in (*inputs, *jax.tree.leaves(others)) if is_on_mesh(leaf) and _is_split(leaf)]
         if not sharded:
-            return own
+            given = mesh_left()
+            is_here = given is not None and {*given.devices.flat} == {*devices}
+            return cls(Ring(given, given.axis_names), given.axis_names) if given is not None and is_here else own
         mesh = sharded[0].sharding.mesh
         inputs = [leaf for leaf in inputs if leaf.sharding.mesh.devices.size == mesh.size]
         split = max((_axes_of(leaf.sharding) for leaf in inputs), key=len, default=())
@@ -66,6 +69,12 @@ class Places:
     def is_shared(self) -> bool:
         """Whether one call of ``f`` runs on all devices, which are a mesh of the user."""
         return self.batch_axes is not None
+
+    @property
+    def mesh_of_f(self) -> Mesh | None:
+        """The mesh of ``jax.set_mesh`` that ``f`` runs on, as when the user calls it; None if none is set."""
+        given = mesh_left()
+        return given if given is not None and (self.is_shared or given.size == self.mesh.size == 1) else None
 
     def divides(self, examples: int) -> bool:
         """Whether all devices get as many examples."""

@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._meshes import automatic, back_on, mesh_left, on_mesh
 from .._static import Static
 from .._trees import arrays_alone, with_constants
 from .._typing import PyTree
 from ._apply import is_traced
-from ._devices import automatic
 from ._independence import smaller_batch, traced_errors, warn_or_refuse
 from ._inputs import batch_first, batch_of, unpacked
 from ._keys import KEYS
@@ -63,7 +63,7 @@ def on_automatic_mesh(tree: PyTree) -> PyTree:
 
     def moved(leaf: Any) -> Any:
         if spans_processes(leaf):
-            return _on_mesh(leaf, automatic(_mesh_of(leaf)))
+            return on_mesh(leaf, automatic(_mesh_of(leaf)))
         is_key = isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return np.asarray(leaf) if isinstance(leaf, Array) and not is_key else leaf
 
@@ -117,7 +117,8 @@ class OverProcesses:
         whole = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else Static(leaf), on_automatic_mesh(kwargs))
         size = min(self._batch_size or n, n // shards)
         check = self._check and size * shards < n
-        y, errors = _forward(Static(self._f), size, shards, check)(self._params, rows, whole)
+        with back_on(mesh_left(), automatically=True):
+            y, errors = _forward(Static(self._f), size, shards, check)(self._params, rows, whole)
         outputs = NamedOutputs.unchecked(y)
         refuse_other_rows(outputs, n, argument)
         if check:
@@ -147,7 +148,7 @@ class OverProcesses:
         for name, leaf, too_large in zip(named.names, named.leaves, jax.device_get(overflow), strict=True):
             if too_large:
                 raise overflow_of(name, leaf.dtype)
-        return jax.tree.map(lambda kernel: _on_mesh(kernel, given.sharding.mesh), kernels)
+        return jax.tree.map(lambda kernel: on_mesh(kernel, given.sharding.mesh), kernels)
 
 
 @lru_cache(maxsize=64)
@@ -206,11 +207,3 @@ def _mesh_of(array: Array) -> Mesh:
     if not isinstance(array.sharding, NamedSharding):
         raise ValueError(f"an array over several processes has {array.sharding}; put it on a mesh by a NamedSharding.")
     return array.sharding.mesh  # type: ignore[return-value]
-
-
-def _on_mesh(array: Array, mesh: Mesh) -> Array:
-    """The same shards on another mesh of the same devices."""
-    sharding = NamedSharding(mesh, array.sharding.spec)  # type: ignore[attr-defined]
-    return jax.make_array_from_single_device_arrays(
-        array.shape, sharding, [shard.data for shard in array.addressable_shards]
-    )

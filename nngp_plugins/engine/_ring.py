@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ._devices import automatic
+from .._meshes import automatic
 
 
 @dataclass(frozen=True)

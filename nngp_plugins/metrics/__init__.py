@@ -11,6 +11,7 @@ from ._catalogue import (
 from ._dense import DenseGram as DenseGram
 from ._features import FeatureGram as FeatureGram
 from ._gram import Gram as Gram
+from ._shared import rows_of as rows_of
 from ._stacked import (
     OfStep as OfStep,
     Product as Product,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from jax import Array
 
+from .._meshes import no_mesh
 from ._gram import Gram
 
 Metric = Callable[[Gram, Gram], Array]
@@ -91,7 +92,8 @@ def entry(*, title: str, **facts: Any) -> Callable[[F], F]:
             are required.
 
     Returns:
-        A decorator that returns the function unchanged.
+        A decorator that returns the function, which then leaves the mesh of ``jax.set_mesh`` for each call: Grams may
+        be on another one. Other callables are returned as they are.
 
     Raises:
         TypeError: a required attribute is missing, or one is unknown.
@@ -111,7 +113,8 @@ def entry(*, title: str, **facts: Any) -> Callable[[F], F]:
     """
 
     def register(metric: F) -> F:
-        new = Entry(metric, title=title, **facts)
+        on_its_mesh = no_mesh()(metric) if inspect.isfunction(metric) else metric
+        new = Entry(on_its_mesh, title=title, **facts)
         old = _ENTRIES.get(new.name)
         if old is not None and _home(old.metric) != _home(metric):
             raise ValueError(
@@ -119,7 +122,7 @@ def entry(*, title: str, **facts: Any) -> Callable[[F], F]:
                 f"or call nngp.metrics.unregister({new.name!r}) first."
             )
         _ENTRIES[new.name] = new
-        return metric
+        return on_its_mesh
 
     return register
 

@@ -91,9 +91,10 @@ def _exponent_of_the_tail(a: Gram) -> Array:
 
     The window avoids the leading eigenvalues, because the first is usually that of the mean.
     """
+    a = as_gram(a, eigenvalues=True)
     rank = rank_bound(a)
     if rank < 2:
-        return jnp.full_like(as_gram(a).trace(), jnp.nan)
+        return jnp.full_like(a.trace(), jnp.nan)
     if rank >= 50:
         return power_law_exponent(a, (11, 50))
     first = 1 + rank // 4

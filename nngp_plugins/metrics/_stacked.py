@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, custom_jvp, lax
 from jax.custom_batching import custom_vmap
+from jax.sharding import NamedSharding
 
 from .._typing import wide
 from ._dense import DenseGram
 from ._powers import exponent_if_far, largest, power_of_2, times_power_of_4
 from ._products import diagonal, product
+from ._shared import by_some_features, rows_of
 from ._to_grams import features
 
 
@@ -57,17 +59,29 @@ class Product(NamedTuple):
     exponent: Array
 
 
-def product_from_first(y: Array) -> Product:
+def product_from_first(y: Array, rows: NamedSharding | None = None) -> Product:
     """The product of the features of an output, measured from the first example, for :func:`grams_of_products`.
 
     The product for several outputs side by side is the mean of theirs, if they have the same size; see :class:`OfStep`.
+
+    Args:
+        y: the output, ``(N, ...)``.
+        rows: how several devices share its examples, within a compiled function: then no device gets all features.
+            None if they do not share them, or share them over explicit axes, which the type of ``y`` tells.
 
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> nngp.metrics.product_from_first(jnp.ones((4, 8))).matrix.shape
         (4, 4)
     """
-    return lax.platform_dependent(y, cpu=_scaled_if_needed, default=_scaled)
+    if isinstance(y, jax.core.Tracer):
+        return by_some_features(_product, y, rows or rows_of(y))
+    return _product(y)
+
+
+def _product(y: Array) -> Product:
+    product: Product = lax.platform_dependent(y, cpu=_scaled_if_needed, default=_scaled)
+    return product
 
 
 def _scaled(y: Array) -> Product:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .._meshes import automatic, on_mesh
 from .._typing import wide
 from ._dense import DenseGram
 from ._features import FeatureGram
 from ._gram import Gram
 from ._products import squares
+from ._shared import by_some_features, rows_of
 from ._streamed import StreamedGram, is_streamed, summed_pair
 from ._summed import SummedGram, dots_of
 
@@ -45,7 +48,7 @@ def features(y: Array) -> Float[Array, "N D"]:
     """
     if jnp.issubdtype(y.dtype, jnp.complexfloating):
         raise TypeError(f"metrics are defined for real features, got {y.dtype}; pass the real and imaginary parts.")
-    flat = _replicated(y).reshape(y.shape[0], -1)
+    flat = _automatic(y).reshape(y.shape[0], -1)
     flat = flat.astype(wide(flat.dtype))
     return flat / jnp.sqrt(jnp.asarray(flat.shape[1], flat.dtype))
 
@@ -68,8 +71,21 @@ def gram_of(y: Array) -> FeatureGram | DenseGram:
         >>> type(nngp.metrics.gram_of(jnp.ones((8, 3)))).__name__, type(nngp.metrics.gram_of(jnp.ones((3, 8)))).__name__
         ('FeatureGram', 'DenseGram')
     """
-    by_features = FeatureGram(features(y))
-    return by_features if by_features.narrow else by_features.by_entries()
+    if math.prod(y.shape[1:]) < y.shape[0]:
+        return FeatureGram(features(y))
+    if isinstance(y, jax.core.Tracer) or rows_of(y) is None:
+        return by_some_features(_by_entries, y, rows_of(y))
+    y = _automatic(y)
+    return _shared_by_entries(y, rows_of(y))
+
+
+def _by_entries(y: Array) -> DenseGram:
+    return FeatureGram(features(y)).by_entries()
+
+
+@partial(jax.jit, static_argnums=1)
+def _shared_by_entries(y: Array, rows: NamedSharding) -> DenseGram:
+    return by_some_features(_by_entries, y, rows)
 
 
 def with_derivative_of(smooth: Callable[..., Array]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
@@ -160,14 +176,17 @@ def on_device(y: Any) -> Array:
 
     A copy that starts by itself is what JAX's guard against transfers refuses.
     """
-    return _replicated(y if isinstance(y, Array) else jax.device_put(np.asarray(y)))
+    return _automatic(y if isinstance(y, Array) else jax.device_put(np.asarray(y)))
 
 
-def _replicated(y: Array) -> Array:
-    """Copies an array to every device of its mesh if the mesh has explicit axes.
+def _automatic(y: Array) -> Array:
+    """The same array on a mesh without explicit axes; within a compiled function, a copy on every device.
 
     JAX refuses much of linear algebra on arrays that are sharded over explicit axes.
     """
     mesh = jax.typeof(y).sharding.mesh
-    explicit = AxisType.Explicit in mesh.axis_types
-    return jax.sharding.reshard(y, NamedSharding(mesh, PartitionSpec())) if explicit else y
+    if AxisType.Explicit not in mesh.axis_types:
+        return y
+    if isinstance(y, jax.core.Tracer):
+        return jax.sharding.reshard(y, NamedSharding(mesh, PartitionSpec()))
+    return on_mesh(y, automatic(y.sharding.mesh))  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from ..engine import (
     empirical_nngp_fn,
     progress as show_progress,
     refuse_same_names,
-    transfers_allowed,
+    undisturbed,
     unpacked,
 )
 from ._chunks import ChunkWriter, finite_rows, refuse_non_finite
@@ -38,7 +38,7 @@ from ._resume import OpenStore, StoreJob, begun, fingerprints, software
 BLOCK_BYTES = 16_000_000
 
 
-@transfers_allowed()
+@undisturbed()
 def write_features(
     f: Callable[..., PyTree],
     x: PyTree,

@@ -35,7 +35,7 @@ from ..engine import (
     inputs,
     progress as show_progress,
     refuse_same_names,
-    transfers_allowed,
+    undisturbed,
     unpacked,
 )
 from ._chunks import ChunkWriter, finite_rows, refuse_non_finite
@@ -47,7 +47,7 @@ from ._resume import OpenStore, StoreJob, begun, fingerprints, software
 from ._stored_outputs import StoredOutputs, contents_of
 
 
-@transfers_allowed()
+@undisturbed()
 def write_kernel(
     kernel_fn: KernelFn | BatchedKernelFn | FeatureStore,
     x1: PyTree = None,

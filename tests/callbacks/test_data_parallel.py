@@ -38,6 +38,22 @@ alone, spread = (nngp.metrics.cka(k["hidden"], k["square"]) for k in kernels)
 np.testing.assert_allclose(alone, spread, rtol=1e-4)
 print("a probe on an explicit mesh")
 """
+NO_GATHER = """
+# The profile names what devices exchange: pieces of features, and sums, and never all features of all examples.
+import collections, pathlib, tempfile
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            found = history(sharded)
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(path)).planes
+        names = collections.Counter(e.name.split(".")[0] for p in planes for line in p.lines for e in line.events)
+    same(found, history(x))
+    assert names["all-to-all"] >= 8 and not names["all-gather"], names
+print("no device gets all features")
+"""
 TRAINING = """
 def f(params, x):
     hidden = jnp.tanh(x @ params["w"])
@@ -98,6 +114,8 @@ print("parameters replicated, and sharded")
 def test_on_eight_devices():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", BEGIN + EXPLICIT + TRAINING]
+    command = [sys.executable, "-W", "error", "-c", BEGIN + EXPLICIT + NO_GATHER + TRAINING]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert run.stdout == "a probe on an explicit mesh\nparameters replicated, and sharded\n", run.stderr
+    assert (
+        run.stdout == "a probe on an explicit mesh\nno device gets all features\nparameters replicated, and sharded\n"
+    ), run.stderr

@@ -157,6 +157,28 @@ def on_eight_kernels_of_any_number_of_examples(n):
     assert np.array_equal(kernels["b"]["b"], kernels["b"]["b"].T)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def on_eight_f_runs_on_the_mesh_that_is_set(kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    placed = jax.sharding.reshard if kind == AxisType.Explicit else jax.lax.with_sharding_constraint
+
+    def f(params, x):
+        # Without the mesh, JAX does not know its axes.
+        return two_layers(params, placed(x, PartitionSpec("data")))
+
+    with jax.set_mesh(mesh):
+        kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f), 3)
+        kernels, grams = kernel_fn(EIGHT, None, [WIDE, NARROW]), nngp.gram(f, EIGHT, [WIDE, NARROW])
+        # on numbers of one device, and of all of them
+        similarity = [float(nngp.metrics.cka(of["hidden"], of["output"], debiased=False)) for of in (kernels, grams)]
+        assert jax.sharding.get_mesh() == mesh
+    centered = {name: gram(y - y.mean(axis=0)) for name, y in by_hand(EIGHT).items()}
+    for name, y in by_hand(EIGHT).items():
+        assert_close(kernels[name], gram(y))
+    a, b = centered.values()
+    np.testing.assert_allclose(similarity, np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b)), rtol=1e-5)
+
+
 def on_eight_sums_and_diagonals_over_examples():
     y = np.tanh(X.astype(np.float64))
     for axes, expected in [({"trace_axes": (0, 1)}, np.mean(y * y)), ({"diagonal_axes": 0}, np.mean(y * y, axis=1))]:

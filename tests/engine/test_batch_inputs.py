@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import assert_close, gram, normal
+from jax.sharding import AxisType, PartitionSpec
 
 import nngp_plugins as nngp
 
@@ -268,3 +269,18 @@ def test_the_noise_is_the_same_wherever_an_example_meets_itself(batch_size):
         assert eigenvalues[0] > -1e-6 * eigenvalues[-1]
         # of rank 8, as noise of each meeting would not leave it
         assert np.sum(eigenvalues > 1e-5 * eigenvalues[-1]) == 8
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_mesh_of_one_device_may_be_set(kind):
+    placed = jax.sharding.reshard if kind == AxisType.Explicit else jax.lax.with_sharding_constraint
+    x = normal(0, 7, 3)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        # Without the mesh, JAX does not know its axis.
+        kernel_fn = nngp.empirical_nngp_fn(lambda params, x: params * placed(jnp.asarray(x), PartitionSpec("data")))
+        for batched in (nngp.batch(kernel_fn, 2), nngp.batch(kernel_fn), nngp.batch(kernel_fn, 3, memory_budget=99)):
+            assert_close(batched(x, None, 2.0), 4 * gram(x))
+        assert nngp.plan(kernel_fn, x, None, 2.0).forward_rows == 7
+        assert_close(nngp.batch(kernel_fn).contract(x), gram(x))
+        assert jax.sharding.get_mesh() == mesh

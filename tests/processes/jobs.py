@@ -218,6 +218,31 @@ def a_flax_model_is_tracked(path):
 
 
 @case
+def a_mesh_may_be_set(path):
+    """``f`` is called within it."""
+
+    def f(w, x):
+        return network(w, jax.lax.with_sharding_constraint(x, PartitionSpec("n")))
+
+    x, w = put(X, "n"), put(W)
+    with jax.set_mesh(x.sharding.mesh):
+        assert_rows(nngp.batch(nngp.empirical_nngp_fn(f), 5)(x, None, w)["hidden"], expected(X))
+        found = metrics.effective_rank(nngp.gram(f, x, w)["wide"])
+        with nngp.KernelTracker(f, x, schedule=nngp.every(1)) as tracker:
+            tracker(0, w)
+    np.testing.assert_allclose(float(found), float(metrics.effective_rank(expected_wide())), rtol=1e-4)
+    if not jax.process_index():
+        ranks = tracker.history.metric("effective_rank")[0]
+        np.testing.assert_allclose(
+            ranks, [float(metrics.effective_rank(k)) for k in (expected(X), expected_wide())], rtol=1e-4
+        )
+
+
+def expected_wide():
+    return (X.astype(float) @ W) @ (X.astype(float) @ W).T / 8
+
+
+@case
 def the_documented_training(path):
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "make_mesh" in block)
