@@ -129,7 +129,12 @@ class BatchedKernelFn:
     @undisturbed()
     def plan(self, x1: PyTree, x2: PyTree | None, params: PyTree, **apply_fn_kwargs: Any) -> KernelPlan:
         """What a call would do; see :func:`plan`."""
-        return self.decided(*self.sources(x1, x2, params, apply_fn_kwargs))[0]
+        return self.shown(*self.sources(x1, x2, params, apply_fn_kwargs))
+
+    def shown(self, source1: NetworkOutputs, source2: NetworkOutputs | None) -> KernelPlan:
+        """What a call would do, with how many devices do it."""
+        plan, ring = self.decided(source1, source2)
+        return plan.on_devices(source1.places.count, 1 if ring is None else ring.size)
 
     job = plan  # its name in version 0.1.0
 

@@ -65,9 +65,10 @@ def plan(
     with undisturbed():
         sources = kernel_fn.sources(x1, x2, params, apply_fn_kwargs)
         if part is None:
-            made, _ = kernel_fn.decided(*sources)
+            made = kernel_fn.shown(*sources)
         else:
             made = kernel_fn.plan_of(*sources, tile_bytes=TILE_BYTES).of_part(Part.of(part))
+            made = made.on_devices(sources[0].places.count, 1)
         return replace(made, seconds=_seconds_of(kernel_fn.kernel_fn, made, sources[0])) if measure else made
 
 

@@ -95,6 +95,8 @@ class KernelPlan:
         precision: the precision of the contraction.
         part: the share of one process, which rows, tiles and operations are those of.
         seconds: what the forward passes and the contraction take at the rates of a short probe; None if not measured.
+        devices: how many devices share the forward passes, and how many the contraction; what plans say of rows and
+            operations is of all of them together.
     """
 
     n1: int
@@ -107,10 +109,15 @@ class KernelPlan:
     precision: Any = "highest"
     part: Part = WHOLE
     seconds: tuple[float, float] | None = None
+    devices: tuple[int, int] = (1, 1)
 
     def of_part(self, part: Part) -> KernelPlan:
         """The share of one process; its blocks are no larger than its squares, so that other rows need not run."""
         return self if part == self.part else _of_part(self, part)
+
+    def on_devices(self, network: int, contraction: int) -> KernelPlan:
+        """The same plan for so many devices."""
+        return self if (network, contraction) == self.devices else _on_devices(self, (network, contraction))
 
     @cached_property
     def own_tiles(self) -> frozenset[tuple[int, int]]:
@@ -247,6 +254,10 @@ class KernelPlan:
         table.add_row("contraction", human(self.flops, "FLOP"))
         tile = human(self.tile_bytes, "B")
         table.add_row("tiles", f"{self.tile_count:,} of {self.tile_rows:,} rows, {tile}")
+        if max(self.devices) > 1:
+            rows, flops = -(-self.forward_rows // self.devices[0]), self.flops / self.devices[1]
+            alone = "" if self.devices[1] > 1 else " by the first one"
+            table.add_row(f"each of {self.devices[0]} devices", f"{rows:,} rows, {human(flops, 'FLOP')}{alone}")
         table.add_row("features", human(self.feature_bytes, "B"))
         table.add_row("kernels", human(self.kernel_bytes, "B"))
         if self.seconds is not None:
@@ -264,6 +275,11 @@ class KernelPlan:
 
     def _repr_html_(self) -> str:
         return as_html(self.__rich__())
+
+
+@lru_cache(maxsize=64)
+def _on_devices(plan: KernelPlan, devices: tuple[int, int]) -> KernelPlan:
+    return replace(plan, devices=devices)
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -64,6 +65,10 @@ def on_eight_each_device_runs_a_batch(batch_size, device_count, size, runs):
     job = nngp.plan(kernel_fn, X, None, 2.0)
     assert job.batch_rows == size * (8 if device_count == -1 else device_count)
     assert job.forward_rows == 50
+    devices = 8 if device_count == -1 else device_count
+    assert job.devices == (devices, devices)
+    share = {8: 7, 2: 25, 3: 17}[devices]
+    assert re.search(rf"each of {devices} devices +│ +{share} rows, \S+ kFLOP │", str(job)), str(job)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 60])
