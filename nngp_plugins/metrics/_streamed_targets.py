@@ -69,30 +69,45 @@ def accuracy_of_stream(gram: StreamedGram, one_hot: np.ndarray, nugget: float) -
     root, _ = found
     inverse = solve_triangular(root, np.eye(len(root)), lower=True)
     weights = inverse.T @ (inverse @ _times_targets(gram, one_hot))
-    factor, weights = jax.device_put((np.asarray(inverse, gram.dtype), np.asarray(weights, gram.dtype)))
+    on_host = jax.default_backend() == "cpu"
+    given: Any = np.asarray(inverse, gram.dtype, order="F"), np.asarray(weights, gram.dtype)
+    given = given if on_host else jax.device_put(given)
     right, start = 0, 0
     for rows in gram.rows():
+        block = np.asarray(rows, gram.dtype)
+        leverage, fitted = (_on_host if on_host else _on_device)(block, *given)
         targets = one_hot[start : start + len(rows)]
-        block = jax.device_put((np.asarray(rows, gram.dtype), np.asarray(targets, gram.dtype)))
-        finite, of_block = jax.device_get(_left_out(*block, factor, weights))
-        if not finite:
+        with np.errstate(all="ignore"):
+            left_out = targets - (targets - fitted) / (1 - leverage)[:, None]
+        if not np.isfinite(left_out).all():
             return _result(gram, np.nan)
-        right += int(of_block)
+        right += int(np.sum(np.argmax(left_out, axis=1) == np.argmax(targets, axis=1)))
         start += len(rows)
     return _result(gram, right / gram.n)
 
 
-@jax.jit
-def _left_out(rows: Array, targets: Array, factor: Array, weights: Array) -> tuple[Array, Array]:
-    """Whether the predictions from all other examples are finite, and how many are right.
+def _on_device(rows: np.ndarray, factor: Array, weights: Array) -> tuple[np.ndarray, np.ndarray]:
+    leverage, fitted = jax.device_get(_by_xla(jax.device_put(rows), factor, weights))
+    return leverage, fitted
 
-    The factor has zeros above its diagonal, which are not multiplied.
-    """
+
+@jax.jit
+def _by_xla(rows: Array, factor: Array, weights: Array) -> tuple[Array, Array]:
+    """``‖L⁻¹ phi[i]‖²`` and ``phi w``. The factor has zeros above its diagonal, which are not multiplied."""
     ends = [(k, min(k + COLUMNS, len(factor))) for k in range(0, len(factor), COLUMNS)]
     parts = (product(rows[:, :end], factor[k:end, :end].T) for k, end in ends)
     leverage = sum((jnp.sum(part**2, axis=1) for part in parts), jnp.zeros(len(rows), rows.dtype))
-    left_out = targets - (targets - product(rows, weights)) / (1 - leverage)[:, None]
-    return jnp.isfinite(left_out).all(), jnp.sum(jnp.argmax(left_out, axis=1) == jnp.argmax(targets, axis=1))
+    return leverage, product(rows, weights)
+
+
+@np.errstate(all="ignore")
+def _on_host(rows: np.ndarray, factor: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same by BLAS, which multiplies by a triangle in half of the time."""
+    from scipy.linalg.blas import get_blas_funcs
+
+    times = get_blas_funcs("trmm", (factor, rows))
+    solved = times(1.0, factor, rows.T, lower=True).T
+    return np.einsum("ij,ij->i", solved, solved), rows @ weights
 
 
 def likelihood_of_stream(gram: StreamedGram, targets: np.ndarray, nugget: float) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -118,13 +118,13 @@ def moments(arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any) 
         arrays: of the same examples.
         pairs: which arrays to multiply; ``(0, 0)`` is the first one with itself.
         dtype: of the products of a block. These are added up in float64, so that float32 leaves an error of about
-            1e-7 of the largest entries. JAX computes those in float32, and NumPy those in float64.
+            1e-7 of the largest entries. Those in float32 are computed on the default device, and others on the host.
     """
     found: dict[Pair, Moments] = {}
     shifts: list[Vector] = []
     units: list[float] = []
     running: list[BlockSums] | None = None
-    of_block = _compiled_sums if dtype == np.float32 else _sums_in_float64
+    of_block = _on_host if dtype != np.float32 or jax.default_backend() == "cpu" else _on_device
     for start, block in in_blocks(arrays):
         if not shifts:
             shifts = [_near_mean(rows) for rows in block]
@@ -155,34 +155,42 @@ class BlockSums(NamedTuple):
     both: Any
 
 
-def _sums_of_block(
-    times: Callable[[Any, Any], Any], blocks: list[Any], shifts: list[Any], inverse: list[Any], pairs: Sequence[Pair]
-) -> list[BlockSums]:
-    """The sums of a block, by the products of JAX or of NumPy."""
+@partial(jax.jit, static_argnums=3)
+def _sums_by_xla(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
     moved = [(rows - shift[None]) * one for rows, shift, one in zip(blocks, shifts, inverse, strict=True)]
     squares = [(rows * rows).sum(axis=1) for rows in moved]
     found = []
     for i, j in pairs:
         u, v, uu, vv = moved[i], moved[j], squares[i], squares[j]
         width = COLUMNS if i == j else u.shape[1]
-        product = [times(u[:, k : k + width].T, v[:, k if i == j else 0 :]) for k in range(0, u.shape[1], width)]
+        parts = [product(u[:, k : k + width].T, v[:, k if i == j else 0 :]) for k in range(0, u.shape[1], width)]
         sums = (u.sum(axis=0), v.sum(axis=0)), (uu.sum(), vv.sum())
-        found.append(BlockSums(*sums, product, (times(vv, u), times(uu, v)), times(uu, vv)))
+        found.append(BlockSums(*sums, parts, (product(vv, u), product(uu, v)), product(uu, vv)))
     return found
 
 
-@partial(jax.jit, static_argnums=3)
-def _sums_in_float32(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
-    return _sums_of_block(product, blocks, shifts, inverse, pairs)
-
-
-def _compiled_sums(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
-    sums: list[BlockSums] = _sums_in_float32(*jax.device_put((blocks, shifts, inverse)), pairs)
+def _on_device(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    sums: list[BlockSums] = _sums_by_xla(*jax.device_put((blocks, shifts, inverse)), pairs)
     return sums
 
 
-def _sums_in_float64(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
-    return _sums_of_block(np.matmul, blocks, shifts, inverse, pairs)
+@np.errstate(all="ignore")
+def _on_host(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
+    """The same by NumPy: on a CPU, BLAS computes half of the product of an array with itself, and XLA all of it."""
+    moved = [rows - shift for rows, shift in zip(blocks, shifts, strict=True)]
+    for rows, one in zip(moved, inverse, strict=True):
+        if one != 1:
+            rows *= one
+    squares = [np.einsum("ij,ij->i", rows, rows) for rows in moved]
+    ones = np.ones(len(moved[0]), moved[0].dtype)
+    sums, sizes = [ones @ rows for rows in moved], [float(of_rows.sum()) for of_rows in squares]
+    found = []
+    for i, j in pairs:
+        u, v, uu, vv = moved[i], moved[j], squares[i], squares[j]
+        first = vv @ u
+        by_squares = first, first if i == j else uu @ v
+        found.append(BlockSums((sums[i], sums[j]), (sizes[i], sizes[j]), [u.T @ v], by_squares, uu @ vv))
+    return found
 
 
 def _filled(rows: np.ndarray, shift: Vector, size: int, dtype: Any) -> np.ndarray:

@@ -229,3 +229,18 @@ def test_stored_features(data, tmp_path):
     assert float(metrics.cka(nngp.gram(half)["a"], grams["a"])) == pytest.approx(1, abs=1e-4)
     with pytest.raises(TypeError, match=re.escape("pass nngp.gram(store) alone")):
         nngp.gram(store, data[0])
+
+
+def test_in_the_way_of_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    n, dice = 1100, np.random.default_rng(1)
+    phi, psi, labels = *(dice.standard_normal((n, d)).astype(np.float32) for d in (300, 7)), np.arange(n) % 3
+    a, b = StreamedGram(phi), StreamedGram(psi)
+    k, l = (y.astype(float) @ y.T for y in (phi - phi.mean(0), psi - psi.mean(0)))  # noqa: E741
+    cosine = np.sum(k * l) / np.sqrt(np.sum(k * k) * np.sum(l * l))
+    np.testing.assert_allclose(metrics.cka(a, b, debiased=False), cosine, rtol=1e-4)
+    kernel, y = phi.astype(float) @ phi.T, np.eye(3)[labels]
+    inverse = np.linalg.inv(kernel + 0.1 * np.trace(kernel) / n * np.eye(n))
+    left_out = y - (inverse @ y) / np.diag(inverse)[:, None]
+    accuracy = np.mean(left_out.argmax(1) == labels)
+    np.testing.assert_allclose(metrics.regression_accuracy(a, labels, nugget=0.1), accuracy, atol=1.1 / n)
