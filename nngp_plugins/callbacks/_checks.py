@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType, NamedSharding
 
 from ..adapters import check_key, holds_module, is_model
 from ..history import is_own_name
@@ -35,6 +36,20 @@ def probe_size(probe: Any) -> int:
             f"probe_x must hold arrays with one batch of examples in front, got batch sizes {sorted(sizes)}."
         )
     return sizes.pop()
+
+
+def check_batches(batch_size: int | None, rows: NamedSharding | None) -> None:
+    """Refuses to cut a probe into batches that is sharded over explicit axes: JAX asks where each of them should be.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    if batch_size is not None and rows is not None and AxisType.Explicit in rows.mesh.axis_types:
+        raise ValueError(
+            f"batch_size={batch_size} would cut probe_x, which is sharded over explicit axes of a mesh; leave "
+            "batch_size out, because each device has only a share of the probe, or make the mesh with "
+            "axis_types=(AxisType.Auto, ...)."
+        )
 
 
 def check_arguments(

@@ -34,7 +34,7 @@ from ..engine import (
     traced_outputs,
 )
 from ..metrics import OfStep, Product, features, product_from_first, rows_of
-from ._checks import check_layers, probe_size
+from ._checks import check_batches, check_layers, probe_size
 from ._given import own
 
 PROBE = "probe_x"
@@ -137,9 +137,10 @@ class Measurement:
             self.probe_x = probe_x if self.is_shared else jax.tree.map(jnp.asarray, probe_x)
         self.f, self._rng = f, own(rng)
         self.n = probe_size(self.probe_x)
-        shared = filter(None, map(rows_of, jax.tree.leaves(self.probe_x)))
-        self._products = _Products(self.n, keep_features, next(shared, None))
+        rows = next(filter(None, map(rows_of, jax.tree.leaves(self.probe_x))), None)
+        self._products = _Products(self.n, keep_features, rows)
         self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
+        check_batches(self._batch_size, rows)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.expected_shapes: Mapping[str, Any] | None = None
         self.unseen: dict[str, str] = {}

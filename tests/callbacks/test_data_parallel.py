@@ -36,6 +36,12 @@ same(history(sharded), history(x))
 kernels = [nngp.empirical_nngp_fn(f)(y, None, jnp.eye(8)) for y in (x, sharded)]
 alone, spread = (nngp.metrics.cka(k["hidden"], k["square"]) for k in kernels)
 np.testing.assert_allclose(alone, spread, rtol=1e-4)
+try:
+    nngp.KernelTracker(f, sharded, batch_size=8)
+except ValueError as error:
+    assert "batch_size=8 would cut probe_x, which is sharded over explicit axes" in str(error)
+else:
+    raise AssertionError("nothing refused")
 print("a probe on an explicit mesh")
 """
 NO_GATHER = """
