@@ -5,6 +5,8 @@ VENV ?= .venv
 CONSTRAINTS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# uv installs in seconds what takes pip a minute
+install = $(PYTHON) -m venv $(1) && $(1)/bin/python -m pip install --quiet --disable-pip-version-check uv && $(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2)
 
 .PHONY: help demo test docs packages attack lint bench clean
 
@@ -20,8 +22,7 @@ help:
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(f'nngp-plugins needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}; run: make PYTHON=python3.12' if v < (3, 11) else 0)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	$(call install,$(VENV),$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]')
 	@touch $@
 
 demo: $(READY)
@@ -32,8 +33,7 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .venv-docs/.ready: docs/requirements.txt
-	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(call install,.venv-docs,--requirement $<)
 	@touch $@
 
 # the reference is read from the source, so that nothing of the project is installed
@@ -42,8 +42,7 @@ docs: .venv-docs/.ready
 
 # with the versions of the requirements, and nothing that these ask for and the models do not need
 .venv-packages/.ready: tests/adapters/models/packages/requirements.txt
-	$(PYTHON) -m venv .venv-packages
-	.venv-packages/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --requirement $<
+	$(call install,.venv-packages,--no-deps --requirement $<)
 	@touch $@
 
 # their warnings are not ours
