@@ -164,7 +164,7 @@ def test_scan_ranks_models_and_goes_on_where_it_was_stopped(tmp_path, here):
     there["row"]["gp_accuracy"] = 0.125
     kept.write_text(json.dumps(there))
     again = here(*SCAN, "--train", 40, "--out", tmp_path / "scan")
-    assert "0.125 ±" in again.stdout  # it was read, not computed
+    assert "0.125±" in again.stdout  # it was read, not computed
     assert "Kendall's τ" in again.stdout
     assert "there are too few models" in again.stdout
 

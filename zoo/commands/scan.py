@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,15 +161,22 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     from ..scores import BASELINES, SCORES
 
     trained = {"trained_accuracy": "trained accuracy"} if "trained_accuracy" in rows[0] else {}
-    table = Table("model")
+    # A name or a number that is cut at the width of the terminal tells nothing.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("model", overflow="fold")
     for text in (*SCORES.values(), *BASELINES.values(), *trained.values()):
-        table.add_column(text, justify="right")
+        table.add_column(text, justify="right", overflow="fold")
     for row in rows:
-        cells = [f"{row[key]:.3g} ± {row[f'{key}_error']:.1g}" if row[key] == row[key] else "–" for key in SCORES]
-        table.add_row(
-            row["model"], *cells, *(f"{row[key]:,.0f}" for key in BASELINES), *(f"{row[key]:.1%}" for key in trained)
-        )
+        cells = [f"{row[key]:.3g}±{row[f'{key}_error']:.1g}" if math.isfinite(row[key]) else "–" for key in SCORES]
+        sizes, reached = [_short(row[key]) for key in BASELINES], [f"{row[key]:.1%}" for key in trained]
+        table.add_row(row["model"], *cells, *sizes, *reached)
     return table
+
+
+def _short(number: float) -> str:
+    """A number of parameters or operations with a prefix."""
+    power = min(max(len(f"{number:.0f}") - 1, 0) // 3, 4)
+    return f"{number / 1000**power:.3g}{' kMGT'[power].strip()}"
 
 
 def _correlations(common: Common, rows: list[dict[str, Any]]) -> dict[str, Any]:
