@@ -73,21 +73,17 @@ def test_ntk_is_the_same_function_and_its_weights_are_of_order_one(name):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_layers_in_a_scan_have_the_same_factors(framework):
     """The axis of the layers is not a fan-in."""
-    for parametrisation in ("ntk", "mup"):
-        knobs = {"width": 32, "depth": 2, "parametrisation": parametrisation, "base_width": 16}
-        one, scan = (
-            zoo.get(f"{framework}/transformer", SMALL["transformer"], scan_layers=scan, **knobs)
-            for scan in (False, True)
-        )
-        assert set(one.scales) == set(scan.scales)
+    knobs = {"width": 32, "depth": 2, "parametrisation": "ntk"}
+    spec = SMALL["transformer"]
+    one, scan = (zoo.get(f"{framework}/transformer", spec, scan_layers=scan, **knobs) for scan in (False, True))
+    assert set(one.scales) == set(scan.scales)
 
 
 def test_init_scale_scales_weights_and_not_biases():
-    plain, scaled = (zoo.get("linen/mlp", SPEC, width=8, init_scale=s) for s in (1.0, 0.5))
-    (a, _), (b, _) = (model.init(jax.random.key(0)) for model in (plain, scaled))
-    for layer in a:
-        np.testing.assert_allclose(b[layer]["kernel"], 0.5 * np.asarray(a[layer]["kernel"]))
-        np.testing.assert_array_equal(b[layer]["bias"], a[layer]["bias"])
+    model = zoo.get("linen/mlp", SPEC, width=8, init_scale=0.5)
+    assert {name: scale.init for name, scale in by_name(model, model.scales).items()} == {
+        (layer, kind): {"w": 0.5, "b": 1}[kind] for layer in ("dense_0", "dense_1", "head") for kind in "wb"
+    }
 
 
 @pytest.mark.parametrize("name", [*DIRECTIONS])
@@ -120,7 +116,9 @@ def test_each_parameter_learns_at_its_rate(name):
 
 def test_schedules_start_and_end_where_they_say():
     ends = {name: schedule(name, 0.5, 100) for name in ("cosine", "linear", "warmup-cosine")}
-    assert [round(float(f(0)), 6) for f in ends.values()] == [0.5, 0.5, 0.0]
-    assert [round(float(f(100)), 6) for f in ends.values()] == [0.0, 0.0, 0.0]
-    assert float(ends["warmup-cosine"](10)) == 0.5
+    steps = np.array([0, 10, 100])
+    rates = {name: np.round(jax.jit(f)(steps), 6).tolist() for name, f in ends.items()}
+    assert [rate[0] for rate in rates.values()] == [0.5, 0.5, 0.0]
+    assert [rate[2] for rate in rates.values()] == [0.0, 0.0, 0.0]
+    assert rates["warmup-cosine"][1] == 0.5
     assert schedule("constant", 0.5, 100) == 0.5

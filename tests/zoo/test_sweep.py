@@ -120,7 +120,7 @@ def test_refused(here, tmp_path, arguments, message):
 
 @pytest.mark.exhaustive
 def test_cells_in_processes_are_finished_after_they_were_stopped(tmp_path):
-    """Ctrl-C, when one of them has ended, stops the others, and does so to the processes before it returns."""
+    """By Ctrl-C, when one of them had ended."""
     cells = [cell(tmp_path, width) for width in (4, 8, 16)]
     with pytest.raises(KeyboardInterrupt, match="stopped"):
         run_cells(cells, 2, stop)
