@@ -16,8 +16,8 @@ import nngp_plugins as nngp
 @pytest.fixture(scope="module")
 def model():
     f = nngp.from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
-    x = jax.random.normal(jax.random.key(0), (20, 3))
-    return f, x, f.init(jax.random.key(1), x)[0]
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    return f, x, jax.jit(f.init)(jax.random.key(1), x)[0]
 
 
 def double(params, x):
@@ -67,14 +67,15 @@ def test_grams_show_their_shape_trace_and_picture(form):
 
 def test_a_rank_is_counted_where_that_is_cheap_and_a_bound_elsewhere():
     x = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32)
-    phi = jnp.asarray(x @ np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32))
+    phi = x @ np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32)
+    kernel = nngp.metrics.DenseGram(jnp.asarray(phi @ phi.T))
     assert np.linalg.matrix_rank(phi) == 5
-    assert "rank=5)" in repr(nngp.metrics.FeatureGram(phi))
-    assert "rank=4)" in repr(nngp.metrics.FeatureGram(jnp.eye(5)[:, :4] + 1).center())
-    assert "rank≤300)" in repr(nngp.metrics.DenseGram(phi @ phi.T))
-    assert "rank: ≤ 300" in nngp.metrics.DenseGram(phi @ phi.T)._repr_html_()
-    assert "rank=0)" in repr(nngp.metrics.FeatureGram(jnp.zeros((4, 2))))
-    assert "trace=nan, rank=nan)" in repr(nngp.metrics.FeatureGram(jnp.full((4, 2), jnp.nan)))
+    assert "rank=5)" in repr(nngp.metrics.FeatureGram(jnp.asarray(phi)))
+    assert "rank=2)" in repr(nngp.metrics.FeatureGram(jnp.asarray(np.eye(4, 2, dtype=np.float32) + 1)).center())
+    assert "rank≤300)" in repr(kernel)
+    assert "rank: ≤ 300" in kernel._repr_html_()
+    for value, shown in ((0, "rank=0)"), (np.nan, "trace=nan, rank=nan)")):
+        assert shown in repr(nngp.metrics.FeatureGram(jnp.asarray(np.full((4, 2), value, np.float32))))
 
 
 def test_a_gram_shows_itself_where_jax_forbids_transfers_and_nan():

@@ -143,8 +143,10 @@ def _parameters(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The arguments of a function, or of a class, whose metaclass may hide them."""
     if not isinstance(builder, type):
         return inspect.signature(builder).parameters
-    _, *arguments = inspect.signature(vars(builder)["__init__"]).parameters.items()
-    return dict(arguments)
+    arguments = dict(inspect.signature(vars(builder)["__init__"]).parameters)
+    # The first is self, and Linen gives each of its classes the other two.
+    given_by_linen = ("parent", "name") if {"parent", "name"} <= set(arguments) else ()
+    return {name: of for name, of in [*arguments.items()][1:] if name not in given_by_linen}
 
 
 def _sorted_knobs(

@@ -73,7 +73,8 @@ class Training:
             updates, opt_state = optimizer.update(grads, now.opt_state, now.params)
             return TrainState(optax.apply_updates(now.params, updates), state, opt_state), loss
 
-        self._update, self._optimizer = update, optimizer
+        # One program makes the state of the optimizer, where JAX would compile one for each shape of a parameter.
+        self._update, self._first = update, jax.jit(optimizer.init)
         self._evaluate = jax.jit(
             lambda params, state, x, y: tuple(g(model.f(params, x, state=state), x, y) for g in (task.loss, task.score))
         )
@@ -81,7 +82,7 @@ class Training:
     def start(self, seed: int) -> TrainState:
         """Returns the state before the first step; running statistics are those of its batch."""
         params, state = self.model.init(jax.random.key(seed), self.batch(1, seed)[0])
-        return TrainState(params, state, self._optimizer.init(params))
+        return TrainState(params, state, self._first(params))
 
     def batch(self, step: int, seed: int) -> tuple[Any, np.ndarray]:
         """Returns the inputs and labels of a step, from 1 on. Every epoch takes each example once, in a new order."""

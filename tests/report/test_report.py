@@ -18,6 +18,7 @@ import nngp_plugins as nngp
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 N, CLASSES = 24, 3
 STEPS = 12
+CKA = {"cka": nngp.metrics.cka}
 
 
 def f(params, x):
@@ -25,19 +26,27 @@ def f(params, x):
     return {"hidden <b>": hidden, "out": hidden @ params["v"]}  # a name that must not become markup
 
 
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def eye(n, *columns):
+    return np.eye(n, *columns, dtype=np.float32)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run of a plain function whose parameters drift, with shuffled classes."""
     folder = tmp_path_factory.mktemp("runs") / "drift"
-    keys = jax.random.split(jax.random.key(0), 4)
-    targets = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), N // CLASSES))
-    x = jax.random.normal(keys[0], (N, 5)) + 3 * jax.nn.one_hot(targets, 5)
-    params = {"w": jax.random.normal(keys[1], (5, 16)), "v": jax.random.normal(keys[2], (16, 4))}
+    rng = np.random.default_rng(0)
+    targets = rng.permutation(np.repeat(np.arange(CLASSES), N // CLASSES))
+    x = normal(rng, N, 5) + 3 * np.eye(5, dtype=np.float32)[targets]
+    params = {"w": normal(rng, 5, 16), "v": normal(rng, 16, 4)}
     schedule = nngp.every(3)
     config = {"learning rate": 0.1, "note": "<script>alert(1)</script>"}
     with nngp.KernelTracker(f, x, targets=targets, schedule=schedule, run=folder, config=config) as tracker:
         for step in range(STEPS + 1):
-            tracker(step, jax.tree.map(lambda p, step=step: p + 0.05 * step, params), loss=1 / (1 + step))
+            tracker(step, {name: p + np.float32(0.05 * step) for name, p in params.items()}, loss=1 / (1 + step))
     nngp.write_report(folder, title="A <drifting> run")
     return folder
 
@@ -176,18 +185,18 @@ def test_spectra_and_similarities_are_those_of_the_kernels(run):
 
 def test_many_layers_show_some_kernels_and_all_curves(tmp_path):
     def deep(w, x):
-        return {f"layer_{i:02}": x @ (w + i * jnp.eye(4)) for i in range(20)}
+        return {f"layer_{i:02}": x @ (w + i * eye(4)) for i in range(20)}
 
-    with nngp.KernelTracker(deep, jax.random.normal(jax.random.key(0), (6, 4)), run=tmp_path) as tracker:
-        tracker(0, jnp.eye(4))
+    with nngp.KernelTracker(deep, normal(np.random.default_rng(0), 6, 4), run=tmp_path, metrics=CKA) as tracker:
+        tracker(0, eye(4))
     data = data_of(nngp.write_report(tmp_path))
     assert len(data["runs"][0]["layers"]) == 20
     assert data["kernels"]["layers"][::11] == ["layer_00", "layer_19"]
 
 
 def test_a_run_that_goes_on_has_its_last_kernels(tmp_path):
-    tracker = nngp.KernelTracker(f, jnp.eye(5), run=tmp_path, schedule=nngp.every(1))
-    params = {"w": jnp.eye(5), "v": jnp.eye(5, 2)}
+    tracker = nngp.KernelTracker(f, eye(5), run=tmp_path, schedule=nngp.every(1), metrics=CKA)
+    params = {"w": eye(5), "v": eye(5, 2)}
     with pytest.raises(FileNotFoundError, match="holds no snapshot yet"):
         nngp.write_report(tmp_path)
     for step in range(3):
@@ -209,14 +218,20 @@ def steps_of(data):
 
 
 def test_kept_kernels_are_shown_at_every_snapshot(tmp_path):
-    x = jax.random.normal(jax.random.key(0), (8, 4))
-    with nngp.KernelTracker(lambda w, x: {"w": x @ w}, x, run=tmp_path, schedule=nngp.every(1), keep_kernels=True) as t:
+    x, options = normal(np.random.default_rng(0), 8, 4), {"schedule": nngp.every(1), "metrics": CKA}
+    with nngp.KernelTracker(lambda w, x: {"w": x @ w}, x, run=tmp_path, keep_kernels=True, **options) as tracker:
         for step in range(4):
-            t(step, jnp.eye(4) + jnp.ones((4, 4)) * step)
+            tracker(step, eye(4) + np.float32(step))
     data = data_of(nngp.write_report(tmp_path))
     assert steps_of(data) == {"w": [0, 1, 2, 3]}
     (steps,) = data["ckaSteps"]
     np.testing.assert_allclose(steps["cka"][0], nngp.History.load(tmp_path).metric("cka")[:, 0], atol=1e-3)
+
+
+def drifted(by):
+    w = eye(3)
+    w[0] += by
+    return w
 
 
 def test_several_runs_lie_over_each_other(tmp_path):
@@ -224,11 +239,11 @@ def test_several_runs_lie_over_each_other(tmp_path):
     for rate in (0.1, 1.0):
         for seed in (0, 1):
             config = {"rate": rate, "seed": seed, "same": 3}
-            x = jax.random.normal(jax.random.key(seed), (6, 3))
-            options = {"metrics": {"cka": nngp.metrics.cka}, "config": config, "schedule": nngp.every(1)}
+            x = normal(np.random.default_rng(seed), 6, 3)
+            options = {"metrics": CKA, "config": config, "schedule": nngp.every(1)}
             with nngp.KernelTracker(lambda w, x: x @ w, x, run=tmp_path / f"<b>{rate}-{seed}", **options) as tracker:
                 for step in range(3):
-                    tracker(step, jnp.eye(3).at[0].add(rate * step), loss=1 / (1 + step))
+                    tracker(step, drifted(rate * step), loss=1 / (1 + step))
     page = nngp.write_report(sorted(tmp_path.iterdir()))
     assert page == tmp_path / "report.html"
     data = data_of(page)
@@ -248,14 +263,14 @@ def grid(tmp_path_factory):
     """The page of a small grid, and its runs: one cell has no run, and one of another's two seeds diverged."""
     folder = tmp_path_factory.mktemp("grid")
     options = {name: getattr(nngp.metrics, name) for name in ("cka", "relative_change")}
-    x, runs = jax.random.normal(jax.random.key(0), (6, 3)), {}
+    x, runs = normal(np.random.default_rng(0), 6, 3), {}
     for width, rate, seed in ((8, 0.1, 0), (8, 0.1, 1), (8, 1.0, 0), (16, 1.0, 0), (16, 1.0, 1)):
         diverges, config = (width, seed) == (16, 0), {"rate": rate, "width": width, "seed": seed}
         run = folder / f"{width}-{rate}-{seed}"
         with nngp.KernelTracker(g, x, run=run, metrics=options, config=config, schedule=nngp.every(1)) as tracker:
             for step in range(2 if diverges else 3 + seed):
                 drift = np.nan if diverges and step else (rate + seed / 9) * step / width
-                tracker(step, jnp.eye(3).at[0].add(drift))
+                tracker(step, drifted(drift))
         runs[width, rate, seed] = tracker.history
     return nngp.write_report(sorted(folder.iterdir())), runs
 
@@ -307,8 +322,8 @@ def late(step, x):
 @pytest.mark.filterwarnings("ignore:the kernels? of layers?:UserWarning")
 class TestReferences:
     def written(self, run, steps=6, **options):
-        options = {"metrics": {"cka": nngp.metrics.cka}, "schedule": nngp.every(1), **options}
-        with nngp.KernelTracker(late, jnp.eye(6), run=run, **options) as tracker:
+        options = {"metrics": CKA, "schedule": nngp.every(1), **options}
+        with nngp.KernelTracker(late, eye(6), run=run, **options) as tracker:
             for step in range(steps):
                 tracker(step, np.float32(step))
         return nngp.write_report(run).read_text().split("</head>")[1]

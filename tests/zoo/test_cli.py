@@ -1,7 +1,6 @@
 """The commands as users run them, and their manners."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,21 +23,40 @@ def wide_lines():
         yield
 
 
-TRACK = ("track", "haiku/mlp", "--steps", 60, "--probe", 60, "--width", 64)
+NET = """
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    classes: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(self.width)(x.reshape(len(x), -1))
+        return nn.Dense(self.classes)(nn.relu(nn.BatchNorm(not train)(x)))
+"""
+LAYERS = ["Dense_0", "BatchNorm_0", "Dense_1"]
+
+
+def track(folder, steps=60):
+    """The arguments of a training of the model above, but for the run folder."""
+    return "track", f"{folder}/net.py:Net", "--steps", steps, "--probe", 60, "--width", 64
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    run = tmp_path_factory.mktemp("runs") / "mlp"
-    command = commands.run(*TRACK, "--run", run)
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "net.py").write_text(NET)
+    command = commands.run(*track(folder), "--run", folder / "run")
     assert command.returncode == 0, command.stderr
-    return run, command
+    return folder / "run", command
 
 
 def test_track_trains_and_tracks_every_layer(tracked):
     run, command = tracked
     history = nngp.History.load(run)
-    assert history.layers == ["mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2"]
+    assert history.layers == LAYERS
     assert [history.steps[0], history.steps[-1]] == [0, 60]
     loss, accuracy = history.scalar("loss"), history.scalar("test_accuracy")
     assert loss[-1] < 0.3 * loss[0]
@@ -53,7 +71,7 @@ def test_track_trains_and_tracks_every_layer(tracked):
         assert sentence in command.stdout
     assert "60/60" in command.stderr  # the progress bar
     assert "60/60" not in command.stdout
-    assert "haiku/mlp on digits" in (run / "report.html").read_text()
+    assert "net.py:Net on digits" in (run / "report.html").read_text()
 
 
 def test_report_writes_the_page_again_and_says_what_it_finds(tracked, here, tmp_path):
@@ -71,35 +89,21 @@ def test_report_writes_the_page_again_and_says_what_it_finds(tracked, here, tmp_
 def test_the_same_command_again_changes_nothing_and_another_is_refused(tracked, here):
     run, _ = tracked
     before = (run / "metrics.jsonl").read_bytes()
-    again = here(*TRACK, "--run", run, "--json")
+    again = here(*track(run.parent), "--run", run, "--json")
     assert again.returncode == 0
     result = json.loads(again.stdout)["runs"][0]
     assert result["loss"] == nngp.History.load(run).scalar("loss")[-1]
-    assert set(result["layers"]) == {"mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2"}
-    other = here("track", "haiku/mlp", "--steps", 61, "--probe", 60, "--width", 64, "--run", run)
+    assert [*result["layers"]] == LAYERS
+    other = here(*track(run.parent, steps=61), "--run", run)
     assert other.returncode == 2
     assert other.stderr.startswith(f"nngp-zoo: --run {run}: it already holds a run with steps 60, not 61; name another")
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-NET = """
-import flax.linen as nn
-
-
-class Net(nn.Module):
-    classes: int
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Dense(8)(x.reshape(len(x), -1))
-        return nn.Dense(self.classes)(nn.relu(nn.BatchNorm(not train)(x)))
-"""
-
-
-def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, here, monkeypatch):
+def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tracked, tmp_path, here, monkeypatch):
     """With the same rows as a run that was not: the same steps, and the same numbers, of a model with a state."""
-    (tmp_path / "net.py").write_text(NET)
-    arguments = ("track", f"{tmp_path}/net.py:Net", "--steps", 30, "--quiet", "--probe", 20, "--batch-size", 8)
+    run, _ = tracked
+    arguments = (*track(run.parent), "--quiet", "--run", tmp_path)
     batch = Training.batch
 
     def ctrl_c(self, step, seed):
@@ -109,15 +113,14 @@ def test_a_run_that_was_interrupted_is_finished_by_the_same_command(tmp_path, he
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "batch", ctrl_c)
-        interrupted = here(*arguments, "--run", tmp_path / "a")
+        interrupted = here(*arguments)
     told = "nngp-zoo: interrupted; the run is saved, and the same command finishes it\n"
     assert (interrupted.returncode, interrupted.stdout, interrupted.stderr) == (130, "", told)
-    with np.load(tmp_path / "a" / "checkpoint.npz") as checkpoint:
+    with np.load(tmp_path / "checkpoint.npz") as checkpoint:
         assert checkpoint["step"] == 17
-    finished = here(*arguments, "--run", tmp_path / "a")
+    finished = here(*arguments)
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-    assert here(*arguments, "--run", tmp_path / "b").returncode == 0
-    a, b = (nngp.History.load(tmp_path / name) for name in "ab")
+    a, b = nngp.History.load(tmp_path), nngp.History.load(run)
     assert a.steps.tolist() == b.steps.tolist()
     for name in ("loss", "test_accuracy"):
         np.testing.assert_allclose(a.scalar(name), b.scalar(name), rtol=1e-4)
@@ -134,14 +137,6 @@ def test_seeds_optimizers_schedules_and_kept_kernels(tmp_path, here):
     assert runs[0]["loss"] != runs[1]["loss"]
     history = nngp.History.load(tmp_path / "r" / "seed-4")
     assert history.kernel("head", step=9).shape == (20, 20)
-
-
-def test_a_diverged_run_says_so(tmp_path, here, recwarn):
-    command = here("track", "linen/mlp", "--steps", 60, "--optimizer", "sgd", "--lr", "1e30", "--probe", 20,
-                   "--run", tmp_path / "r")  # fmt: skip
-    assert command.returncode == 3
-    assert command.stderr.splitlines()[-1].startswith("nngp-zoo: diverged: the loss is nan at step ")
-    assert command.stderr.endswith("; try a smaller --lr.\n")
 
 
 # fmt: off
@@ -182,15 +177,18 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_bad_input_imports_no_jax():
+def test_bad_input_imports_no_jax(tmp_path):
     """So that it is refused within a second."""
+    (tmp_path / "file").touch()
     script = (
-        "import sys\nfrom zoo.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
-        "    print(end.code, *[name for name in ('jax', 'flax', 'haiku', 'sklearn') if name in sys.modules])"
+        "import json, sys\nfrom zoo.__main__ import main\nfor arguments in json.loads(sys.argv[1]):\n"
+        "    try:\n        main(arguments)\n    except SystemExit as end:\n"
+        "        print(end.code, *[name for name in ('jax', 'flax', 'haiku', 'sklearn') if name in sys.modules])"
     )
-    for arguments, _ in REFUSED[:14:3]:
-        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-        assert done.stdout == "2\n", arguments
+    given = [arguments for arguments, _ in REFUSED[:14]]
+    command = [sys.executable, "-c", script, json.dumps(given)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n" * len(given), done.stdout
 
 
 def test_version_help_and_list(here):
@@ -232,7 +230,7 @@ def test_kernel_writes_that_of_the_layers(written):
     data = zoo.load("digits")
     model, x = zoo.get("linen/mlp", data.spec), data.train_x[:150]
     params, state = model.init(jax.random.key(3))
-    layers = model.f.layers("dense_*")(params, x, state=state)
+    layers = jax.jit(model.f.layers("dense_*"))(params, x, state=state)
     store = nngp.open_kernel(path)
     assert list(store.arrays) == ["dense_0", "dense_1"]
     for name, y in layers.items():
@@ -266,8 +264,7 @@ def test_kernel_again_goes_on_with_what_is_there(written, here):
 
 def test_verify(written, tmp_path, here):
     path = shutil.copytree(written[0], tmp_path / "k.zarr")
-    command = [sys.executable, "-m", "zoo", "verify", path]
-    good = subprocess.run(command, env={**os.environ, "TERM": "dumb"}, capture_output=True, text=True, check=False)
+    good = here("verify", path)
     assert (good.returncode, good.stdout) == (0, f"{path}: 100% written, and every written tile matches its checksum\n")
     ledger = path / "ledger.jsonl"
     lines = ledger.read_bytes().splitlines(keepends=True)
@@ -285,16 +282,17 @@ def test_verify(written, tmp_path, here):
 def test_features_are_those_of_the_run_with_ids(tracked, tmp_path, here):
     run, _ = tracked
     out = tmp_path / "new" / "f.npz"
-    command = here("features", "haiku/mlp", "--width", 64, "--run", run, "--out", out, "--probe", 30)
+    net = f"{run.parent}/net.py:Net"
+    command = here("features", net, "--width", 64, "--run", run, "--out", out, "--probe", 30)
     assert command.returncode == 0, command.stderr
     data = zoo.load("digits")
     _, y, ids = data.probe(30)
     with np.load(out) as file:
-        assert set(file.files) == {"mlp/~/linear_0", "mlp/~/linear_1", "mlp/~/linear_2", "ids", "labels", "about"}
+        assert set(file.files) == {*LAYERS, "ids", "labels", "about"}
         np.testing.assert_array_equal(file["ids"], ids)
         np.testing.assert_array_equal(file["labels"], y)
-        assert json.loads(str(file["about"]))["model"] == "haiku/mlp"
-        logits = file["mlp/~/linear_2"] * np.sqrt(10)
+        assert json.loads(str(file["about"]))["model"] == net
+        logits = file["Dense_1"] * np.sqrt(10)
     assert (logits.argmax(axis=1) == y).mean() > 0.7  # the trained weights
     other = here("features", "haiku/mlp", "--run", run, "--out", out)
     assert other.returncode == 2

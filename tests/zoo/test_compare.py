@@ -104,7 +104,7 @@ def ours(tmp_path_factory):
     flat = {f"{a}.{b}": np.asarray(value) for a, part in params.items() for b, value in part.items()}
     np.savez(folder / "step_5.npz", **flat)
     x, _, ids = data.probe(30)
-    return folder, model.f.layers()(params, x, state=state), x, ids
+    return folder, jax.jit(model.f.layers())(params, x, state=state), x, ids
 
 
 def test_runs_models_and_checkpoints(ours, here, tmp_path):

@@ -39,7 +39,7 @@ def test_lazy_rich():
 
 @pytest.mark.exhaustive
 def test_coordcheck():
-    verdict = reproduce("coordcheck", widths=(32, 128, 512), seeds=2)
+    verdict = reproduce("coordcheck", widths=(32, 512), seeds=2)
     assert verdict.holds, verdict.lines
     assert not reproduce("coordcheck", widths=(32, 33), seeds=2, steps=1).holds
 

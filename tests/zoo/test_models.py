@@ -4,11 +4,9 @@ import importlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import nngp_plugins as nngp
 import zoo
 from zoo.data import Dataset
 from zoo.families import FAMILIES, FRAMEWORKS, IMAGE, SEQUENCE, TOKENS
@@ -36,34 +34,37 @@ def data_of(spec, n=48):
     return Dataset("small", x, y, x, y, spec.classes, ids, ids, spec.vocabulary)
 
 
+BLOCKS = ("vit", "mlp-mixer", "transformer", "char-lm")
+# In other frameworks they are the same functions, as test_parity.py shows, but for how running statistics are updated
+# and for cells that are the frameworks' own.
+EVERYWHERE = ("mlp", "wide-resnet", "lstm", "gru")
+
+
 def sizes():
     """Each family is trained in one framework in `make test`; the large ones in that with the quickest compilation."""
     for i, family in enumerate(FAMILIES):
         chosen = "linen" if family in SLOW else FRAMEWORKS[i % len(FRAMEWORKS)]
-        for framework in FRAMEWORKS:
-            is_long = framework != chosen or family in ("resnet18", "transformer")  # char-lm is a transformer
+        chosen = "haiku" if family == "resnet18" else chosen  # hk.nets.ResNet; the others are made as wide-resnet is
+        for framework in FRAMEWORKS if family in EVERYWHERE else (chosen,):
+            # char-lm is a transformer, of blocks as in vit
+            is_long = framework != chosen or family in ("resnet18", "wide-resnet", "transformer", "vit")
             yield pytest.param(f"{framework}/{family}", marks=pytest.mark.exhaustive if is_long else pytest.mark.once)
 
 
 @pytest.mark.parametrize("name", [*sizes()])
-def test_it_trains_and_its_kernels_are_finite_and_psd(name):
-    model = small(name)
+def test_it_trains(name):
+    family = name.partition("/")[2]
+    model = small(name, **({"depth": 1} if family in BLOCKS else {}))
     data = data_of(model.spec)
     training = Training(model, data, model.optimizer("adam", 1e-2), batch_size=24)
     now = training.start(seed=0)
-    kernel_fn = nngp.empirical_nngp_fn(model.f.layers(), trace_axes=nngp.all_but_batch)
-    x = data.test_x[:12]
-    for layer, kernel in jax.jit(kernel_fn)(x, None, now.params, state=now.state).items():
-        eigenvalues = np.linalg.eigvalsh(np.asarray(kernel, np.float64))
-        assert np.isfinite(kernel).all(), layer
-        assert eigenvalues[-1] > 0, layer
-        assert eigenvalues[0] >= -1e-5 * eigenvalues[-1], layer
     losses = []
     for step in range(1, 13):
         now, loss = training.step(now, step, seed=0)
         losses.append(float(loss))
     assert np.mean(losses[-2:]) < 0.9 * losses[0]
-    assert np.isfinite(training.score(now))
+    if family in ("mlp", "char-lm", "autoencoder"):  # one for each task
+        assert np.isfinite(training.score(now))
 
 
 @pytest.mark.every(3)
@@ -77,59 +78,43 @@ def test_its_docstring_counts_its_parameters(name):
     assert zoo.get(name, spec).parameters == int(said.replace(",", ""))
 
 
-@pytest.mark.every(2)
-@pytest.mark.parametrize("name", zoo.list(framework="nnx") + zoo.list(framework="haiku"))
-def test_frameworks_have_the_same_layers(name):
-    """The layers that own parameters have the same names and shapes; hk.nets and cells have names of their own."""
-    family = name.partition("/")[2]
-    if name in ("haiku/mlp", "haiku/resnet18") or family in ("lstm", "gru"):
-        return
-    model, other = small(name), small(f"linen/{family}")
-    shapes, others = (
-        {layer: y.shape for layer, y in m.f.layer_shapes(m.shapes[0], m.inputs(3), state=m.shapes[1]).items()}
-        for m in (model, other)
-    )
-    assert shapes == others
-
-
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("framework", "dtype"), [*((framework, "bfloat16") for framework in FRAMEWORKS), ("linen", "float16")]
+)
 def test_dtype_is_that_of_the_layers_and_not_of_the_parameters(framework, dtype):
-    for family in ("mlp", "wide-resnet"):
-        model = small(f"{framework}/{family}", dtype=dtype)
-        params, state = model.shapes
-        assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
-        layers = model.f.layer_shapes(params, model.inputs(3), state=state)
-        assert {str(y.dtype) for y in layers.values()} == {dtype}
-        y, new = jax.eval_shape(lambda *a, m=model: m.forward(*a, None), params, state, model.inputs(3))
-        assert str(y.dtype) == dtype
-        assert jax.tree.map(lambda a: a.dtype, new) == jax.tree.map(lambda a: a.dtype, state)
+    model = small(f"{framework}/wide-resnet", dtype=dtype)
+    params, state = model.shapes
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float32"}
+    layers = model.f.layer_shapes(params, model.inputs(3), state=state)
+    assert {str(y.dtype) for y in layers.values()} == {dtype}
+    y, new = jax.eval_shape(lambda *a: model.forward(*a, None), params, state, model.inputs(3))
+    assert str(y.dtype) == dtype
+    assert jax.tree.map(lambda a: a.dtype, new) == jax.tree.map(lambda a: a.dtype, state)
 
 
-# The code for Linen is that for NNX.
+# The code for Linen is that for NNX. Without blocks, the model still has one batch normalisation.
+@pytest.mark.parametrize("depth", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("framework", ["nnx", "haiku"])
-def test_running_statistics_start_as_those_of_a_batch(framework):
+def test_running_statistics_start_as_those_of_a_batch(framework, depth):
     """So the model in evaluation is the model in training on that batch."""
-    model = small(f"{framework}/wide-resnet")
+    model = small(f"{framework}/wide-resnet", depth=depth)
     x = 3 + 2 * example(model.spec, 16)
     params, state = model.init(jax.random.key(0), x)
     fresh = model.init(jax.random.key(0))[1]
 
-    @jax.jit
-    def run(state, fresh):
-        evaluated = (model.f(params, x, state=s) for s in (state, fresh))
-        return model.forward(params, state, x, None)[0], *evaluated
-
-    trained, evaluated, before = run(state, fresh)
+    evaluate = jax.jit(lambda state: model.f(params, x, state=state))
+    trained = jax.jit(model.forward)(params, state, x, None)[0]
+    evaluated, before = evaluate(state), evaluate(fresh)
     np.testing.assert_allclose(evaluated, trained, rtol=1e-3, atol=1e-3)
-    assert float(jnp.abs(before - trained).max()) > 0.1
+    assert np.abs(np.subtract(before, trained)).max() > 0.1
 
 
 def test_the_language_model_does_not_look_ahead():
-    model, x = small("linen/char-lm"), example(SMALL["char-lm"])
+    model, x = small("linen/char-lm", depth=1), example(SMALL["char-lm"])
     changed = x.copy()
     changed[:, -1] = (x[:, -1] + 1) % 11
     params, _ = model.init(jax.random.key(0))
     a, b = map(jax.jit(lambda x: model.f(params, x)), (x, changed))
+    a, b = np.asarray(a), np.asarray(b)
     np.testing.assert_array_equal(a[:, :-1], b[:, :-1])
     assert (a[:, -1] != b[:, -1]).any()

@@ -13,19 +13,29 @@ import zoo
 from .tables import SMALL
 
 SMALL_WIDTHS = {"resnet18": 2, "lenet": 3, "wide-resnet": 4}
-VARIANTS = {"vit": {"patch": 4}}
+# The transformer and the one in a scan have more than one block.
+VARIANTS = {"vit": {"patch": 4, "depth": 1}, "mlp-mixer": {"depth": 1}, "char-lm": {"depth": 1}}
 SLOW = ("resnet18", "vit", "mlp-mixer", "transformer", "char-lm")  # the transformer in a scan is not among them
+# hk.nets and cells have names of their own.
+NAMED_OTHERWISE = ("haiku/mlp", "haiku/resnet18", "nnx/lstm", "haiku/lstm", "nnx/gru", "haiku/gru")
 ELSEWHERE = {"haiku/gru": "Haiku's GRU resets the state before the product, Flax's after it"}
 
 
-def noisy(params):
-    """Fresh biases are zero, which would hide a bias that was dropped."""
-    noise = np.random.default_rng(0)
-    params = jax.tree.map(lambda w: np.asarray(w) + 0.1 * noise.normal(size=w.shape).astype(w.dtype), params)
-    for cell in params.values():
+def drawn(shapes):
+    """Parameters or statistics of such shapes, none of them zero, which would hide a bias that was dropped."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, shape.shape).astype(shape.dtype)
+        spread = 0.1 if path[-1].key in ("bias", "mean") else np.prod(shape.shape[:-1]) ** -0.5
+        return (spread * rng.normal(size=shape.shape)).astype(shape.dtype)
+
+    values = jax.tree_util.tree_map_with_path(draw, shapes)
+    for cell in values.values():
         if isinstance(cell, dict) and "hn" in cell:  # NNX's GRU has no such bias
             cell["hn"]["bias"] = np.zeros_like(cell["hn"]["bias"])
-    return params
+    return values
 
 
 def fused(cell, gates, what, of):
@@ -41,8 +51,12 @@ def to_nnx(family, linen, params):
         dense = {f"dense_{s}": {"kernel": fused(cell, gates, s, "kernel")} for s in "ih"}
         dense[f"dense_{side}"]["bias"] = fused(cell, gates, side, "bias")
         linen[name.replace("cell", "rnn")] = {"cell": dense}
-    state = jax.tree.map(lambda leaf: leaf, params)
-    nnx.replace_by_pure_dict(state, linen)
+    return filled(params, linen)
+
+
+def filled(shapes, values):
+    state = jax.tree.map(lambda leaf: leaf, shapes)
+    nnx.replace_by_pure_dict(state, values)
     return state
 
 
@@ -81,10 +95,10 @@ def to_haiku(family, linen, params):
     return found
 
 
-def statistics_to_haiku(family, linen, state):
+def statistics_to_haiku(family, statistics, state):
     """Running means and variances; Haiku calls them the averages of ``mean_ema`` and ``var_ema``."""
     state = {name: dict(values) for name, values in state.items()}
-    for path, value in traverse_util.flatten_dict(linen.get("batch_stats", {})).items():
+    for path, value in traverse_util.flatten_dict(statistics).items():
         name, leaf = haiku_path(family, path)
         values = state[f"{name}/~/{leaf}_ema"]
         values["average"] = value.reshape(values["average"].shape)
@@ -108,35 +122,56 @@ def cases():
 
 
 @pytest.mark.parametrize(("family", "spec", "knobs"), [*cases()])
-def test_outputs_and_kernels_agree(family, spec, knobs):
+def test_outputs_layers_and_kernels_agree(family, spec, knobs):
     models = {framework: zoo.get(f"{framework}/{family}", spec, **knobs) for framework in ("linen", "nnx", "haiku")}
     x = example(spec)
-    linen, linen_state = models["linen"].init(jax.random.key(0))
-    linen = noisy(linen)
+    linen, linen_state = map(drawn, models["linen"].shapes)
+    statistics = linen_state.get("batch_stats", {})
     values = {"linen": (linen, linen_state)}
     params, state = models["nnx"].shapes
-    state = models["nnx"].init(jax.random.key(1))[1] if jax.tree.leaves(state) else state
-    values["nnx"] = to_nnx(family, linen, params), state
+    values["nnx"] = to_nnx(family, linen, params), filled(state, statistics)
     if f"haiku/{family}" not in ELSEWHERE:
         params, state = models["haiku"].shapes
         state = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), state)
-        values["haiku"] = to_haiku(family, linen, params), statistics_to_haiku(family, linen_state or {}, state)
-    results = {name: run(models[name], x, *of) for name, of in values.items()}
-    for framework, (y, _) in results.items():
-        for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(results["linen"][0]), strict=True):
-            assert_close(a, b, framework)
-    kernels = {name: of for name, (_, of) in results.items()}
-    same = set.intersection(*(set(k) for k in kernels.values()))
-    assert same or family in ("mlp", "resnet18")
-    for layer in same:
-        for framework, of in kernels.items():
-            assert_close(of[layer], kernels["linen"][layer], f"{framework} {layer}")
+        values["haiku"] = to_haiku(family, linen, params), statistics_to_haiku(family, statistics, state)
+    layers = {name: layers_of(models[name], x, *of) for name, of in values.items()}
+    kernels = kernels_of(models["linen"], x, linen, linen_state)
+    for layer, y in layers["linen"].items():
+        assert_close(kernels[layer], gram(y), f"kernel of {layer}")
+    for framework, of in layers.items():
+        assert_close([*of.values()][-1], [*layers["linen"].values()][-1], f"outputs of {framework}")
+        for layer in {*of} & {*layers["linen"]}:
+            assert_close(gram(of[layer]), gram(layers["linen"][layer]), f"{framework} {layer}")
+        if f"{framework}/{family}" not in NAMED_OTHERWISE and "scan_layers" not in knobs:
+            assert shapes_of(of) == shapes_of(layers["linen"])
 
 
-def run(model, x, params, state):
-    """Outputs and kernels of all layers, as one compiled function."""
+def layers_of(model, x, params, state):
+    """What the layers return, in forward order, so that the last one is the output."""
+    names = []
+
+    @jax.jit
+    def run(params, state):
+        layers = model.f.layers()(params, x, state=state)
+        names.extend(layers)
+        return [*layers.values()]
+
+    values = run(params, state)
+    return dict(zip(names, values, strict=True))
+
+
+def kernels_of(model, x, params, state):
     kernel_fn = nngp.empirical_nngp_fn(model.f.layers(), trace_axes=nngp.all_but_batch)
-    return jax.jit(lambda p, s: (model.f(p, x, state=s), kernel_fn(x, None, p, state=s)))(params, state)
+    return jax.jit(lambda params, state: kernel_fn(x, None, params, state=state))(params, state)
+
+
+def gram(y):
+    phi = np.asarray(y, np.float64).reshape(len(y), -1)
+    return phi @ phi.T / phi.shape[1]
+
+
+def shapes_of(layers):
+    return {name: y.shape for name, y in layers.items()}
 
 
 def example(spec, n=6):

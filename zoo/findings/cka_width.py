@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,13 +29,12 @@ def measure(widths: tuple[int, ...] = (4, 16, 64), seeds: int = 4, steps: int = 
     for width in widths:
         model = get("linen/cnn", data.spec, width=width)
         training = Training(model, data, model.optimizer("adam", 3e-3))
-        f = jax.jit(model.f.layers("conv_*"))
+        grams = jax.jit(partial(_grams, model.f.layers("conv_*"), probe))
         trained = []
         for seed in range(seeds):
             now, _ = training.run(training.start(seed), steps, seed)
-            layers = f(now.params, probe, state=now.state)
-            trained.append([metrics.gram_of(jax.nn.relu(y)) for y in layers.values()])
-        cka = [[float(metrics.cka(*pair)) for pair in zip(a, b, strict=True)] for a, b in combinations(trained, 2)]
+            trained.append(grams(now.params, now.state))
+        cka = [[float(_cka(*pair)) for pair in zip(a, b, strict=True)] for a, b in combinations(trained, 2)]
         of_layers[width] = np.array(cka)
     lines = [
         f"width {width}: CKA across seeds {cka.mean():.3f}; by layer {', '.join(f'{c:.3f}' for c in cka.mean(axis=0))}"
@@ -43,3 +44,11 @@ def measure(widths: tuple[int, ...] = (4, 16, 64), seeds: int = 4, steps: int = 
     each = of_layers[widths[-1]].mean(axis=0) > of_layers[widths[0]].mean(axis=0)
     numbers = {"cka": {width: cka.mean(axis=0).tolist() for width, cka in of_layers.items()}}
     return Verdict(bool(np.all(np.diff(means) > 0) and each.all()), lines, numbers)
+
+
+_cka = jax.jit(metrics.cka)
+
+
+def _grams(f: Any, probe: Any, params: Any, state: Any) -> list[Any]:
+    """The Gram of each layer after its activation."""
+    return [metrics.gram_of(jax.nn.relu(y)) for y in f(params, probe, state=state).values()]
