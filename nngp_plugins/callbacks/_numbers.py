@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from ..metrics import (
     eigenvalues,
     evaluate_layer,
     grams_of_products,
+    identity_of,
     is_in_units_of_kernel,
     needs_spectrum,
 )
@@ -35,12 +37,11 @@ class Numbers:
     """
 
     def __init__(self, metrics: Mapping[str, Metric]):
-        self._metrics = metrics
-        self._sized = {name: metric for name, metric in metrics.items() if is_in_units_of_kernel(metric)}
-        self._others = {name: metric for name, metric in metrics.items() if name not in self._sized}
         self._spectral = needs_spectrum(metrics)
-        # Functions of jit start in a tenth of the time that programs compiled ahead take.
-        self._gram, self._values = jax.jit(_gram), jax.jit(self._in_one_array)
+        identities = {name: identity_of(metric) for name, metric in metrics.items()}
+        # A function that is known to equal no other one equals itself alone, and is not kept.
+        given = _Metrics(tuple((name, known or object()) for name, known in identities.items()), metrics)
+        self._metrics = _first_of(given) if all(identities.values()) else given
         self._is_prepared = False
 
     def prepare(self, n: int, dtype: Any) -> None:
@@ -56,7 +57,7 @@ class Numbers:
         with _nan_is_no_error():
             # Few kernels leave the range of their dtype, and all others take less time without an exponent.
             exponent = product.exponent if np.any(product.exponent) else None
-            return self.with_spectrum(self._gram(on_cpu((product.matrix, exponent))))
+            return self.with_spectrum(_gram(on_cpu((product.matrix, exponent))))
 
     def with_spectrum(self, gram: DenseGram) -> DenseGram:
         """The same Gram with its eigenvalues, if a metric needs them."""
@@ -74,18 +75,52 @@ class Numbers:
             steps: the steps since that one.
         """
         with _nan_is_no_error():
-            values, exponent = jax.device_get((self._values(gram, reference, previous, steps), gram.exponent))
-        found = dict(zip([*self._others, *self._sized], values.tolist(), strict=True))
+            values, exponent = jax.device_get((self._metrics.values(gram, reference, previous, steps), gram.exponent))
+        found = dict(zip(self._metrics.by_name, values.tolist(), strict=True))
         if exponent is not None:
             # Python's floats have room for what leaves the range of float32.
-            found |= {name: _times_power_of_4(found[name], int(exponent)) for name in self._sized}
-        return {name: found[name] for name in self._metrics}
+            found |= {name: _times_power_of_4(found[name], int(exponent)) for name in self._metrics.sized}
+        return found
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """Metrics as one program; two of them are equal if they compute the same.
+
+    Attributes:
+        identities: the names, each with what :func:`identity_of` the metric gives.
+        by_name: the metrics.
+    """
+
+    identities: tuple[tuple[str, Hashable], ...]
+    by_name: Mapping[str, Metric] = field(compare=False)
+
+    @cached_property
+    def sized(self) -> frozenset[str]:
+        """The names of those that are in units of the kernel."""
+        return frozenset(name for name, metric in self.by_name.items() if is_in_units_of_kernel(metric))
+
+    @cached_property
+    def values(self) -> Callable[[DenseGram, DenseGram, DenseGram, Array], Array]:
+        """The values of a layer in one array, as a compiled function.
+
+        Functions of jit start in a tenth of the time that programs compiled ahead take.
+        """
+        return jax.jit(self._in_one_array)
 
     def _in_one_array(self, gram: DenseGram, reference: DenseGram, previous: DenseGram, steps: Array) -> Array:
-        values = evaluate_layer(self._others, gram, reference, previous, steps)
-        values |= evaluate_layer(self._sized, replace(gram, exponent=None), reference, previous, steps)
-        each = [jnp.asarray(value).astype(steps.dtype) for value in values.values()]
+        sized = {name: metric for name, metric in self.by_name.items() if name in self.sized}
+        others = {name: metric for name, metric in self.by_name.items() if name not in self.sized}
+        found = evaluate_layer(others, gram, reference, previous, steps)
+        found |= evaluate_layer(sized, replace(gram, exponent=None), reference, previous, steps)
+        each = [jnp.asarray(found[name]).astype(steps.dtype) for name in self.by_name]
         return jnp.stack(each) if each else jnp.zeros(0, steps.dtype)
+
+
+@lru_cache(maxsize=32)
+def _first_of(metrics: _Metrics) -> _Metrics:
+    """The first of equal metrics, so that trackers of the same ones share what is compiled."""
+    return metrics
 
 
 @contextmanager
@@ -107,6 +142,7 @@ def on_cpu(tree: Any) -> Any:
     return jax.device_put(tree, jax.local_devices(backend="cpu")[0])
 
 
+@jax.jit
 def _gram(product: tuple[Array, Array | None]) -> DenseGram:
     stacked = grams_of_products(Product(*jax.tree.map(lambda array: array[None], product)))
     gram: DenseGram = jax.tree.map(lambda array: array[0], stacked)

@@ -66,6 +66,7 @@ from ._tracked import (
     default_metrics as default_metrics,
     evaluate as evaluate,
     evaluate_layer as evaluate_layer,
+    identity_of as identity_of,
     is_in_units_of_kernel as is_in_units_of_kernel,
     needs_spectrum as needs_spectrum,
     of_targets as of_targets,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ._catalogue import Entry, Metric, catalogue
@@ -111,6 +112,33 @@ def _entry_behind(metric: object) -> Entry | None:
         case partial(func=inner) | _Alone(metric=inner) | Velocity(distance=inner):
             return _entry_behind(inner)
     return None
+
+
+def identity_of(metric: object) -> Hashable | None:
+    """What two metrics have in common if they compute the same; None for a function that the catalogue lacks.
+
+    Example:
+        >>> import numpy as np, nngp_plugins as nngp
+        >>> first, second = (nngp.metrics.of_targets(np.arange(6) % 2)["target_alignment"] for _ in range(2))
+        >>> nngp.metrics.identity_of(first) == nngp.metrics.identity_of(second)
+        True
+    """
+    arguments: Hashable = ()
+    match metric:
+        case _Alone(metric=inner) | Velocity(distance=inner):
+            pass
+        case partial(func=inner, args=args, keywords=keywords):
+            values = [*args, *keywords.values()]
+            if not all(isinstance(value, bool | int | float | np.ndarray | Array) for value in values):
+                return None
+            if any(isinstance(value, jax.core.Tracer) for value in values):
+                return None
+            contents = ((str(a.dtype), a.shape, a.tobytes()) for a in map(np.asarray, values))
+            arguments = len(args), *keywords, *contents
+        case _:
+            return metric if callable(metric) and _entry_behind(metric) is not None else None
+    known = identity_of(inner)
+    return None if known is None else (type(metric), known, arguments)
 
 
 def evaluate_layer(
