@@ -31,12 +31,14 @@ def refusing(x64=False):
         yield
 
 
-SETTINGS = {
-    "64 bits": lambda: refusing(x64=True),
-    "no jit": jax.disable_jit,
-    "products at bfloat16": lambda: jax.default_matmul_precision("bfloat16"),
-}
-SWEEP = [pytest.param(setting, id=name, marks=pytest.mark.exhaustive) for name, setting in SETTINGS.items()]
+@contextmanager
+def refusing_with_64_bits():
+    with refusing(x64=True):
+        yield
+
+
+def products_at_bfloat16():
+    return jax.default_matmul_precision("bfloat16")
 
 
 OF_ONE = {
@@ -79,15 +81,20 @@ KERNELS = tuple(f @ f.T for f in (normal(3, N, 20), normal(4, N, 20)))
 ARRAYS = FEATURES, KERNELS, normal(2, N, 5, 4), jax.random.key(0)
 
 
+def of_each(a, b):
+    """The values of every metric of Grams of one form."""
+    return {name: metric(a) for name, metric in OF_ONE.items()} | {name: m(a, b) for name, m in OF_TWO.items()}
+
+
 def values(features, kernels, wide, key):
-    """The values of every metric, and what else the room does, of features and of kernels."""
-    grams = {"features": [*map(FeatureGram, features)], "dense": [*map(DenseGram, kernels)]}
-    found = {}
-    for form, (a, b) in grams.items():
-        found |= {f"{form}, {name}": metric(a) for name, metric in OF_ONE.items()}
-        found |= {f"{form}, {name}": metric(a, b) for name, metric in OF_TWO.items()}
-    a, b = grams["features"]
-    found["array"] = metrics.cka(*kernels)
+    """The values of every metric, and what else the room does, of features and of kernels.
+
+    Those of kernels are one program unless jit is off, as what a metric does before its own program does not depend on
+    the form of the Gram.
+    """
+    a, b = map(FeatureGram, features)
+    found = {"features": of_each(a, b), "dense": jax.jit(of_each)(*map(DenseGram, jax.device_put(kernels)))}
+    found["array"] = metrics.cka(*kernels), metrics.effective_rank(kernels[0])
     found["NC3"] = metrics.neural_collapse(a, Y, classifier=CLASSIFIER)
     found["bootstrap"] = metrics.bootstrap(metrics.cka, (a, b), 5, key)
     every = {**metrics.DEFAULT, **metrics.of_targets(Y)}
@@ -104,6 +111,17 @@ def expected():
         return jax.device_get(jax.jit(values)(*ARRAYS))
 
 
+def eager():
+    """The values by eager calls with features and kernels in host memory."""
+    *arrays, wide, key = ARRAYS
+    return values(*arrays, jax.device_put(wide), key)
+
+
+def at_once():
+    """The values by one program: what JAX refuses or chooses when it traces, it does within a program, too."""
+    return jax.jit(values)(*jax.device_put(ARRAYS))
+
+
 def assert_equal(found, expected):
     # Which examples are drawn, and so the standard error, depends on the width of integers.
     found, expected = ({**of, "bootstrap": of["bootstrap"][0]} for of in (found, expected))
@@ -112,13 +130,18 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(value, want, rtol=2e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("setting", [pytest.param(refusing, id="all that refuse something"), *SWEEP])
-def test_every_metric(setting, expected):
-    """Eager calls with features and kernels in host memory."""
-    *arrays, wide, key = ARRAYS
-    wide = jax.device_put(wide)
+@pytest.mark.parametrize(
+    ("setting", "run"),
+    [
+        pytest.param(refusing, eager, id="all that refuse something"),
+        pytest.param(refusing_with_64_bits, at_once, id="64 bits", marks=pytest.mark.exhaustive),
+        pytest.param(jax.disable_jit, eager, id="no jit", marks=pytest.mark.exhaustive),
+        pytest.param(products_at_bfloat16, at_once, id="products at bfloat16", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_every_metric(setting, run, expected):
     with setting():
-        found = jax.device_get(values(*arrays, wide, key))
+        found = jax.device_get(run())
     assert 0 < found["bootstrap"][1] < 1
     assert_equal(found, expected)
 
