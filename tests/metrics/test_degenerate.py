@@ -38,6 +38,11 @@ Y = np.arange(12) % 3
 LOGITS = np.random.default_rng(7).normal(size=(12, 3))
 FORMS = {"features": lambda phi: FeatureGram(jnp.asarray(phi)), "dense": lambda phi: jnp.asarray(phi @ phi.T)}
 
+# A kernel has one shape, whatever features it is of.
+EACH = pytest.mark.parametrize(
+    ("form", "d"), [("features", 3), ("dense", 3), pytest.param("features", 14, marks=pytest.mark.exhaustive)]
+)
+
 CENTRED = {
     "alignment": alignment,
     "kernel_distance centred": lambda a, b: kernel_distance(a, b, center=True),
@@ -106,8 +111,7 @@ def finite(values):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if np.isfinite(leaf).any()}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])
+@EACH
 class TestZeroKernel:
     def test_single(self, form, d):
         measured = OF_ONE(FORMS[form](np.zeros((12, d), np.float32)))
@@ -127,10 +131,8 @@ class TestZeroKernel:
             assert finite(measured) == {}
 
 
-@pytest.mark.every(6)
 @pytest.mark.parametrize("value", [1.0, 0.1, 1000.3])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])
+@EACH
 def test_constant_features(form, value, d):
     # a kernel of one entry has no centred geometry; what rounding leaves of the mean is none
     constant, other = FORMS[form](np.full((12, d), value, np.float32)), FORMS[form](features((12, d)))
@@ -146,8 +148,7 @@ def test_constant_features(form, value, d):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of a kernel that NumPy forms
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("d", [3, 14], ids=["N>D", "N<D"])
+@EACH
 class TestOneBadFeature:
     def test_single(self, form, d, bad):
         spoilt = FORMS[form](spoilt_by(bad, (12, d)))

@@ -1,6 +1,8 @@
 """Every metric under every setting of JAX that users make to find mistakes in their own programs."""
 
+import gc
 from contextlib import contextmanager
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -81,45 +83,57 @@ KERNELS = tuple(f @ f.T for f in (normal(3, N, 20), normal(4, N, 20)))
 ARRAYS = FEATURES, KERNELS, normal(2, N, 5, 4), jax.random.key(0)
 
 
+EVERY = {**metrics.DEFAULT, **metrics.of_targets(Y)}
+del EVERY["kernel_velocity"]  # It divides by the steps, which are nan at the first snapshot.
+
+
 def of_each(a, b):
     """The values of every metric of Grams of one form."""
     return {name: metric(a) for name, metric in OF_ONE.items()} | {name: m(a, b) for name, m in OF_TWO.items()}
 
 
-def values(features, kernels, wide, key):
-    """The values of every metric, and what else the room does, of features and of kernels.
-
-    Those of kernels are one program unless jit is off, as what a metric does before its own program does not depend on
-    the form of the Gram.
-    """
+def some_values(features, kernels, wide, key):
+    """The values of every metric of features, and what else the room does."""
     a, b = map(FeatureGram, features)
-    found = {"features": of_each(a, b), "dense": jax.jit(of_each)(*map(DenseGram, jax.device_put(kernels)))}
-    found["array"] = metrics.cka(*kernels), metrics.effective_rank(kernels[0])
-    found["NC3"] = metrics.neural_collapse(a, Y, classifier=CLASSIFIER)
-    found["bootstrap"] = metrics.bootstrap(metrics.cka, (a, b), 5, key)
-    every = {**metrics.DEFAULT, **metrics.of_targets(Y)}
-    del every["kernel_velocity"]  # It divides by the steps, which are nan at the first snapshot.
-    found["evaluate_layer"] = metrics.evaluate_layer(every, a, b, b, 1.0)
-    found["evaluate"] = jax.jit(lambda y: metrics.evaluate(every, *[metrics.stacked_grams({"wide": y})] * 3, 1.0))(wide)
-    return found
+    return {
+        "features": of_each(a, b),
+        "array": (metrics.cka(*kernels), metrics.effective_rank(kernels[0])),
+        "NC3": metrics.neural_collapse(a, Y, classifier=CLASSIFIER),
+        "bootstrap": metrics.bootstrap(metrics.cka, (a, b), 5, key),
+        "evaluate_layer": metrics.evaluate_layer(EVERY, a, b, b, 1.0),
+    }
 
 
-@pytest.fixture(scope="module")
-def expected():
-    """Of one program, which leaks nothing: JAX would compile eager calls again and again while it looks for leaks."""
-    with jax.checking_leaks():
-        return jax.device_get(jax.jit(values)(*ARRAYS))
+def all_values(features, kernels, wide, key):
+    """The values of kernels and of stacked layers, too."""
+    grams = [metrics.stacked_grams({"wide": wide})] * 3
+    found = {"dense": of_each(*map(DenseGram, kernels)), "stacked": metrics.evaluate(EVERY, *grams, 1.0)}
+    return some_values(features, kernels, wide, key) | found
 
 
-def eager():
-    """The values by eager calls with features and kernels in host memory."""
-    *arrays, wide, key = ARRAYS
-    return values(*arrays, jax.device_put(wide), key)
+def eager(values):
+    """Eager calls with features and kernels in host memory."""
+    features, kernels, wide, key = ARRAYS
+    return values(features, kernels, jax.device_put(wide), key)
 
 
-def at_once():
-    """The values by one program: what JAX refuses or chooses when it traces, it does within a program, too."""
+def at_once(values):
+    """One program: what JAX refuses or chooses when it traces, it does within a program, too."""
     return jax.jit(values)(*jax.device_put(ARRAYS))
+
+
+@cache
+def expected(values):
+    return jax.device_get(at_once(values))
+
+
+def test_no_tracer_is_left_behind():
+    """It comes first, as JAX does not trace again what it has traced."""
+    # JAX collects garbage after each function, and need not look through what was there before.
+    gc.collect()
+    gc.freeze()
+    with jax.checking_leaks():
+        jax.eval_shape(all_values, *ARRAYS)
 
 
 def assert_equal(found, expected):
@@ -131,19 +145,22 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("setting", "run"),
+    ("setting", "run", "values"),
     [
-        pytest.param(refusing, eager, id="all that refuse something"),
-        pytest.param(refusing_with_64_bits, at_once, id="64 bits", marks=pytest.mark.exhaustive),
-        pytest.param(jax.disable_jit, eager, id="no jit", marks=pytest.mark.exhaustive),
-        pytest.param(products_at_bfloat16, at_once, id="products at bfloat16", marks=pytest.mark.exhaustive),
+        pytest.param(refusing, eager, some_values, id="all that refuse something"),
+        pytest.param(refusing_with_64_bits, at_once, all_values, id="64 bits", marks=pytest.mark.exhaustive),
+        pytest.param(jax.disable_jit, eager, all_values, id="no jit", marks=pytest.mark.exhaustive),
+        pytest.param(
+            products_at_bfloat16, at_once, all_values, id="products at bfloat16", marks=pytest.mark.exhaustive
+        ),
     ],
 )
-def test_every_metric(setting, run, expected):
+def test_every_metric(setting, run, values):
+    want = expected(values)
     with setting():
-        found = jax.device_get(run())
+        found = jax.device_get(run(values))
     assert 0 < found["bootstrap"][1] < 1
-    assert_equal(found, expected)
+    assert_equal(found, want)
 
 
 def test_gradients_of_metrics_with_64_bits_and_strict_dtypes():

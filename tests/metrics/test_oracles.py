@@ -110,7 +110,14 @@ class TestAllAtOnce:
         expected = {name: oracle(phi, psi) for name, (_, oracle) in METRICS.items()}
         assert {name: float(value) for name, value in measured.items()} == pytest.approx(expected, rel=1e-9)
 
-    @pytest.mark.parametrize(("form", "shape"), [("features", (30, 7)), ("features", (9, 24)), ("dense", (9, 24))])
+    @pytest.mark.parametrize(
+        ("form", "shape"),
+        [
+            ("features", (30, 7)),
+            pytest.param("features", (9, 24), marks=pytest.mark.exhaustive),
+            ("dense", (9, 24)),
+        ],
+    )
     def test_vmap_over_a_stack_of_float32(self, form, shape):
         both = stacks(*shape)
         grams = (FORMS[form](stack.astype(np.float32)) for stack in both)
@@ -121,7 +128,12 @@ class TestAllAtOnce:
 
 
 @pytest.mark.parametrize(
-    ("form", "widths", "rtol"), [("features", (7, 4), 2e-4), ("features", (40, 40), 1e-9), ("dense", (7, 40), 1e-9)]
+    ("form", "widths", "rtol"),
+    [
+        ("features", (7, 4), 2e-4),
+        pytest.param("features", (40, 40), 1e-9, marks=pytest.mark.exhaustive),
+        ("dense", (7, 40), 1e-9),
+    ],
 )
 def test_distances_and_neighbours(form, widths, rtol):
     rng = np.random.default_rng(4)

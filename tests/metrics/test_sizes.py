@@ -22,7 +22,14 @@ FORMS = {"features": lambda phi: FeatureGram(jnp.asarray(phi)), "by entries": by
 # Of a kernel that float32 holds; features have the square root of its size.
 ENTRIES = {"dense": lambda phi: DenseGram(jnp.asarray(phi @ phi.T))}
 # Entries have one shape, whatever features they are of.
-EACH = pytest.mark.parametrize(("shape", "form"), [("N>D", "features"), ("N<D", "features"), ("N<D", "by entries")])
+EACH = pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        ("N>D", "features"),
+        ("N<D", "by entries"),
+        pytest.param("N<D", "features", marks=pytest.mark.exhaustive),
+    ],
+)
 
 OF_ONE = {
     "effective_rank": metrics.effective_rank,

@@ -137,7 +137,7 @@ class TestEigenvectorOverlap:
         phi, psi = np.random.default_rng(0).normal(size=(2, 12, 5)) * np.geomspace(1, 0.2, 5)
         psi = psi + phi
         grams = [FORMS[form](np.float32(f)) for f in (phi, psi)]
-        for k in (1, 3, 5):
+        for k in (1, 3):
             expected = oracles.eigenvector_overlap(phi, psi, k)
             assert float(eigenvector_overlap(*grams, k)) == pytest.approx(expected, rel=2e-4)
 
