@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers.compiled import (
+
+from nngp_plugins import metrics
+from nngp_plugins.metrics import (
+    FeatureGram,
     alignment,
     bures_distance,
     centered_kernel_velocity,
     cka,
     effective_rank,
     eigenvector_overlap,
+    features,
     kernel_distance,
     participation_ratio,
     power_law_exponent,
@@ -22,9 +26,6 @@ from helpers.compiled import (
     stable_rank,
     von_neumann_entropy,
 )
-
-from nngp_plugins import metrics
-from nngp_plugins.metrics import FeatureGram, features
 
 from . import oracles
 

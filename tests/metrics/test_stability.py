@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.compiled import (
+
+from nngp_plugins.metrics import (
+    FeatureGram,
     alignment,
     bures_distance,
     centered_kernel_velocity,
@@ -22,8 +24,6 @@ from helpers.compiled import (
     target_alignment,
     von_neumann_entropy,
 )
-
-from nngp_plugins.metrics import FeatureGram
 
 from . import oracles
 
