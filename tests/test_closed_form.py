@@ -31,20 +31,23 @@ def by_quadrature(activation, depth, w_var, b_var, x1, x2):
     kernel = b_var + w_var * x @ x.T / x.shape[1]
     for _ in range(depth):
         p, n = np.diag(kernel), len(x)
-        moments = [[expectation(activation, kernel[i, j], p[i], p[j]) for j in range(n)] for i in range(n)]
-        kernel = b_var + w_var * np.array(moments)
+        moments = np.zeros((n, n))
+        for i in range(n):
+            for j in range(i, n):
+                moments[i, j] = moments[j, i] = expectation(activation, kernel[i, j], p[i], p[j])
+        kernel = b_var + w_var * moments
     return kernel[: len(x1), len(x1) :]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_recursions_are_expectations(activation):
-    x1, x2 = normal(0, 2, 5), normal(1, 3, 5)
+    x1, x2 = normal(0, 1, 5), normal(1, 2, 5)
     kernel_fn = nngp.closed_form.dense(2, activation, w_var=1.7, b_var=0.2)
     expected = by_quadrature(ACTIVATIONS[activation], 2, 1.7, 0.2, x1, x2)
     np.testing.assert_allclose(kernel_fn(x1, x2), expected, rtol=3e-5)
-    both = np.concatenate([x1, x2])
-    np.testing.assert_allclose(kernel_fn(both)[:2, 2:], expected, rtol=3e-5)
-    np.testing.assert_allclose(kernel_fn(both), kernel_fn(both).T, rtol=1e-6)
+    of_both = np.asarray(kernel_fn(np.concatenate([x1, x2])))
+    np.testing.assert_allclose(of_both[:1, 1:], expected, rtol=3e-5)
+    np.testing.assert_allclose(of_both, of_both.T, rtol=1e-6)
 
 
 def test_float64():
@@ -55,13 +58,12 @@ def test_float64():
     np.testing.assert_allclose(kernel, by_quadrature(ACTIVATIONS["gelu"], 1, 1.3, 0.1, x1, x2), rtol=1e-12)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_layers_are_the_kernels_of_less_depth(activation):
+def test_layers_are_the_kernels_of_less_depth():
     x = normal(2, 4, 3, 2)
-    layers = nngp.closed_form.dense(3, activation, 2.0, 0.1).layers(x)
+    layers = np.asarray(nngp.closed_form.dense(3, "erf", 2.0, 0.1).layers(x))
     assert layers.shape == (4, 4, 4)
     for depth, kernel in enumerate(layers):
-        np.testing.assert_allclose(kernel, nngp.closed_form.dense(depth, activation, 2.0, 0.1)(x), rtol=1e-6)
+        np.testing.assert_allclose(kernel, nngp.closed_form.dense(depth, "erf", 2.0, 0.1)(x), rtol=1e-6)
     flat = x.reshape(4, 6)
     np.testing.assert_allclose(layers[0], 0.1 + 2 * flat @ flat.T / 6, rtol=1e-5)
 
@@ -69,19 +71,22 @@ def test_layers_are_the_kernels_of_less_depth(activation):
 def test_he_initialisation_keeps_the_variance_of_relu_at_any_depth():
     x = normal(3, 6, 784)
     deep = nngp.closed_form.dense(50, "relu", w_var=2.0)
-    np.testing.assert_allclose(np.diag(deep(x)), 2 * np.mean(x.astype(float) ** 2, axis=1), rtol=2e-5)
-    assert np.linalg.eigvalsh(np.asarray(deep(x), float))[0] > 0
+    kernel = np.asarray(deep(x), float)
+    np.testing.assert_allclose(np.diag(kernel), 2 * np.mean(x.astype(float) ** 2, axis=1), rtol=2e-5)
+    assert np.linalg.eigvalsh(kernel)[0] > 0
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_are_finite_where_angles_and_inputs_are_zero(activation):
-    x = jnp.asarray(normal(4, 3, 4)).at[1].set(0).at[2].set(-normal(4, 3, 4)[0])
-    loss = jax.jit(lambda x: jnp.sum(nngp.closed_form.dense(3, activation, 1.5)(x) * jnp.arange(9.0).reshape(3, 3)))
-    gradient = jax.grad(loss)(x)
+    x, weights = normal(4, 3, 4), np.arange(9, dtype=np.float32).reshape(3, 3)
+    x[1], x[2] = 0, -x[0]
+    loss = jax.jit(jax.value_and_grad(lambda x: jnp.sum(nngp.closed_form.dense(3, activation, 1.5)(x) * weights)))
+    _, gradient = loss(x)
     assert np.isfinite(gradient).all()
-    step = 1e-2 * normal(5, 1, 4)
-    change = (loss(x.at[:1].add(step)) - loss(x.at[:1].add(-step))) / 2
-    np.testing.assert_allclose(change, jnp.sum(gradient[:1] * step), rtol=0.05)
+    step = np.zeros_like(x)
+    step[0] = 1e-2 * normal(5, 4)
+    change = (loss(x + step)[0] - loss(x - step)[0]) / 2
+    np.testing.assert_allclose(change, np.sum(gradient * step), rtol=0.05)
 
 
 def test_inputs_of_zeros_without_bias_have_kernel_zero():

@@ -150,8 +150,8 @@ def grams_of_products(stacked: Product) -> DenseGram:
 
     Example:
         >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
-        >>> products = jax.vmap(nngp.metrics.product_from_first)(jnp.ones((3, 4, 8)))
-        >>> nngp.metrics.grams_of_products(products).matrix.shape
+        >>> products = jax.jit(jax.vmap(nngp.metrics.product_from_first))(jnp.ones((3, 4, 8)))
+        >>> jax.jit(nngp.metrics.grams_of_products)(products).matrix.shape
         (3, 4, 4)
     """
     products = stacked.matrix
@@ -250,8 +250,8 @@ def with_eigenvalues(grams: DenseGram) -> DenseGram:
         The Grams with ``eigenvalues`` of shape ``(L, N)``, ascending; nan for a layer with NaN or infinity.
 
     Example:
-        >>> import jax.numpy as jnp, nngp_plugins as nngp
-        >>> grams = nngp.metrics.stacked_grams({"output": 2 * jnp.eye(4)})
+        >>> import jax, jax.numpy as jnp, nngp_plugins as nngp
+        >>> grams = jax.jit(nngp.metrics.stacked_grams)({"output": 2 * jnp.eye(4)})
         >>> nngp.metrics.with_eigenvalues(grams).eigenvalues.tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """

@@ -156,7 +156,8 @@ def evaluate_layer(
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> gram = nngp.metrics.DenseGram(2 * jnp.eye(4))
-        >>> float(nngp.metrics.evaluate_layer(nngp.metrics.DEFAULT, gram, gram, gram, 1.0)["scale"])
+        >>> metrics = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "scale")}
+        >>> float(nngp.metrics.evaluate_layer(metrics, gram, gram, gram, 1.0)["scale"])
         2.0
     """
 
@@ -187,7 +188,8 @@ def evaluate(
     Example:
         >>> import jax.numpy as jnp, nngp_plugins as nngp
         >>> grams = nngp.metrics.stacked_grams({"hidden": jnp.ones((4, 8)), "output": 2 * jnp.eye(4)})
-        >>> values, (traces, centered_traces) = nngp.metrics.evaluate(nngp.metrics.DEFAULT, grams, grams, grams, 1.0)
+        >>> metrics = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "scale")}
+        >>> values, (traces, centered_traces) = nngp.metrics.evaluate(metrics, grams, grams, grams, 1.0)
         >>> round(float(values["scale"][0]), 3), round(float(centered_traces[1]), 3)
         (1.0, 3.0)
     """

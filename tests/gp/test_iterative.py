@@ -63,7 +63,7 @@ def test_a_kernel_on_the_disk_and_one_that_jax_holds(tmp_path):
     x, test, params = normal(0, N, 6), normal(1, M, 6), normal(2, 6, 500)
     labels = np.array(["far", "near"])[np.int32(np.abs(x[:, 0]) < 0.7)]
     kernel_fn = nngp.empirical_nngp_fn(lambda params, x: jax.nn.relu(x @ params))
-    options = {"batch_size": 100, "tile_size": 80, "progress": False}
+    options = {"batch_size": 100, "tile_size": 100, "progress": False}
     store = nngp.write_kernel(kernel_fn, x, None, params, tmp_path / "kernel", **options)
     k, diagonal = kernel_fn(test, x, params), jnp.diagonal(kernel_fn(test, None, params))
     exact = nngp.gp.fit(store, labels, nugget=1e-2)

@@ -6,10 +6,10 @@ import re
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import normal
 from helpers.lines import write_lines
 from rich.console import Console
 
@@ -26,11 +26,10 @@ def f(w, x):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mlp"
-    probe = jax.random.normal(jax.random.key(1), (6, 3))
     metrics = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "scale", "kernel_distance", "effective_rank")}
-    with nngp.KernelTracker(f, probe, schedule=nngp.every(5), run=folder, metrics=metrics) as tracker:
+    with nngp.KernelTracker(f, normal(1, 6, 3), schedule=nngp.every(5), run=folder, metrics=metrics) as tracker:
         for step in range(13):
-            w = jnp.diag(jnp.array([1.0 + step, 2, 3]))
+            w = np.diag(np.array([1 + step, 2, 3], np.float32))
             tracker(step, w, loss=1 / (1 + step), epoch=step / 4, **({"accuracy": 0.5} if step == 5 else {}))
     return folder
 
@@ -433,12 +432,12 @@ def test_report_tells_divergence(tmp_path):
     pytest.importorskip("jinja2")
 
     def f(w, x):
-        return {"stem": x @ jnp.eye(3), "<head>": x @ w, "tail": x @ w}
+        return {"stem": x, "<head>": x @ w, "tail": x @ w}
 
-    probe = jax.random.normal(jax.random.key(0), (6, 3))
-    tracker = nngp.KernelTracker(f, probe, schedule=nngp.every(1), run=tmp_path)
-    for step, scale in enumerate((1, 2, jnp.inf)):
-        tracker(step, scale * jnp.eye(3))
+    metrics = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "scale")}
+    tracker = nngp.KernelTracker(f, normal(0, 6, 3), schedule=nngp.every(1), run=tmp_path, metrics=metrics)
+    for step, scale in enumerate((1, 2, np.inf)):
+        tracker(step, np.float32(scale) * np.ones((3, 3), np.float32))
     with pytest.warns(UserWarning, match="not finite"):
         tracker.close()
     path = tmp_path / "metrics.jsonl"
@@ -465,8 +464,9 @@ def test_report_tells_divergence(tmp_path):
 def test_report_shows_the_last_velocity_alone(tmp_path):
     pytest.importorskip("plotly")
     pytest.importorskip("jinja2")
-    with nngp.KernelTracker(lambda w, x: {"a": x @ w}, jnp.eye(4), run=tmp_path, metrics={}) as tracker:
-        tracker(0, jnp.eye(4))
+    eye = np.eye(4, dtype=np.float32)
+    with nngp.KernelTracker(lambda w, x: {"a": x @ w}, eye, run=tmp_path, metrics={}) as tracker:
+        tracker(0, eye)
     values = [{"kernel/a/kernel_velocity": value} for value in (NAN, 0.25, 0.125)]
     told = [{"step": i, "seconds": 0.0} | value for i, value in enumerate(values)]
     write_lines(tmp_path, told)

@@ -110,9 +110,13 @@ def test_terminals(terminal):
 
 def test_a_report_of_a_prepared_folder(tmp_path):
     pytest.importorskip("plotly")
-    labels = np.array([LINK] * 2 + ["$y$"] * 2)
+    labels, metrics = np.array([LINK] * 2 + ["$y$"] * 2), {"scale": nngp.metrics.DEFAULT["scale"]}
     with nngp.KernelTracker(
-        lambda w, x: {LINK: w * x, "b": w * x}, np.eye(4, dtype=np.float32), targets=labels, run=tmp_path
+        lambda w, x: {LINK: w * x, "b": w * x},
+        np.eye(4, dtype=np.float32),
+        targets=labels,
+        run=tmp_path,
+        metrics=metrics,
     ) as tracker:
         tracker(0, 1.0)
         tracker(1, 2.0)

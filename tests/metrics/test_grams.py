@@ -11,10 +11,27 @@ from scipy.sparse.linalg import LinearOperator, cg, eigsh
 from nngp_plugins.metrics import DenseGram, FeatureGram, Gram
 
 FORMS = {
-    "features": FeatureGram,
-    "dense": lambda phi: DenseGram(jnp.matmul(phi, phi.T, precision="highest")),
-    "by entries": lambda phi: FeatureGram(phi).by_entries(),
+    "features": lambda phi: FeatureGram(jnp.asarray(phi)),
+    "dense": lambda phi: DenseGram(jnp.asarray(phi @ phi.T)),
+    "by entries": jax.jit(lambda phi: FeatureGram(phi).by_entries()),
 }
+
+
+@jax.jit
+def numbers(gram):
+    """What can be asked of a Gram, of one program."""
+    examples = jnp.array([3, 0, 0, 5])
+    some, own, twice = gram.take(examples), gram.center(), gram.center().center()
+    return {
+        "dense": gram.dense(),
+        "diagonal": gram.diagonal(),
+        "trace": gram.trace(),
+        "top_eigh": gram.top_eigh(2),
+        "some": some.dense(),
+        "some centred": some.center().dense(),
+        "trace of some": some.trace(),
+        "centred": [each.dense() for each in (own, twice, gram.take(jnp.arange(gram.n)).center())],
+    }
 
 
 @pytest.fixture(params=[(14, 4), (6, 11)], ids=["N>D", "N<D"])
@@ -26,17 +43,43 @@ def centred(phi):
     return phi - phi.mean(axis=0)
 
 
+@jax.jit
+def centre(gram):
+    return gram.center()
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("center", [lambda gram: gram, lambda gram: gram.center()], ids=["as it is", "centred"])
+@pytest.mark.parametrize("center", [lambda gram: gram, centre], ids=["as it is", "centred"])
 class TestGram:
     @pytest.fixture
     def gram(self, phi, form, center):
-        return center(FORMS[form](jnp.asarray(phi, jnp.float32)))
+        return center(FORMS[form](np.float32(phi)))
 
     @pytest.fixture
     def kernel(self, phi, center):
-        phi = centred(phi) if center(FeatureGram(jnp.zeros((2, 1)))).offset is not None else phi
+        phi = centred(phi) if center is centre else phi
         return phi @ phi.T
+
+    @pytest.mark.every(3)
+    def test_numbers(self, gram, kernel):
+        found = jax.device_get(numbers(gram))
+        close(found["dense"], kernel)
+        close(found["diagonal"], np.diagonal(kernel))
+        close(found["trace"], np.trace(kernel))
+        values, vectors = (part.astype(float) for part in found["top_eigh"])
+        close(values, np.linalg.eigvalsh(kernel)[::-1][:2])
+        close(kernel @ vectors, vectors * values, atol=1e-3)
+        examples = np.array([3, 0, 0, 5])
+        some = kernel[np.ix_(examples, examples)]
+        close(found["some"], some)
+        # the mean of some examples is not that of all
+        h = np.eye(4) - 1 / 4
+        close(found["some centred"], h @ some @ h)
+        close(found["trace of some"], np.trace(some))
+        h = np.eye(len(kernel)) - 1 / len(kernel)
+        for again in found["centred"]:
+            close(again, h @ kernel @ h)
+            close(again.sum(axis=0), 0)
 
     @pytest.mark.every(6)
     def test_entries(self, gram, kernel):
@@ -46,40 +89,7 @@ class TestGram:
         assert np.asarray(gram).dtype == np.float32
         assert np.asarray(gram, dtype=np.float64).dtype == np.float64
         close(np.linalg.eigvalsh(gram), np.linalg.eigvalsh(kernel))
-        close(gram.dense(), kernel)
-        close(gram.diagonal(), np.diagonal(kernel))
-        close(gram.trace(), np.trace(kernel))
-
-    def test_matvec(self, gram, kernel):
-        v = np.random.default_rng(1).normal(size=(len(kernel), 3))
-        close(gram.matvec(jnp.asarray(v, jnp.float32)), kernel @ v)
-        close(gram.matvec(jnp.asarray(v[:, 0], jnp.float32)), kernel @ v[:, 0])
-
-    def test_top_eigh(self, gram, kernel):
-        values, vectors = (np.asarray(part, float) for part in gram.top_eigh(2))
-        close(values, np.linalg.eigvalsh(kernel)[::-1][:2])
-        close(kernel @ vectors, vectors * values, atol=1e-3)
-
-    @pytest.mark.every(6)
-    def test_take(self, gram, kernel):
-        examples = np.array([3, 0, 0, 5])
-        taken = gram.take(jnp.asarray(examples))
-        assert type(taken) is type(gram)
-        close(taken.dense(), kernel[np.ix_(examples, examples)])
-        # the mean of some examples is not that of all
-        h = np.eye(4) - 1 / 4
-        close(taken.center().dense(), h @ kernel[np.ix_(examples, examples)] @ h)
-        close(
-            jax.jit(lambda gram, examples: gram.take(examples).trace())(gram, examples),
-            kernel[examples, examples].sum(),
-        )
-
-    @pytest.mark.every(6)
-    def test_center(self, gram, kernel):
-        h = np.eye(len(kernel)) - 1 / len(kernel)
-        for again in (gram.center(), gram.center().center(), gram.take(jnp.arange(gram.n)).center()):
-            close(again.dense(), h @ kernel @ h)
-            close(again.dense().sum(axis=0), 0)
+        assert type(gram.take(np.array([3, 0]))) is type(gram)
 
     def test_scipy(self, gram, kernel):
         operator = gram.as_scipy()
@@ -92,6 +102,8 @@ class TestGram:
             close(times @ v[:, 0], kernel @ v[:, 0])
             close(times @ v[:, :1], kernel @ v[:, :1])
         close(v.T @ operator, v.T @ kernel)
+        close(gram.matvec(jnp.asarray(v, jnp.float32)), kernel @ v)
+        close(gram.matvec(jnp.asarray(v[:, 0], jnp.float32)), kernel @ v[:, 0])
         values, vectors = eigsh(operator, k=2, v0=np.ones(len(kernel), np.float32) + v[:, 0].astype(np.float32))
         close(values, np.linalg.eigvalsh(kernel)[-2:])
         close(kernel @ vectors, vectors * values, atol=1e-3)
@@ -99,7 +111,7 @@ class TestGram:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_conjugate_gradients_of_scipy(form, phi):
-    gram, kernel = FORMS[form](jnp.asarray(phi, jnp.float32)), phi @ phi.T
+    gram, kernel = FORMS[form](np.float32(phi)), phi @ phi.T
     b = kernel @ np.random.default_rng(1).normal(size=len(kernel))
     x, info = cg(gram.as_scipy(), b.astype(np.float32), rtol=1e-5, maxiter=100)
     assert info == 0
@@ -110,7 +122,7 @@ def test_conjugate_gradients_of_scipy(form, phi):
 def test_lineax(form):
     lx = pytest.importorskip("lineax")
     phi = np.random.default_rng(0).normal(size=(6, 11))
-    gram, kernel = FORMS[form](jnp.asarray(phi, jnp.float32)), phi @ phi.T
+    gram, kernel = FORMS[form](np.float32(phi)), phi @ phi.T
     operator = gram.as_lineax()
     assert lx.is_positive_semidefinite(operator)
     close(operator.as_matrix(), kernel, atol=1e-3)
@@ -127,22 +139,29 @@ def test_features_less_an_offset(phi):
     offset = np.arange(phi.shape[1]) * 0.1
     gram = FeatureGram(jnp.asarray(phi, jnp.float32), jnp.asarray(offset, jnp.float32))
     moved = phi - offset
-    close(gram.features, moved)
-    close(gram.dense(), moved @ moved.T)
-    close(gram.diagonal(), np.sum(moved**2, axis=1))
-    close(gram.eigvalsh(), np.sort(np.linalg.svd(moved, compute_uv=False)) ** 2, atol=1e-3)
-    close(gram.center().offset, phi.mean(axis=0))
-    close(gram.by_entries().dense(), moved @ moved.T)
-    close(gram.by_entries().center().dense(), centred(phi) @ centred(phi).T)
-    for other in (gram, FeatureGram(gram.phi)):
-        expected = np.sum((moved.T @ np.asarray(other.features, float)) ** 2)
-        assert float(gram.inner(other)) == pytest.approx(expected, rel=1e-4)
+
+    @jax.jit
+    def found(gram):
+        entries, own = gram.by_entries(), (gram.features, gram.dense(), gram.diagonal(), gram.eigvalsh())
+        inner = gram.inner(gram), gram.inner(FeatureGram(gram.phi))
+        return *own, gram.center().offset, entries.dense(), entries.center().dense(), *inner
+
+    features, dense, diagonal, eigenvalues, mean, entries, of_centred, own, other = found(gram)
+    close(features, moved)
+    close(dense, moved @ moved.T)
+    close(diagonal, np.sum(moved**2, axis=1))
+    close(eigenvalues, np.sort(np.linalg.svd(moved, compute_uv=False)) ** 2, atol=1e-3)
+    close(mean, phi.mean(axis=0))
+    close(entries, moved @ moved.T)
+    close(of_centred, centred(phi) @ centred(phi).T)
+    assert float(own) == pytest.approx(np.sum((moved.T @ moved) ** 2), rel=1e-4)
+    assert float(other) == pytest.approx(np.sum((moved.T @ phi) ** 2), rel=1e-4)
 
 
 def test_entries_with_the_centred_form_keep_its_digits():
     # of H K H with entries of 1e6 only a digit or two would be left
     phi = np.random.default_rng(0).normal(size=(14, 4))
-    entries = FeatureGram(jnp.asarray(phi + 1000, jnp.float32)).by_entries()
+    entries = FORMS["by entries"](np.float32(phi + 1000))
     np.testing.assert_allclose(entries.center().dense(), centred(phi) @ centred(phi).T, atol=2e-3)
     np.testing.assert_allclose(entries.dense(), (phi + 1000) @ (phi + 1000).T, rtol=1e-6)
 

@@ -1,6 +1,8 @@
 """Every metric under every setting of JAX that users make to find mistakes in their own programs."""
 
+import gc
 from contextlib import contextmanager
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +33,14 @@ def refusing(x64=False):
         yield
 
 
-SETTINGS = {
-    "64 bits": lambda: refusing(x64=True),
-    "no jit": jax.disable_jit,
-    "products at bfloat16": lambda: jax.default_matmul_precision("bfloat16"),
-}
-SWEEP = [pytest.param(setting, id=name, marks=pytest.mark.exhaustive) for name, setting in SETTINGS.items()]
+@contextmanager
+def refusing_with_64_bits():
+    with refusing(x64=True):
+        yield
+
+
+def products_at_bfloat16():
+    return jax.default_matmul_precision("bfloat16")
 
 
 OF_ONE = {
@@ -79,29 +83,57 @@ KERNELS = tuple(f @ f.T for f in (normal(3, N, 20), normal(4, N, 20)))
 ARRAYS = FEATURES, KERNELS, normal(2, N, 5, 4), jax.random.key(0)
 
 
-def values(features, kernels, wide, key):
-    """The values of every metric, and what else the room does, of features and of kernels."""
-    grams = {"features": [*map(FeatureGram, features)], "dense": [*map(DenseGram, kernels)]}
-    found = {}
-    for form, (a, b) in grams.items():
-        found |= {f"{form}, {name}": metric(a) for name, metric in OF_ONE.items()}
-        found |= {f"{form}, {name}": metric(a, b) for name, metric in OF_TWO.items()}
-    a, b = grams["features"]
-    found["array"] = metrics.cka(*kernels)
-    found["NC3"] = metrics.neural_collapse(a, Y, classifier=CLASSIFIER)
-    found["bootstrap"] = metrics.bootstrap(metrics.cka, (a, b), 5, key)
-    every = {**metrics.DEFAULT, **metrics.of_targets(Y)}
-    del every["kernel_velocity"]  # It divides by the steps, which are nan at the first snapshot.
-    found["evaluate_layer"] = metrics.evaluate_layer(every, a, b, b, 1.0)
-    found["evaluate"] = jax.jit(lambda y: metrics.evaluate(every, *[metrics.stacked_grams({"wide": y})] * 3, 1.0))(wide)
-    return found
+EVERY = {**metrics.DEFAULT, **metrics.of_targets(Y)}
+del EVERY["kernel_velocity"]  # It divides by the steps, which are nan at the first snapshot.
 
 
-@pytest.fixture(scope="module")
-def expected():
-    """Of one program, which leaks nothing: JAX would compile eager calls again and again while it looks for leaks."""
+def of_each(a, b):
+    """The values of every metric of Grams of one form."""
+    return {name: metric(a) for name, metric in OF_ONE.items()} | {name: m(a, b) for name, m in OF_TWO.items()}
+
+
+def some_values(features, kernels, wide, key):
+    """The values of every metric of features, and what else the room does."""
+    a, b = map(FeatureGram, features)
+    return {
+        "features": of_each(a, b),
+        "array": (metrics.cka(*kernels), metrics.effective_rank(kernels[0])),
+        "NC3": metrics.neural_collapse(a, Y, classifier=CLASSIFIER),
+        "bootstrap": metrics.bootstrap(metrics.cka, (a, b), 5, key),
+        "evaluate_layer": metrics.evaluate_layer(EVERY, a, b, b, 1.0),
+    }
+
+
+def all_values(features, kernels, wide, key):
+    """The values of kernels and of stacked layers, too."""
+    grams = [metrics.stacked_grams({"wide": wide})] * 3
+    found = {"dense": of_each(*map(DenseGram, kernels)), "stacked": metrics.evaluate(EVERY, *grams, 1.0)}
+    return some_values(features, kernels, wide, key) | found
+
+
+def eager(values):
+    """Eager calls with features and kernels in host memory."""
+    features, kernels, wide, key = ARRAYS
+    return values(features, kernels, jax.device_put(wide), key)
+
+
+def at_once(values):
+    """One program: what JAX refuses or chooses when it traces, it does within a program, too."""
+    return jax.jit(values)(*jax.device_put(ARRAYS))
+
+
+@cache
+def expected(values):
+    return jax.device_get(at_once(values))
+
+
+def test_no_tracer_is_left_behind():
+    """It comes first, as JAX does not trace again what it has traced."""
+    # JAX collects garbage after each function, and need not look through what was there before.
+    gc.collect()
+    gc.freeze()
     with jax.checking_leaks():
-        return jax.device_get(jax.jit(values)(*ARRAYS))
+        jax.eval_shape(all_values, *ARRAYS)
 
 
 def assert_equal(found, expected):
@@ -112,15 +144,23 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(value, want, rtol=2e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("setting", [pytest.param(refusing, id="all that refuse something"), *SWEEP])
-def test_every_metric(setting, expected):
-    """Eager calls with features and kernels in host memory."""
-    *arrays, wide, key = ARRAYS
-    wide = jax.device_put(wide)
+@pytest.mark.parametrize(
+    ("setting", "run", "values"),
+    [
+        pytest.param(refusing, eager, some_values, id="all that refuse something"),
+        pytest.param(refusing_with_64_bits, at_once, all_values, id="64 bits", marks=pytest.mark.exhaustive),
+        pytest.param(jax.disable_jit, eager, all_values, id="no jit", marks=pytest.mark.exhaustive),
+        pytest.param(
+            products_at_bfloat16, at_once, all_values, id="products at bfloat16", marks=pytest.mark.exhaustive
+        ),
+    ],
+)
+def test_every_metric(setting, run, values):
+    want = expected(values)
     with setting():
-        found = jax.device_get(values(*arrays, wide, key))
+        found = jax.device_get(run(values))
     assert 0 < found["bootstrap"][1] < 1
-    assert_equal(found, expected)
+    assert_equal(found, want)
 
 
 def test_gradients_of_metrics_with_64_bits_and_strict_dtypes():

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.arrays import kernel
 
 from nngp_plugins.metrics import (
     DenseGram,
@@ -45,21 +44,30 @@ def layers(n, widths, seed=0):
 
 def grams(features):
     """A Gram of each kind in turn."""
-    forms = (FeatureGram, lambda phi: DenseGram(kernel(phi)), kernel)
-    return {name: forms[i % 3](jnp.asarray(f, jnp.float32)) for i, (name, f) in enumerate(features.items())}
+    forms = (of_features, lambda phi: DenseGram(kernel(phi)), kernel)
+    return {name: forms[i % 3](f) for i, (name, f) in enumerate(features.items())}
+
+
+def kernel(phi):
+    return jnp.asarray(phi @ phi.T, jnp.float32)
+
+
+def of_features(phi):
+    return FeatureGram(jnp.asarray(phi, jnp.float32))
+
+
+by_entries = jax.jit(FeatureGram.by_entries)
 
 
 @pytest.mark.parametrize("debiased", [False, True])
 class TestMatrix:
     @pytest.mark.every(6)
     def test_against_each_pair(self, n, debiased):
-        first, second = layers(n, (3, 7, 30, 5)), layers(n, (4, 9), seed=1)
+        first, second = layers(n, (3, 7, 30)), layers(n, (4, 9), seed=1)
         measured = cka_matrix(grams(first), grams(second), debiased=debiased)
-        assert measured.shape == (4, 2)
+        assert measured.shape == (3, 2)
         expected = [[oracles.cka_of_features(a, b, debiased) for b in second.values()] for a in first.values()]
         np.testing.assert_allclose(measured, expected, rtol=2e-4, atol=2e-5)
-        pairs = [[cka(a, b, debiased=debiased) for b in grams(second).values()] for a in grams(first).values()]
-        np.testing.assert_allclose(measured, pairs, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.every(3)
     def test_of_one_model(self, n, debiased):
@@ -74,8 +82,8 @@ class TestMatrix:
         expected = oracles.cka_of_features(*features.values(), debiased)
         with jax.enable_x64(True):
             own = {name: FeatureGram(jnp.asarray(f)) for name, f in features.items()}
-            measured = jax.jit(lambda own: cka_matrix(own, debiased=debiased))(own)
-            assert float(measured[0, 1]) == pytest.approx(expected, rel=1e-9)
+            measured = np.asarray(jax.jit(lambda own: cka_matrix(own, debiased=debiased))(own))
+        assert measured[0, 1] == pytest.approx(expected, rel=1e-9)
 
     @pytest.mark.every(3)
     def test_batches_are_averaged_before_the_ratio(self, n, debiased):
@@ -93,22 +101,17 @@ class TestMatrix:
         measured = minibatch_cka_matrix(((grams(a), grams(b)) for a, b in batches), debiased=debiased)
         np.testing.assert_allclose(measured, expected, rtol=2e-4, atol=2e-5)
 
-    def test_a_zero_and_a_constant_layer(self, n, debiased):
-        phi = jnp.asarray(layers(n, (3,))["layer3"], jnp.float32)
-        dead = {"a": FeatureGram(phi), "zero": FeatureGram(0 * phi), "constant": FeatureGram(0 * phi + 0.1)}
-        measured = np.asarray(cka_matrix(dead, debiased=debiased))
-        assert measured[0, 0] == pytest.approx(1)
-        assert np.isnan(measured[1:]).all()
-        assert np.isnan(measured[:, 1:]).all()
-
-    def test_a_bad_feature(self, n, debiased):
-        phi = jnp.asarray(layers(n, (3,))["layer3"], jnp.float32)
-        for bad in (jnp.nan, jnp.inf):
-            spoilt = {"a": FeatureGram(phi), "bad": FeatureGram(phi.at[2, 1].set(bad))}
-            for run in (cka_matrix, jax.jit(cka_matrix, static_argnames="debiased")):
-                measured = np.asarray(run(spoilt, debiased=debiased))
-                assert measured[0, 0] == pytest.approx(1)
-                assert not np.isfinite(measured[[0, 1, 1], [1, 0, 1]]).any()
+    def test_zero_constant_and_bad_layers(self, n, debiased):
+        phi = layers(n, (3,))["layer3"]
+        of_nan, of_infinity = phi.copy(), phi.copy()
+        of_nan[2, 1], of_infinity[2, 1] = np.nan, np.inf
+        own = [of_features(f) for f in (phi, 0 * phi, 0 * phi + 0.1, of_nan, of_infinity)]
+        for run in (cka_matrix, jax.jit(cka_matrix, static_argnames="debiased")):
+            measured = np.asarray(run(own, debiased=debiased))
+            assert measured[0, 0] == pytest.approx(1)
+            assert not np.isfinite(measured.ravel()[1:]).any()
+            assert np.isnan(measured[1:3, :3]).all()
+            assert np.isnan(measured[:3, 1:3]).all()
 
 
 def test_a_larger_batch_weighs_more():
@@ -120,16 +123,16 @@ def test_a_larger_batch_weighs_more():
         for a, b in ((x, y), (x, x), (y, y))
     )
     measured = minibatch_cka_matrix([(grams(part), None) for part in parts])
-    assert float(measured[0, 1]) == pytest.approx(cross / np.sqrt(own_x * own_y), rel=2e-4)
+    assert float(np.asarray(measured)[0, 1]) == pytest.approx(cross / np.sqrt(own_x * own_y), rel=2e-4)
 
 
 def test_small_batches_agree_with_the_whole():
     features = layers(600, (3, 7))
     batches = [({name: f[i : i + 10] for name, f in features.items()}, None) for i in range(0, 600, 10)]
     whole = oracles.cka_oracle(oracles.hsic_debiased)(*features.values())
-    measured = minibatch_cka_matrix((grams(batch), None) for batch, _ in batches)
+    measured = np.asarray(minibatch_cka_matrix((grams(batch), None) for batch, _ in batches))
     assert float(measured[0, 1]) == pytest.approx(whole, abs=0.03)
-    biased = minibatch_cka_matrix(((grams(batch), None) for batch, _ in batches), debiased=False)
+    biased = np.asarray(minibatch_cka_matrix(((grams(batch), None) for batch, _ in batches), debiased=False))
     assert float(biased[0, 1]) > whole + 0.1
 
 
@@ -156,7 +159,7 @@ class TestBadBatches:
 
     def test_batches_of_other_layers(self):
         # one layer would otherwise be added to all
-        a, b = (FeatureGram(jnp.asarray(f, jnp.float32)) for f in layers(10, (3, 7)).values())
+        a, b = map(of_features, layers(10, (3, 7)).values())
         with pytest.raises(ValueError, match="layers"):
             minibatch_cka_matrix([([a, b], None), ([a], None)])
 
@@ -170,31 +173,34 @@ class TestBootstrap:
     )
     def test_standard_error_is_that_of_fresh_data(self, metric):
         data = np.random.default_rng(0).normal(size=(400, 150, 4)) * [1, 0.7, 0.5, 0.3]
-        grams = jax.vmap(FeatureGram)(jnp.asarray(data, jnp.float32))
-        real = np.std(jax.jit(jax.vmap(metric))(grams), ddof=1)
-        some = jax.tree.map(lambda leaf: leaf[:8], grams)
+        data = data.astype(np.float32)
+        every = np.asarray(jax.jit(jax.vmap(lambda phi: metric(FeatureGram(phi))))(data))
+        real = np.std(every, ddof=1)
         keys = jax.random.split(jax.random.key(0), 8)
-        value, error = jax.jit(jax.vmap(lambda gram, key: bootstrap(metric, gram, 100, key)))(some, keys)
-        np.testing.assert_allclose(value, jax.vmap(metric)(some), rtol=1e-5)
+        of_one = jax.vmap(lambda phi, key: bootstrap(metric, FeatureGram(phi), 100, key))
+        value, error = jax.jit(of_one)(data[:8], keys)
+        np.testing.assert_allclose(value, every[:8], rtol=1e-5)
         assert np.mean(error) == pytest.approx(real, rel=0.25)
 
     def test_same_key_same_result(self):
         gram = FeatureGram(jnp.asarray(np.random.default_rng(0).normal(size=(30, 3)), jnp.float32))
-        first, again, other = (bootstrap(scale, gram, 20, jax.random.key(seed)) for seed in (0, 0, 1))
+        run = jax.jit(lambda gram, key: bootstrap(scale, gram, 20, key))
+        first, again, other = (run(gram, jax.random.key(seed)) for seed in (0, 0, 1))
         assert float(first.standard_error) == float(again.standard_error) != float(other.standard_error)
-        assert float(first.value) == float(other.value) == float(scale(gram))
+        assert float(first.value) == float(other.value) == pytest.approx(float(scale(gram)))
 
-    @pytest.mark.parametrize("form", [FeatureGram, lambda phi: FeatureGram(phi).by_entries()], ids=["phi", "dense"])
+    @pytest.mark.parametrize("form", [of_features, lambda phi: by_entries(of_features(phi))], ids=["phi", "dense"])
     def test_all_arguments_are_resampled_together(self, form):
         # an example that met the target of another would move the sum of squares off zero
-        phi = jnp.asarray(np.random.default_rng(0).normal(size=(30, 3)), jnp.float32)
+        phi = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
 
         def apart(gram, rows, other):
             return jnp.max(jnp.abs(gram.diagonal() - jnp.sum(rows**2, axis=1))) + jnp.max(
                 jnp.abs(gram.dense() - other.dense())
             )
 
-        value, error = bootstrap(apart, (form(phi), phi, DenseGram(kernel(phi))), 20, jax.random.key(0))
+        arguments = form(phi), jnp.asarray(phi), DenseGram(kernel(phi))
+        value, error = bootstrap(jax.jit(apart), arguments, 20, jax.random.key(0))
         assert float(value) < 1e-4
         assert float(error) < 1e-4
 
@@ -202,10 +208,8 @@ class TestBootstrap:
         rng = np.random.default_rng(0)
         y = np.arange(60) % 3
         phi = jnp.asarray(np.eye(3)[y] + 0.5 * rng.normal(size=(60, 3)), jnp.float32)
-        own, shuffled = (
-            bootstrap(target_alignment, (FeatureGram(phi), np.eye(3)[labels]), 50, jax.random.key(0))
-            for labels in (y, rng.permutation(y))
-        )
+        run = jax.jit(lambda gram, y: bootstrap(target_alignment, (gram, y), 50, jax.random.key(0)))
+        own, shuffled = (run(FeatureGram(phi), np.eye(3)[labels]) for labels in (y, rng.permutation(y)))
         assert 0 < float(own.standard_error) < 0.1
         assert float(own.value) > float(shuffled.value) + 4 * float(own.standard_error)
 

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.compiled import (
+
+from nngp_plugins.metrics import (
+    FeatureGram,
     alignment,
     bures_distance,
     centered_kernel_velocity,
@@ -23,16 +25,22 @@ from helpers.compiled import (
     von_neumann_entropy,
 )
 
-from nngp_plugins.metrics import FeatureGram
-
 from . import oracles
 
-FORMS = {"features": FeatureGram, "dense": lambda phi: jnp.matmul(phi, phi.T, precision="highest")}
+
+def of_entries(phi):
+    phi = np.float32(phi)
+    return jnp.asarray(phi @ phi.T)
+
+
 SHAPES = pytest.mark.parametrize("shape", [(60, 5), (12, 20)], ids=["N>D", "N<D"])
 
 
 def gram(phi):
     return FeatureGram(jnp.asarray(phi, jnp.float32))
+
+
+FORMS = {"features": gram, "dense": of_entries}
 
 
 def rounded(phi):
@@ -62,7 +70,7 @@ def centred(a, b):
 
 @pytest.mark.every(3)
 @SHAPES
-@pytest.mark.parametrize("form", [lambda a: a, FeatureGram.by_entries], ids=["features", "by entries"])
+@pytest.mark.parametrize("form", [lambda a: a, jax.jit(FeatureGram.by_entries)], ids=["features", "by entries"])
 def test_an_offset_of_1000(shape, form):
     """Centred metrics are those without the offset, but for the digits that the features themselves lose."""
     phi = np.random.default_rng(0).normal(size=shape)
@@ -74,6 +82,19 @@ def test_an_offset_of_1000(shape, form):
         # the mean itself is rounded by 1e-4, which is much beside the means of classes
         rel = 1e-3 if name == "nc2_angles" else 1e-4
         assert float(measured) == pytest.approx(float(expected[name]), rel=rel, abs=1e-6), name
+
+
+@jax.jit
+def changes(a, b):
+    """Of one program, as each shape compiles it anew."""
+    return {
+        "change": relative_change(a, b),
+        "distance": kernel_distance(a, b),
+        "distance back": kernel_distance(b, a),
+        "centred distance": kernel_distance(a, b, center=True),
+        "cosine": alignment(a, b, center=False),
+        "bures_distance": bures_distance(a, b),
+    }
 
 
 class TestSmallChanges:
@@ -88,11 +109,11 @@ class TestSmallChanges:
         psi[np.arange(d - 1), np.arange(d - 1)] = 1
         phi = psi.copy()
         phi[d - 1, d - 1] = np.sqrt(size)
-        a, b = (FORMS[form](jnp.asarray(f, jnp.float32)) for f in (phi, psi))
-        assert float(relative_change(a, b)) == pytest.approx(size / np.sqrt(d - 1), rel=1e-3)
+        found = changes(*(FORMS[form](f) for f in (phi, psi)))
+        assert float(found["change"]) == pytest.approx(size / np.sqrt(d - 1), rel=1e-3)
         expected = size**2 / (d - 1) / 2
-        assert float(kernel_distance(a, b)) == pytest.approx(expected, rel=1e-3)
-        assert float(kernel_distance(b, a)) == pytest.approx(expected, rel=1e-3)
+        assert float(found["distance"]) == pytest.approx(expected, rel=1e-3)
+        assert float(found["distance back"]) == pytest.approx(expected, rel=1e-3)
 
     @SHAPES
     @pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
@@ -100,13 +121,13 @@ class TestSmallChanges:
         rng = np.random.default_rng(3)
         psi = rng.normal(size=shape) + 0.3
         phi, psi = rounded(psi + size * rng.normal(size=shape)), rounded(psi)
-        a, b = gram(phi), gram(psi)
-        assert float(relative_change(a, b)) == pytest.approx(oracles.relative_change(phi, psi), rel=1e-3)
-        assert float(kernel_distance(a, b)) == pytest.approx(oracles.kernel_distance(phi, psi), rel=1e-3)
+        found = changes(gram(phi), gram(psi))
+        assert float(found["change"]) == pytest.approx(oracles.relative_change(phi, psi), rel=1e-3)
+        assert float(found["distance"]) == pytest.approx(oracles.kernel_distance(phi, psi), rel=1e-3)
         # centring rounds each feature once more, by 1e-7
         expected = oracles.kernel_distance(phi, psi, center=True)
         rel = 1e-3 if size > 1e-5 else 0.1
-        assert float(kernel_distance(a, b, center=True)) == pytest.approx(expected, rel=rel)
+        assert float(found["centred distance"]) == pytest.approx(expected, rel=rel)
 
     @SHAPES
     @pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4, 1e-5])
@@ -116,7 +137,7 @@ class TestSmallChanges:
         phi, psi = rounded(psi + size * rng.normal(size=shape)), rounded(psi)
         # rounding moves the features by 1e-6
         expected = oracles.procrustes(phi, psi)
-        assert float(bures_distance(gram(phi), gram(psi))) == pytest.approx(expected, rel=1e-3, abs=2e-5)
+        assert float(changes(gram(phi), gram(psi))["bures_distance"]) == pytest.approx(expected, rel=1e-3, abs=2e-5)
 
     def test_of_dense_kernels(self):
         # entries hold 1e-7 of the kernel, so changes down to 1e-5 have two digits
@@ -133,21 +154,49 @@ class TestSmallChanges:
         rng = np.random.default_rng(3)
         phi = rng.normal(size=shape)
         q, _ = np.linalg.qr(rng.normal(size=(shape[1], shape[1])))
-        a, b = gram(phi @ q), gram(phi)
-        assert 0 <= float(relative_change(a, b)) < 1e-5
-        assert 0 <= float(kernel_distance(a, b)) < 1e-10
-        assert 0 <= float(kernel_distance(a, b, center=True)) < 1e-10
-        assert 0 <= float(bures_distance(a, b)) < 1e-4
+        found = changes(gram(phi @ q), gram(phi))
+        assert 0 <= found["change"] < 1e-5
+        assert 0 <= found["distance"] < 1e-10
+        assert 0 <= found["centred distance"] < 1e-10
+        assert 0 <= found["bures_distance"] < 1e-4
 
     @SHAPES
     @pytest.mark.parametrize("factor", [1e-6, 1e-2, 1e6])
     def test_sizes_of_kernels_do_not_count(self, shape, factor):
         phi, psi = np.random.default_rng(3).normal(size=(2, *shape))
         expected = oracles.kernel_distance(phi, psi)
-        assert float(kernel_distance(gram(factor * phi), gram(psi))) == pytest.approx(expected, rel=1e-4)
-        assert float(kernel_distance(gram(phi), gram(factor * psi))) == pytest.approx(expected, rel=1e-4)
-        assert float(kernel_distance(gram(factor * phi), gram(factor * psi))) == pytest.approx(expected, rel=1e-4)
-        assert float(alignment(gram(phi), gram(factor * psi), center=False)) == pytest.approx(1 - expected, rel=1e-4)
+        for of_phi, of_psi in ((factor, 1), (1, factor), (factor, factor)):
+            found = changes(gram(of_phi * phi), gram(of_psi * psi))
+            assert float(found["distance"]) == pytest.approx(expected, rel=1e-4)
+            assert float(found["cosine"]) == pytest.approx(1 - expected, rel=1e-4)
+
+
+def several(a, b, y, window):
+    """Metrics of each kind, of one program."""
+
+    @jax.jit
+    def values(a, b):
+        return {
+            "alignment": alignment(a, b),
+            "bures_distance": bures_distance(a, b),
+            "class_separation": class_separation(a, y),
+            "effective_rank": effective_rank(a),
+            "power_law_exponent": power_law_exponent(a, window),
+            "regression_accuracy": regression_accuracy(a, y),
+        }
+
+    return {name: float(value) for name, value in values(a, b).items()}
+
+
+def several_in_float64(phi, psi, y, window):
+    return {
+        "alignment": oracles.cka_oracle(oracles.hsic_biased)(phi, psi),
+        "bures_distance": oracles.procrustes(phi, psi),
+        "class_separation": oracles.nc1(phi, y),
+        "effective_rank": np.exp(oracles.entropy(oracles.eigenvalues(phi))),
+        "power_law_exponent": oracles.power_law_exponent(phi, *window),
+        "regression_accuracy": oracles.regression_accuracy(phi @ phi.T, y, 1e-3),
+    }
 
 
 class TestDuplicates:
@@ -157,22 +206,18 @@ class TestDuplicates:
         rng = np.random.default_rng(0)
         phi, psi = (np.repeat(f, 2, axis=0) for f in rng.normal(size=(2, 12, 20)))
         y = np.repeat(np.arange(12) % 3, 2)
-        a, b = (FORMS[form](jnp.asarray(f, jnp.float32)) for f in (phi, psi))
-        assert float(alignment(a, b)) == pytest.approx(oracles.cka_oracle(oracles.hsic_biased)(phi, psi), rel=2e-4)
-        assert float(bures_distance(a, b)) == pytest.approx(oracles.procrustes(phi, psi), rel=2e-4)
-        assert float(class_separation(a, y)) == pytest.approx(oracles.nc1(phi, y), rel=2e-4)
-        assert float(effective_rank(a)) == pytest.approx(np.exp(oracles.entropy(oracles.eigenvalues(phi))), rel=2e-4)
-        assert float(power_law_exponent(a, (2, 12))) == pytest.approx(oracles.power_law_exponent(phi, 2, 12), rel=2e-4)
+        measured = several(FORMS[form](phi), FORMS[form](psi), y, (2, 12))
+        assert measured == pytest.approx(several_in_float64(phi, psi, y, (2, 12)), rel=2e-4)
         # the twin of the example left out has the answer
-        assert float(regression_accuracy(a, y)) == oracles.regression_accuracy(phi @ phi.T, y, 1e-3) == 1
+        assert measured["regression_accuracy"] == 1
 
     def test_all_examples_equal(self):
-        same = gram(np.full((10, 3), 0.7))
-        assert float(effective_rank(same)) == pytest.approx(1, abs=1e-5)
-        assert float(participation_ratio(same)) == pytest.approx(1)
-        assert float(stable_rank(same)) == pytest.approx(1)
-        assert float(kernel_distance(same, same)) == pytest.approx(0, abs=1e-7)
-        assert float(condition_number(same)) > 1e12
+        metrics = (effective_rank, participation_ratio, stable_rank, condition_number)
+        of_one = jax.jit(lambda a: [metric(a) for metric in metrics] + [kernel_distance(a, a)])
+        *ranks, condition, distance = map(float, of_one(gram(np.full((10, 3), 0.7))))
+        assert ranks == pytest.approx([1, 1, 1], abs=1e-5)
+        assert distance == pytest.approx(0, abs=1e-7)
+        assert condition > 1e12
 
 
 @pytest.mark.every(6)
@@ -180,13 +225,11 @@ class TestDuplicates:
 @pytest.mark.parametrize("form", FORMS)
 def test_two_or_three_examples(form, n):
     phi, psi = np.random.default_rng(n).normal(size=(2, n, 4))
-    a, b = (FORMS[form](jnp.asarray(f, jnp.float32)) for f in (phi, psi))
+    a, b = (FORMS[form](f) for f in (phi, psi))
     y = np.arange(n) % 2
-    assert float(alignment(a, b)) == pytest.approx(oracles.cka_oracle(oracles.hsic_biased)(phi, psi), rel=1e-3)
-    assert float(kernel_distance(a, b)) == pytest.approx(oracles.kernel_distance(phi, psi), rel=1e-3)
-    assert float(bures_distance(a, b)) == pytest.approx(oracles.procrustes(phi, psi), rel=1e-3)
-    assert float(class_separation(a, y)) == pytest.approx(oracles.nc1(phi, y), rel=1e-3, abs=1e-6)
-    assert float(regression_accuracy(a, y)) == pytest.approx(oracles.regression_accuracy(phi @ phi.T, y, 1e-3))
-    assert float(power_law_exponent(a, (1, n))) == pytest.approx(oracles.power_law_exponent(phi, 1, n), rel=1e-3)
+    expected = several_in_float64(phi, psi, y, (1, n))
+    assert several(a, b, y, (1, n)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    distance = oracles.kernel_distance(phi, psi)
+    assert float(kernel_distance(a, b)) == pytest.approx(distance, rel=1e-3)
     with pytest.raises(ValueError, match=rf"this metric needs N >= 4 examples, got N={n}\."):
         cka(a, b)
