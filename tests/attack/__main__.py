@@ -46,7 +46,7 @@ def ways(folder):
     mounts = can("mount", "-t", "tmpfs", "tmpfs", str(disk))
     if mounts:
         subprocess.run(["umount", str(disk)], check=True)
-    traces = can("strace", "-f", "-qq", "-o", str(folder / "try"), "true")
+    traces = can("strace", "-f", "-qq", "--seccomp-bpf", "-o", str(folder / "try"), "true")
     shares = {"damage": 0.45, "kill": 0.25, "faults": 0.2 * traces, "full disk": 0.1 * mounts}
     return {name: share for name, share in shares.items() if share}
 

@@ -131,7 +131,7 @@ def faults(forks, target, paths, dice, cache):
     inject = f"inject={calls}:error={dice.choice(errors)}{when}"
     only = [part for spot in spots for part in ("-P", str(spot))]
     log = cache / "calls.txt"
-    strace = ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}", "-e", inject, *only]
+    strace = ["strace", "-f", "-qq", "--seccomp-bpf", "-o", str(log), "-e", f"trace={calls}", "-e", inject, *only]
     script = [sys.executable, "-m", "attack.victims", target.kind, *map(str, paths)]
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     try:

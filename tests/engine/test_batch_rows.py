@@ -39,35 +39,34 @@ class Counted:
         return self.runs
 
 
-ONCE = [  # n1, n2, batch_size, runs
-    (12, None, 4, [4] * 3),
-    (12, 8, 4, [4] * 5),
-    (12, None, 0, [12]),
-    (12, 12, 0, [12] * 2),
-    (4, None, 9, [4]),
-    (5, None, 1, [1] * 5),
-    (10, None, 4, [4] * 3),  # the last is filled up
-    (10, 5, 4, [4] * 5),
-    (97, 60, 10, [10] * 16),
+# The tests that do not look at traces share one function, and so its programs.
+F = Counted()
+
+ONCE = [  # n1, n2, batch_size, axes, runs
+    (12, None, 4, {}, [4] * 3),
+    (12, 12, 0, {}, [12] * 2),
+    (12, None, 0, {"trace_axes": (0, 1)}, [12]),
+    (4, None, 9, {}, [4]),
+    (5, None, 1, {"diagonal_axes": 0}, [1] * 5),
+    (10, 5, 4, {}, [4] * 5),  # the last are filled up
+    (10, None, 4, {"diagonal_axes": 0}, [4] * 3),
+    (10, None, 4, {"trace_axes": (0, 1)}, [4] * 3),
+    (97, 60, 10, {}, [10] * 16),
 ]
 
 
-@pytest.mark.every(4)
-@pytest.mark.parametrize("axes", [{}, {"diagonal_axes": 0}, {"trace_axes": (0, 1)}], ids=str)
-@pytest.mark.parametrize(("n1", "n2", "batch_size", "runs"), ONCE)
-def test_every_example_runs_once(n1, n2, batch_size, runs, axes):
-    if axes and n2 != n1:
-        n2, runs = None, runs[: -(-n1 // (batch_size or n1))]
-    f = Counted()
+@pytest.mark.every(2)
+@pytest.mark.parametrize(("n1", "n2", "batch_size", "axes", "runs"), ONCE)
+def test_every_example_runs_once(n1, n2, batch_size, axes, runs):
     x1, x2 = normal(0, n1, 3), None if n2 is None else normal(1, n2, 3)
-    kernel_fn = batch(nngp.empirical_nngp_fn(f, **axes), batch_size, check=False)
-    assert f.rows_of(kernel_fn, x1, x2, 2.0) == runs
+    kernel_fn = batch(nngp.empirical_nngp_fn(F, **axes), batch_size, check=False)
+    assert F.rows_of(kernel_fn, x1, x2, 2.0) == runs
     every = np.concatenate([x1, x1[:0] if n2 is None else x2])[:, 0]
-    assert set(f.first) == set(every.tolist())
+    assert set(F.first) == set(every.tolist())
     assert nngp.plan(kernel_fn, x1, x2, 2.0).forward_rows == len(every)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 6])
+@pytest.mark.parametrize("batch_size", [1, 6])
 def test_the_check_runs_a_few_rows_more(batch_size):
     f = Counted()
     kernel_fn = batch(nngp.empirical_nngp_fn(f), batch_size)
@@ -83,34 +82,30 @@ def test_the_check_runs_a_few_rows_more(batch_size):
 ROW_BYTES = 12  # 3 float32
 
 
-@pytest.mark.every(4)
-@pytest.mark.parametrize("store_on_device", [True, False], ids=["device", "host"])
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
-    ("n1", "n2", "batch_size", "block", "rows"),
+    ("n1", "n2", "batch_size", "block", "rows", "on_device"),
     [
-        (24, None, 4, 8, 24 + 16 + 8),  # N (b + 1) / 2 with 3 blocks
-        (24, 16, 4, 8, 24 + 3 * 16),  # N + b M
-        (16, 24, 2, 8, 16 + 2 * 24),
-        (40, None, 8, 16, 40 + 24 + 8),
-        (24, None, 24, 24, 24),
-        (16, None, 8, 2, 16 + 8),  # the outputs of a batch do not fit, which there are anyway
+        (24, None, 4, 8, 24 + 16 + 8, True),  # N (b + 1) / 2 with 3 blocks
+        (24, 16, 4, 8, 24 + 3 * 16, True),  # N + b M
+        (16, 24, 4, 8, 16 + 2 * 24, False),
+        (24, None, 24, 24, 24, False),
+        (16, None, 8, 2, 16 + 8, True),  # the outputs of a batch do not fit, which there are anyway
     ],
 )
-def test_where_outputs_do_not_fit_the_others_run_again(n1, n2, batch_size, block, rows, store_on_device):
-    f = Counted()
-    options = {"check": False, "memory_budget": 2 * block * ROW_BYTES, "store_on_device": store_on_device}
-    kernel_fn = batch(nngp.empirical_nngp_fn(f), batch_size, **options)
+def test_where_outputs_do_not_fit_the_others_run_again(n1, n2, batch_size, block, rows, on_device):
+    options = {"check": False, "memory_budget": 2 * block * ROW_BYTES, "store_on_device": on_device}
+    kernel_fn = batch(nngp.empirical_nngp_fn(F), batch_size, **options)
     args = normal(0, n1, 3), None if n2 is None else normal(1, n2, 3), 2.0
     planned = nngp.plan(kernel_fn, *args).forward_rows
-    assert sum(f.rows_of(kernel_fn, *args)) == planned == rows
+    assert sum(F.rows_of(kernel_fn, *args)) == planned == rows
 
 
 @pytest.mark.parametrize("axes", [{"diagonal_axes": 0}, {"trace_axes": 0}], ids=str)
 def test_where_no_two_examples_meet_none_runs_again(axes):
-    f = Counted()
-    kernel_fn = batch(nngp.empirical_nngp_fn(f, **axes), 4, check=False, memory_budget=16 * ROW_BYTES)
-    assert sum(f.rows_of(kernel_fn, normal(0, 24, 3), None, 2.0)) == 24
-    assert sum(f.rows_of(kernel_fn, normal(0, 24, 3), normal(1, 24, 3), 2.0)) == 48
+    kernel_fn = batch(nngp.empirical_nngp_fn(F, **axes), 4, check=False, memory_budget=16 * ROW_BYTES)
+    assert sum(F.rows_of(kernel_fn, normal(0, 24, 3), None, 2.0)) == 24
+    assert sum(F.rows_of(kernel_fn, normal(0, 24, 3), normal(1, 24, 3), 2.0)) == 48
 
 
 def test_f_is_traced_once():

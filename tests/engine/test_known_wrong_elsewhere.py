@@ -1,12 +1,14 @@
 """What neural-tangents gets wrong without a word, or stumbles over: the unbatched part of the list."""
 
+from functools import partial
+
 import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.arrays import assert_close, gram, jax_normal as normal
+from helpers.arrays import assert_close, gram, normal
 
 import nngp_plugins as nngp
 
@@ -25,7 +27,7 @@ def test_trace_axes_as_an_int_is_a_type_error():
 
 
 def test_a_bf16_kernel_is_computed_in_bf16():
-    x = 1 + normal(2, 4, 500).astype(jnp.bfloat16)
+    x = (1 + normal(2, 4, 500)).astype(jnp.bfloat16)
     kernel = nngp.empirical_nngp_fn(lambda params, x: x)(x, None, None)
     assert kernel.dtype == jnp.float32
     assert_close(kernel, gram(x, x))
@@ -57,7 +59,7 @@ SAME_SHAPE = normal(5, 6, 3)  # on inputs of two shapes the masks would differ a
 
 @pytest.fixture(scope="module")
 def dropout_params():
-    return Dropout().init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X1)["params"]
+    return jax.jit(Dropout().init)({"params": jax.random.key(0), "dropout": jax.random.key(1)}, X1)["params"]
 
 
 def test_flax_rngs_same_key_for_different_x_in_a_plain_apply(dropout_params):
@@ -67,7 +69,7 @@ def test_flax_rngs_same_key_for_different_x_in_a_plain_apply(dropout_params):
     key = jax.random.key(3)
     kernel_fn = nngp.empirical_nngp_fn(f)
     y1, same, folded = (
-        f(dropout_params, x, {"dropout": k})
+        jax.jit(f)(dropout_params, x, {"dropout": k})
         for x, k in [(X1, key), (SAME_SHAPE, key), (SAME_SHAPE, jax.random.fold_in(key, 1))]
     )
     kernel = kernel_fn(X1, SAME_SHAPE, dropout_params, rngs={"dropout": key})
@@ -80,8 +82,9 @@ def test_flax_rngs_same_key_for_different_x_through_from_linen(dropout_params):
     f = nngp.from_linen(Dropout())
     key = jax.random.key(3)
     kernel_fn = nngp.empirical_nngp_fn(f)
+    run = jax.jit(lambda params, x, key: f(params, x, rng=key))
     y1, same, folded = (
-        f(dropout_params, x, rng=k) for x, k in [(X1, key), (SAME_SHAPE, key), (SAME_SHAPE, jax.random.fold_in(key, 1))]
+        run(dropout_params, x, k) for x, k in [(X1, key), (SAME_SHAPE, key), (SAME_SHAPE, jax.random.fold_in(key, 1))]
     )
     kernel = kernel_fn(X1, SAME_SHAPE, dropout_params, rng=key)
     assert_close(kernel, gram(y1, folded))
@@ -101,11 +104,13 @@ class BatchNorm(nn.Module):
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_f_returning_out_and_state_kernelises_the_state_linen(train):
     module = BatchNorm()
-    variables = module.init(jax.random.key(0), X1, train=False)
+    variables = jax.jit(partial(module.init, train=False))(jax.random.key(0), X1)
     variables["batch_stats"]["BatchNorm_0"]["mean"] += 0.3
     f = nngp.from_linen(module, mutable=["batch_stats"] if train else [], train=train)
-    kernel = nngp.empirical_nngp_fn(f)(X1, X2, variables["params"], state={"batch_stats": variables["batch_stats"]})
-    y1, y2 = (module.apply(variables, x, train=train, mutable=["batch_stats"])[0] for x in (X1, X2))
+    state = {"batch_stats": variables["batch_stats"]}
+    kernel = jax.jit(nngp.empirical_nngp_fn(f))(X1, X2, variables["params"], state=state)
+    apply = jax.jit(partial(module.apply, train=train, mutable=["batch_stats"]))
+    y1, y2 = (apply(variables, x)[0] for x in (X1, X2))
     assert isinstance(kernel, jax.Array)
     assert_close(kernel, gram(y1, y2))
 
@@ -117,10 +122,11 @@ def test_f_returning_out_and_state_kernelises_the_state_haiku(train):
         return jax.nn.relu(y)
 
     transformed = hk.transform_with_state(forward)
-    params, state = transformed.init(jax.random.key(0), SAME_SHAPE, is_training=True)
+    params, state = jax.jit(partial(transformed.init, is_training=True))(jax.random.key(0), SAME_SHAPE)
     f = nngp.from_haiku(transformed, is_training=train)
-    kernel = nngp.empirical_nngp_fn(f)(X1, X2, params, state=state)
-    y1, y2 = (transformed.apply(params, state, None, x, is_training=train)[0] for x in (X1, X2))
+    kernel = jax.jit(nngp.empirical_nngp_fn(f))(X1, X2, params, state=state)
+    apply = jax.jit(partial(transformed.apply, is_training=train))
+    y1, y2 = (apply(params, state, None, x)[0] for x in (X1, X2))
     assert isinstance(kernel, jax.Array)
     assert_close(kernel, gram(y1, y2))
 

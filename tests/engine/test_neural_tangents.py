@@ -1,4 +1,4 @@
-"""A drop-in: the kernels of neural-tangents 0.6.5 itself, stored beside this file.
+"""A drop-in: the kernels of neural-tangents 0.6.5 itself, stored beside this file; test_oracle.py takes all axes sets.
 
 Run as a script, this writes them anew, with JAX_THREEFRY_PARTITIONABLE=1 in an environment where neural-tangents still
 imports: Python 3.11 with neural-tangents==0.6.5 jax==0.4.30 jaxlib==0.4.30 "numpy<2" "scipy<1.14".
@@ -26,7 +26,7 @@ def image(params, x, **kwargs):
 
 
 def kernels(empirical_nngp_fn):
-    """Kernels by name: all pairs of axes sets, and every way to pass keyword arguments."""
+    """Kernels by name: axes sets in which any two axes have any two roles, and every way to pass keyword arguments."""
     x1, x2 = (np.sin(np.arange(n * 12.0, dtype=np.float32) ** 1.5).reshape(n, 3, 2, 2) for n in (2, 3))
     w = np.cos(np.arange(6, dtype=np.float32)).reshape(2, 3)
     key = jax.random.PRNGKey(0)
@@ -34,7 +34,8 @@ def kernels(empirical_nngp_fn):
     @jax.jit  # one program for all, as compiling each by itself takes long
     def of_all_axes(x1, x2, w):
         found = {}
-        for roles in itertools.product(["free", "trace", "diagonal"], repeat=4):
+        for i, j in itertools.product(range(3), repeat=2):
+            roles = [("free", "trace", "diagonal")[k % 3] for k in (i, j, i + j, i + 2 * j)]
             trace, diagonal = (tuple(i for i in range(4) if roles[i] == role) for role in ("trace", "diagonal"))
             for other in (None, x2) if roles[0] == "free" else (None,):
                 name = f"{trace} {diagonal} {other is None}"

@@ -51,8 +51,8 @@ def check(kernel, y1, y2, trace, diagonal, dtype):
 
 
 # float64 shows the least mistake.
-LARGE = [pytest.param(ndim, "float32", marks=pytest.mark.exhaustive) for ndim in (3, 4, 5)]
-CASES = [(1, "float32"), (2, "float32"), *((ndim, "float64") for ndim in range(1, 5)), *LARGE]
+LARGE = pytest.param(5, "float32", marks=pytest.mark.exhaustive)
+CASES = [(2, "float32"), *((ndim, "float64") for ndim in (1, 2, 4)), LARGE]
 
 
 @pytest.mark.parametrize(("ndim", "dtype"), CASES)

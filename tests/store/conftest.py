@@ -34,6 +34,7 @@ class Small:
     x1 = X1
     x2 = X2
     params = PARAMS
+    network = staticmethod(network)
     tiles = 9
 
     def write(self, f=network, x1=X1, x2=None, params=PARAMS, path=None, *, kernel_fn=None, **options):
@@ -72,6 +73,16 @@ class Small:
         return self.path / "job.json"
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """One for all tests of the folder."""
+    from conftest import Forks  # not above, as each.py imports this file where conftest is its name
+
+    forks = Forks(tmp_path_factory.mktemp("forks"), Path(__file__).with_name("jobs.py"))
+    yield forks
+    forks.close()
+
+
 @pytest.fixture(scope="session", name="files_of")
 def _files_of():
     return files_of
@@ -91,7 +102,10 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def written(small):
+def written(small, finished):
     """The small kernel, finished."""
-    small.write()
+    for name, content in finished.items():
+        (small.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (small.path / name).write_bytes(content)
+    (small.path / ".lock").touch()
     return small

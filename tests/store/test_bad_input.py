@@ -106,8 +106,8 @@ def test_the_layer_that_is_not_finite_is_named(small):
         small.write(layers, spoil(small.x1, -101, 8))
 
 
-@pytest.mark.parametrize("example", [0, 6])
-def test_one_example_of_x2_that_is_not_finite(small, example):
+def test_one_example_of_x2_that_is_not_finite(small):
+    example = 6
     with pytest.raises(ValueError, match=rf"^output 'one' of f is NaN or infinite for x2 examples {example}\.$"):
         small.write(layers, x2=spoil(small.x2, np.nan, example))
     assert not small.open().complete
@@ -119,13 +119,13 @@ def test_an_output_without_a_name_and_an_imaginary_part(small):
 
 
 def test_many_examples_that_are_not_finite_are_counted(small):
-    x1 = np.full((30, 5), np.nan, np.float32)
-    with pytest.raises(ValueError, match=r"for x1 examples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more\.$"):
-        small.write(x1=x1, tile_size=30)
+    x1 = np.full((12, 5), np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"for x1 examples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more\.$"):
+        small.write(x1=x1, tile_size=12)
 
 
 def test_blocks_before_the_one_that_is_not_finite_are_kept(small, finished):
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(conv), memory_budget=150)  # blocks of 4 rows
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(small.network), memory_budget=150)  # blocks of 4 rows
     with pytest.raises(ValueError, match=r"^the output of f is NaN or infinite for x1 examples 8\.$"):
         small.write(x1=spoil(small.x1, np.nan, 8), kernel_fn=kernel_fn)
     store, files = small.open(), small.files()

@@ -92,7 +92,7 @@ def test_killed_while_it_begins(forks, job, pauses, files_of, tmp_path):
     kind, final, _ = job
     dice, stages, kills = random.Random(0), [], 0
     names = ".lock", "job.json.new", "job.json", "zarr.json.new", "zarr.json", "kernel", "kernel/c"
-    for name in names:
+    for name in names if pauses > 1 else names[::2]:
         path = tmp_path / name.replace("/", ".")
         for pause in (0, dice.uniform(0, 0.001))[:pauses]:
             pid = forks.start(path, kind=kind)
@@ -102,11 +102,11 @@ def test_killed_while_it_begins(forks, job, pauses, files_of, tmp_path):
             stages.append(max((i for i, name in enumerate(names) if (path / name).exists()), default=-1))
             check(path, final, files_of)
         finish(forks, path, kind, final, files_of)
-    assert kills > pauses * len(names) // 2, kills
-    assert len(set(stages)) >= 3, stages
+    assert kills >= len(stages) // 2, kills
+    assert len(set(stages)) >= min(3, len(stages) // 2), stages
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(16, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_killed_at_random_moments(forks, job, kills, files_of, tmp_path):
     kind, final, begun = job
     dice, stages, path, fraction = random.Random(kills), [], tmp_path / "0.zarr", 0.0

@@ -32,7 +32,7 @@ def repair(job, finished, *files):
     assert job.is_like(finished)
 
 
-@pytest.mark.parametrize("chunk", [(0, 0), (0, 1), (2, 0), (2, 2)], ids=str)
+@pytest.mark.parametrize("chunk", [(0, 1), (2, 2)], ids=str)
 def test_every_byte_of_a_tile(written, finished, chunk):
     file, store = written.tile(*chunk), written.open()
     part = tuple(slice(4 * i, 4 * i + 4) for i in chunk)
@@ -218,7 +218,7 @@ def test_every_cut_of_the_job(written, finished):
 # the ledger
 
 
-@pytest.mark.parametrize("line", range(9))
+@pytest.mark.parametrize("line", [0, 4, 8])
 def test_every_byte_of_a_line_of_the_ledger(written, line):
     whole = written.ledger.read_bytes()
     lines = whole.splitlines(keepends=True)

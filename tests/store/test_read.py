@@ -72,7 +72,7 @@ def keys(draw):
     return tuple(items)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(key=keys())
 def test_any_index_reads_as_numpy_reads(spatial, dense, key):
     expected = dense[key]

@@ -51,7 +51,7 @@ def test_a_finished_kernel_runs_nothing(small, count):
 
 @pytest.mark.parametrize(
     ("listed", "tiles"),
-    [(0, 6), (1, 6), (2, 5), (3, 5), (5, 4), (6, 3), (8, 2)],
+    [(0, 6), (2, 5), (5, 4), (8, 2)],
 )
 def test_missing_tiles_and_one_more(written, finished, count, listed, tiles):
     order = [(0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1), (1, 2), (2, 1), (2, 2)]
@@ -96,7 +96,7 @@ def test_another_f_with_other_numbers(written):
     def other(params, x):
         return 2 * jnp.tanh(x @ params)
 
-    for listed in (1, 4, 8):
+    for listed in (1, 8):
         written.keep(listed)
         files = written.files()
         with pytest.raises(ValueError, match=r"holds tiles of another f: one of them, computed again, has other numbe"):

@@ -34,9 +34,7 @@ def assert_close(actual, expected, dtype=np.float32, tolerance=1e-6):
 
 
 @pytest.mark.every(3)
-@pytest.mark.parametrize(
-    ("tile_size", "batch_size"), [(1, 64), (3, 4), (4, 3), (5, 0), (9, 1), (10, 10), (11, 3), (None, 3)]
-)
+@pytest.mark.parametrize(("tile_size", "batch_size"), [(1, 64), (4, 3), (5, 0), (9, 1), (11, 3), (None, 3)])
 def test_symmetric(small, tile_size, batch_size):
     store = small.write(tile_size=tile_size, batch_size=batch_size)
     assert_close(store, gram(hidden(small.params, small.x1)))
@@ -46,7 +44,8 @@ def test_symmetric(small, tile_size, batch_size):
     np.testing.assert_array_equal(store[...], np.asarray(store).T)
 
 
-@pytest.mark.parametrize(("tile_size", "batch_size"), [(1, 64), (4, 3), (7, 0), (8, 2), (None, 3)])
+@pytest.mark.every(2)
+@pytest.mark.parametrize(("tile_size", "batch_size"), [(4, 3), (7, 0), (None, 3)])
 def test_another_x2(small, tile_size, batch_size):
     store = small.write(x2=small.x2, tile_size=tile_size, batch_size=batch_size)
     assert_close(store, gram(hidden(small.params, small.x1), hidden(small.params, small.x2)))
@@ -60,11 +59,9 @@ def test_it_returns_what_open_kernel_opens(small):
     np.testing.assert_array_equal(store[...], opened[...])
 
 
-@pytest.mark.parametrize("x2", [False, True])
-def test_several_outputs(small, x2):
-    x2 = small.x2 if x2 else None
-    store = small.write(layers, x2=x2)
-    y1, y2 = (hidden(small.params, small.x1 if x is None else x) for x in (None, x2))
+def test_several_outputs(small):
+    store = small.write(layers, x2=small.x2)
+    y1, y2 = (hidden(small.params, x) for x in (small.x1, small.x2))
     assert list(store.arrays) == ["block/conv", "block/dense", "head"]
     assert_close(store["block/conv"], gram(y1, y2))
     assert_close(store["block/dense"], gram(2 * y1[:, :4], 2 * y2[:, :4]))
@@ -77,25 +74,21 @@ def shifted(params, x):
     return {"a": y, "b": jnp.roll(y, 1, axis=1)}
 
 
-@pytest.mark.parametrize("x2", [False, True])
-def test_cross_terms(small, x2):
-    x2 = small.x2 if x2 else None
-    store = small.write(x2=x2, kernel_fn=nngp.empirical_nngp_fn(shifted, cross_terms=True))
-    y1, y2 = ({"a": y, "b": np.roll(y, 1, 1)} for y in (hidden(small.params, x) for x in (small.x1, small.x2)))
-    y2 = y2 if x2 is not None else y1
+def test_cross_terms(small):
+    store = small.write(kernel_fn=nngp.empirical_nngp_fn(shifted, cross_terms=True))
+    a = hidden(small.params, small.x1)
+    y = {"a": a, "b": np.roll(a, 1, 1)}
     assert list(store.arrays) == ["a--a", "a--b", "b--a", "b--b"]
     for name, kernel in store.arrays.items():
         first, second = name.split("--")
-        assert_close(kernel, gram(y1[first], y2[second]))
-    if x2 is None:
-        np.testing.assert_array_equal(store["a--b"][...], store["b--a"][...].T)
-        np.testing.assert_array_equal(store["b--b"][...], store["b--b"][...].T)
+        assert_close(kernel, gram(y[first], y[second]))
+    np.testing.assert_array_equal(store["a--b"][...], store["b--a"][...].T)
+    np.testing.assert_array_equal(store["b--b"][...], store["b--b"][...].T)
     store.verify()
 
 
-@pytest.mark.every(3)
-@pytest.mark.parametrize("tile_size", [2, None])
-@pytest.mark.parametrize("x2", [None, OTHERS], ids=["symmetric", "x2"])
+@pytest.mark.every(2)
+@pytest.mark.parametrize(("x2", "tile_size"), [(OTHERS, None), (None, 2)], ids=["x2", "symmetric"])
 def test_places_that_are_not_traced(small, x2, tile_size):
     store = small.write(conv, IMAGES, x2, FILTERS, tile_size=tile_size)
     y1, y2 = hidden(FILTERS, IMAGES), hidden(FILTERS, IMAGES if x2 is None else x2)
@@ -109,7 +102,7 @@ def test_a_diagonal_axis(small):
     assert_close(store, np.einsum("nhwc,mhwc->nmhw", hidden(FILTERS, IMAGES), hidden(FILTERS, OTHERS)) / 3)
 
 
-@pytest.mark.parametrize("tile_size", [1, 4, None])
+@pytest.mark.parametrize("tile_size", [4, None])
 def test_variances(small, tile_size):
     store = small.write(kernel_fn=nngp.empirical_nngp_fn(conv, diagonal_axes=0), tile_size=tile_size)
     assert_close(store, np.mean(hidden(small.params, small.x1) ** 2, axis=1))
@@ -123,7 +116,7 @@ def test_float64(small):
 
 def test_bfloat16_is_stored_as_float32(small):
     store = small.write(lambda params, x: jnp.tanh(x @ params).astype(jnp.bfloat16))
-    rounded = jnp.tanh(small.x1 @ small.params).astype(jnp.bfloat16)
+    rounded = jax.jit(lambda: jnp.tanh(small.x1 @ small.params).astype(jnp.bfloat16))()
     assert_close(store, gram(np.asarray(rounded, np.float64)))
 
 
@@ -140,7 +133,7 @@ def test_complex(small):
 
 
 def test_a_memory_budget_changes_no_byte(small, finished):
-    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: jnp.tanh(x @ params)), memory_budget=150)
+    kernel_fn = nngp.batch(nngp.empirical_nngp_fn(small.network), memory_budget=150)
     assert nngp.plan(kernel_fn, small.x1, None, small.params, batch_size=3).forward_rows > 10  # in blocks
     small.write(kernel_fn=kernel_fn)
     assert small.is_like(finished)
@@ -162,17 +155,15 @@ def memmap(array, path):
     return np.load(path / "x.npy", mmap_mode="r")
 
 
-@pytest.mark.parametrize("kind", ["memmap", "sliced", "jax", "lists of arrays"])
+@pytest.mark.parametrize("kind", ["memmap", "sliced", "jax"])
 def test_inputs_of_any_kind_give_the_same_bytes(small, finished, tmp_path, kind):
-    x1 = {"memmap": lambda x: memmap(x, tmp_path), "sliced": Sliced, "jax": jnp.asarray}.get(kind, lambda x: x)(
-        small.x1
-    )
+    x1 = {"memmap": lambda x: memmap(x, tmp_path), "sliced": Sliced, "jax": jnp.asarray}[kind](small.x1)
     small.write(x1=x1)
     assert small.is_like(finished)
 
 
 def test_a_kernel_function_in_batches_gives_its_other_options(small, finished):
-    small.write(kernel_fn=nngp.batch(nngp.empirical_nngp_fn(conv), 7, store_on_device=False))
+    small.write(kernel_fn=nngp.batch(nngp.empirical_nngp_fn(small.network), 7, store_on_device=False))
     assert small.is_like(finished)  # the batches are those of write_kernel
 
 
