@@ -26,9 +26,11 @@ def test_any_function(capsys):
     assert "arc-cosine" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["flax_training_callback", "nnx_training_callback"])
+@pytest.mark.parametrize(
+    "name", ["flax_training_callback", pytest.param("nnx_training_callback", marks=pytest.mark.exhaustive)]
+)
 def test_training_callbacks_learn_and_track(name, capsys):
-    history = run(name, steps=150)
+    history = run(name, steps=100)
     assert history.scalar("loss")[-1] < 0.2 * history.scalar("loss")[0]
     assert len(history.layers) == 3
     cka = history.metric("cka")
@@ -37,6 +39,7 @@ def test_training_callbacks_learn_and_track(name, capsys):
     assert "effective_rank" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_haiku_experiment(capsys):
     histories = run("haiku_experiment", learning_rates=(0.003, 0.3))
     distance = [1 - history.metric("cka")[-1, 0] for history in histories.values()]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -51,13 +52,16 @@ def scale(y, by):
     return by * y
 
 
-def write(path, **options):
-    def f(params, x, act=None, config=None):
-        y = x @ params
-        return y if act is None else act(y)
+def of_inputs(params, x, act=None, config=None):
+    y = x @ params
+    return y if act is None else act(y)
 
-    kernel_fn = nngp.empirical_nngp_fn(f)
-    return nngp.write_kernel(kernel_fn, X, None, PARAMS, path, batch_size=3, progress=False, **options)
+
+KERNEL_FN = nngp.empirical_nngp_fn(of_inputs)
+
+
+def write(path, **options):
+    return nngp.write_kernel(KERNEL_FN, X, None, PARAMS, path, batch_size=6, progress=False, **options)
 
 
 ALMOST = np.linspace(0, 1, 2000)
@@ -157,7 +161,7 @@ def test_functions_that_cannot_be_told_apart(tmp_path, act):
     assert not (tmp_path / "k").exists()
 
 
-def test_another_process_knows_them(tmp_path):
+def test_another_process_knows_them(tmp_path, monkeypatch):
     """A kernel that a process has written with a partial function is that of the next process."""
     code = f"""
 import functools, numpy as np, nngp_plugins as nngp
@@ -174,5 +178,7 @@ store = nngp.write_kernel(nngp.empirical_nngp_fn(f), np.eye(4, dtype="float32"),
     {str(tmp_path / "k")!r}, batch_size=2, progress=False, act=functools.partial(scale, by=2),
     more=lambda y: FACTOR * y)
 """
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "writes_a_kernel.py").write_text(code)
+    subprocess.run([sys.executable, "-c", "import writes_a_kernel"], check=True, cwd=tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module("writes_a_kernel").store.complete

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.arrays import normal
+from helpers.parameters import drawn, drawn_equinox
 
 import nngp_plugins as nngp
 
@@ -74,7 +75,8 @@ class Net(eqx.Module):
 
 
 def net():
-    return Net(eqx.nn.MLP(3, 2, 8, 2, activation=jnp.tanh, key=jax.random.key(0)), eqx.nn.Dropout(inference=True))
+    mlp = drawn_equinox(eqx.nn.MLP, 3, 2, 8, 2, activation=jnp.tanh, key=jax.random.key(0))
+    return Net(mlp, eqx.nn.Dropout(inference=True))
 
 
 def of_net(model, x, rng=None):
@@ -99,7 +101,8 @@ def test_the_functions_of_a_model_count():
 
 
 def test_a_compiled_training_of_an_equinox_model():
-    tracker = nngp.KernelTracker(of_net, X, schedule=nngp.every(1))
+    metrics = {"scale": lambda gram, reference: nngp.metrics.scale(gram)}
+    tracker = nngp.KernelTracker(of_net, X, schedule=nngp.every(1), metrics=metrics)
     optimizer = optax.chain(optax.sgd(0.1), nngp.track_kernel(tracker))
     model = net()
 
@@ -183,8 +186,8 @@ class Two(nn.Module):
 def test_a_model_takes_them_as_well(mapping):
     f = nngp.from_linen(Two(), spread="kwargs")
     x = mapping({"a": X, "b": normal(2, 6, 2)})
-    params, _ = f.init(jax.random.key(0), x)
-    expected = X @ params["d"]["kernel"]
+    params = drawn(f, x)
+    expected = X @ np.asarray(params["d"]["kernel"]) + np.asarray(params["d"]["bias"])
     np.testing.assert_allclose(f(params, x), expected + x["b"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(f.layers("d")(params, x)["d"], expected, rtol=1e-5, atol=1e-6)
     assert list(f.layer_shapes(params, x)) == ["d", "output"]

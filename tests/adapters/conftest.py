@@ -7,10 +7,11 @@ from typing import Any
 import flax.linen as nn
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.arrays import jax_normal
+from helpers.parameters import drawn, drawn_nnx
 
 import nngp_plugins as nngp
 
@@ -28,8 +29,8 @@ class Case:
         """Every layer's output, from the formula."""
         outputs = {}
         for name, (kernel, bias) in self.weights(params).items():
-            outputs[name] = jnp.matmul(x, kernel, precision="highest") + bias
-            x = jax.nn.relu(outputs[name])
+            outputs[name] = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64) + bias
+            x = np.maximum(outputs[name], 0)
         return outputs
 
 
@@ -60,30 +61,23 @@ def haiku_net(x, shift=None):
     return x if shift is None else x + shift
 
 
-def _shaken(params):
-    """Random numbers in place of all parameters, as zero biases would hide mistakes."""
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)
-    return structure.unflatten([jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves])
-
-
 def _linen() -> Case:
     module = LinenNet()
     return Case(
         make=lambda **kwargs: nngp.from_linen(module, **kwargs),
         own=lambda params, x, **kwargs: module.apply({"params": params}, x, **kwargs),
-        params=_shaken(module.init(jax.random.key(0), jnp.ones((1, 3)))["params"]),
+        params=drawn(nngp.from_linen(module), np.ones((1, 3))),
         weights=lambda params: {name: (params[name]["kernel"], params[name]["bias"]) for name in "zma"},
     )
 
 
 def _nnx() -> Case:
-    model = NNXNet(nnx.Rngs(0))
+    model = drawn_nnx(lambda: NNXNet(nnx.Rngs(0)))
     graphdef, params = nnx.split(model)
     return Case(
         make=lambda **kwargs: nngp.from_nnx(model, **kwargs),
         own=lambda params, x, **kwargs: nnx.merge(graphdef, params)(x, **kwargs),
-        params=_shaken(params),
+        params=params,
         weights=lambda params: {n: (params[n]["kernel"][...], params[n]["bias"][...]) for n in "zma"},
     )
 
@@ -93,7 +87,7 @@ def _haiku() -> Case:
     return Case(
         make=lambda **kwargs: nngp.from_haiku(transformed, **kwargs),
         own=lambda params, x, **kwargs: transformed.apply(params, None, x, **kwargs),
-        params=_shaken(transformed.init(jax.random.key(0), jnp.ones((1, 3)))),
+        params=drawn(nngp.from_haiku(transformed), np.ones((1, 3))),
         weights=lambda params: {name: (params[name]["w"], params[name]["b"]) for name in "zma"},
     )
 
@@ -105,4 +99,4 @@ def case(request) -> Case:
 
 @pytest.fixture(scope="session")
 def x() -> jax.Array:
-    return jax.random.normal(jax.random.key(7), (4, 3), jnp.float32)
+    return jax_normal(7, 4, 3)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arrays import gram, normal
+from helpers.parameters import drawn
 
 import nngp_plugins as nngp
 
@@ -281,10 +282,14 @@ def test_sown_in_a_scan():
             return scan(name="blocks")(x, None)[0]
 
     f = nngp.from_linen(Model())
-    params, _ = jax.jit(f.init)(jax.random.key(0), X)
-    _, state = Model().apply({"params": params}, X, mutable="intermediates")
+    params = drawn(f, X)
+
+    @jax.jit
+    def run(params, x):
+        return f.layers()(params, x), Model().apply({"params": params}, x, mutable="intermediates")[1]
+
+    layers, state = run(params, X)
     (marks,) = state["intermediates"]["blocks"]["mark"]
-    layers = jax.jit(f.layers())(params, X)
     parts = [f"blocks/{i}{part}" for i in range(N) for part in ("/dense", "/mark", ":0")]
     assert [name.removesuffix(":0") for name in layers] == [name.removesuffix(":0") for name in parts]
     for i in range(N):

@@ -11,7 +11,7 @@ import pytest
 import nngp_plugins as nngp
 
 from .models import page
-from .models.table import MODELS, load
+from .models.table import MODELS, WHICH, load
 
 load()
 # `make packages` runs all tests of a model in one process, because they share what is compiled for it.
@@ -20,16 +20,20 @@ every_model = pytest.mark.parametrize(
 )
 
 
-def marks_of(name):
-    """The slowest tests run on the first model of each framework, and on every other one where CI asks for all."""
-    first = next(other for other in MODELS if other.split("/")[0] == name.split("/")[0])
-    everywhere = name == first or page.SECTION == "packages"
-    return [pytest.mark.xdist_group(name), pytest.mark.once if everywhere else pytest.mark.exhaustive]
+def on_some(nth):
+    """The first model of each framework, and each nth other one in the sweep; all where ``NNGP_MODELS`` asks for them.
+
+    For the tests that take longest, of which most depends on the framework rather than on the model.
+    """
+    params = []
+    for i, name in enumerate(MODELS):
+        first = next(other for other in MODELS if other.split("/")[0] == name.split("/")[0])
+        mark = pytest.mark.once if name == first or page.SECTION == "packages" else pytest.mark.exhaustive
+        if name == first or WHICH or i % nth == 0:
+            params.append(pytest.param(name, marks=[pytest.mark.xdist_group(name), mark]))
+    return pytest.mark.parametrize("name", params)
 
 
-a_model_of_each_framework = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=marks_of(name)) for name in MODELS]
-)
 WRITE = f"NNGP_MODELS={page.SECTION} PYTHONPATH=tests/adapters:. python -m models.page writes it"
 
 
@@ -76,25 +80,36 @@ def is_float(leaf):
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
-@a_model_of_each_framework
-def test_without_jit_it_is_the_same_and_nothing_changes(name):
-    model, (_, layers, _) = built(name), outputs_of(name)
-    given = [model.params, model.x, flags_of(model)[1]]
-    before = jax.tree.map(numbers, [*given, model.f.split(model.live) if model.live is not None else None])
-    eager = model.f.layers()(model.params, model.x, **model.kwargs)
-    assert_close({layer: eager[layer] for layer in layers}, dict(layers), 1e-4)
+def held_by(model):
+    """All numbers of a model and of its call, to see whether they stay as they are."""
+    live = None if model.live is None else model.f.split(model.live)
+    return jax.tree.map(numbers, [model.params, model.x, flags_of(model)[1], live])
+
+
+@on_some(1)
+def test_nothing_leaks_or_changes(name):
+    model = built(name)
+    before = held_by(model)
     with jax.checking_leaks():
         jax.eval_shape(lambda params, x: model.f.layers()(params, x, **model.kwargs), model.params, model.x)
-    after = jax.tree.map(numbers, [*given, model.f.split(model.live) if model.live is not None else None])
-    jax.tree.map(np.testing.assert_array_equal, after, before)
+    jax.tree.map(np.testing.assert_array_equal, held_by(model), before)
+
+
+@on_some(3)
+def test_without_jit_it_is_the_same_and_nothing_changes(name):
+    model, (_, layers, _) = built(name), outputs_of(name)
+    before = held_by(model)
+    eager = model.f.layers()(model.params, model.x, **model.kwargs)
+    assert_close({layer: eager[layer] for layer in layers}, dict(layers), 1e-4)
+    jax.tree.map(np.testing.assert_array_equal, held_by(model), before)
 
 
 @pytest.mark.every(3)
 @every_model
 def test_layers(name):
     model, (y, layers, kernels) = built(name), outputs_of(name)
-    shapes = model.f.layer_shapes(model.params, model.x, **model.kwargs)
-    assert [(layer, s.shape, s.dtype) for layer, s in shapes.items()] == [
+    summary = model.f.summary(model.params, model.x, **model.kwargs)
+    assert [(layer, s.shape, s.dtype) for layer, s in summary.shapes.items()] == [
         (layer, a.shape, a.dtype) for layer, a in layers.items()
     ]
     rows = next(iter(layers.values())).shape[0]
@@ -104,7 +119,7 @@ def test_layers(name):
     # A scan that returns layers is another program, which XLA may round in another way.
     like = [np.asarray(a, np.result_type(a.dtype, np.float32)) for a in layers.values()]
     assert all(any(a.shape == b.shape and np.allclose(a, b, 1e-5, 1e-6, True) for a in like) for b in own)
-    assert str(model.f.summary(model.params, model.x, **model.kwargs)).count("\n") >= len(layers) + 4
+    assert str(summary).count("\n") >= len(layers) + 4
     for layer, a in layers.items():
         a = np.asarray(a, np.complex128 if np.iscomplexobj(a) else np.float64).reshape(rows, -1)
         expected = a @ a.T.conj() / a.shape[1]
@@ -113,7 +128,7 @@ def test_layers(name):
         assert eigenvalues[0] >= -1e-5 * eigenvalues[-1]
 
 
-@a_model_of_each_framework
+@on_some(3)
 def test_in_batches_it_is_the_same(name):
     model, (_, _, kernels) = built(name), outputs_of(name)
     if model.mixes:
@@ -122,7 +137,7 @@ def test_in_batches_it_is_the_same(name):
     assert_close(nngp.batch(kernel_fn, 3, check=False)(model.x, None, model.params, **model.kwargs), kernels, 1e-4)
 
 
-@a_model_of_each_framework
+@on_some(2)
 def test_gradients(name):
     """Of a loss, also of several parameters at once: they agree with differences, and optax takes them."""
     model, (y, _, _) = built(name), outputs_of(name)
@@ -137,19 +152,24 @@ def test_gradients(name):
         y = model.f(with_floats(floats), model.x, **model.kwargs)
         return sum(jnp.sum(jnp.abs(leaf).astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
 
-    grad = jax.jit(jax.vmap(jax.value_and_grad(loss)))
-    values, gradients = grad([jnp.stack([leaf] * 3) for leaf in floats])
+    @jax.jit
+    @jax.vmap
+    def run(floats):
+        value, gradient = jax.value_and_grad(loss)(floats)
+        optimiser = optax.adam(0.1)
+        updates, _ = optimiser.update(gradient, optimiser.init(floats), floats)
+        return value, gradient, optax.apply_updates(floats, updates)
+
+    floats = [np.asarray(leaf) for leaf in floats]
+    values, gradients, trained = run([np.stack([leaf] * 3) for leaf in floats])
     first = sum(np.sum(np.abs(np.asarray(leaf, complex)) ** 2) for leaf in jax.tree.leaves(y) if is_float(leaf))
     np.testing.assert_allclose(values, first, rtol=0.02 if "bfloat16" in name else 1e-4)
-    gradient = [g[0] for g in gradients]
-    size = float(jnp.sqrt(sum(jnp.sum(jnp.abs(g).astype(jnp.float32) ** 2) for g in gradient)))
+    gradient, trained = ([np.asarray(leaf)[0] for leaf in leaves] for leaves in (gradients, trained))
+    size = np.sqrt(sum(np.sum(np.abs(g.astype(np.result_type(g, np.float32))) ** 2) for g in gradient))
     assert 0 < size < np.inf
-    optimiser = optax.adam(0.1)
-    updates, _ = optimiser.update(gradient, optimiser.init(floats), floats)
-    trained = jax.tree.leaves(optax.apply_updates(floats, updates))
-    steps = [1e-2 * g.conj() / size for g in gradient]
+    steps = [(1e-2 * g.conj() / size).astype(g.dtype) for g in gradient]
     moved = zip(floats, steps, trained, strict=True)
-    values, _ = grad([jnp.stack([leaf + step, leaf - step, other]) for leaf, step, other in moved])
+    values, _, _ = run([np.stack([leaf + step, leaf - step, other]) for leaf, step, other in moved])
     assert values[2] != first
     if model.smooth and "bfloat16" not in name:
         np.testing.assert_allclose((values[0] - values[1]) / 2e-2, size, rtol=0.05)

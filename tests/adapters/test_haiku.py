@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import drawn
 
 import nngp_plugins as nngp
 
@@ -26,18 +27,18 @@ TRANSFORMED = hk.transform_with_state(net)
 
 @pytest.fixture(scope="module")
 def split(x):
-    return nngp.from_haiku(TRANSFORMED).init(jax.random.key(0), x, is_training=True)
+    return jax.jit(lambda: nngp.from_haiku(TRANSFORMED).init(jax.random.key(0), x, is_training=True))()
 
 
 class TestState:
     def test_init_is_haikus_own(self, split, x):
-        jax.tree.map(equal, split, TRANSFORMED.init(jax.random.key(0), x, is_training=True))
+        jax.tree.map(equal, split, jax.jit(lambda: TRANSFORMED.init(jax.random.key(0), x, is_training=True))())
 
     def test_init_without_state(self, x):
         transformed = hk.transform(lambda x: hk.Linear(2)(x))
         params, state = nngp.from_haiku(transformed).init(jax.random.key(0), x)
         assert state == {}
-        jax.tree.map(equal, params, transformed.init(jax.random.key(0), x))
+        jax.tree.map(equal, params, jax.jit(transformed.init)(jax.random.key(0), x))
 
     def test_outputs_only(self, split, x):
         params, state = split
@@ -80,7 +81,7 @@ class TestWithoutApplyRng:
 
     def test_without_state(self, x):
         transformed = hk.transform(lambda x: hk.Linear(2)(x))
-        params = transformed.init(jax.random.key(0), x)
+        params = drawn(nngp.from_haiku(transformed), x)
         f = nngp.from_haiku(hk.without_apply_rng(transformed))
         equal(f(params, x), transformed.apply(params, None, x))
         told = r"rng was given, but hk\.without_apply_rng removed this argument; pass from_haiku the transf.* without"
@@ -103,8 +104,8 @@ class TestMultiTransform:
     def test_method(self, method, wrap, x):
         transformed = hk.multi_transform(build)
         f = nngp.from_haiku(wrap(transformed), method=method)
-        params, state = jax.jit(f.init)(jax.random.key(0), x)
-        assert state == {}
+        assert jax.eval_shape(f.init, jax.random.key(0), x)[1] == {}
+        params = drawn(f, x)
         equal(f(params, x), transformed.apply[method](params, None, x))
 
     @pytest.mark.parametrize("wrap", [lambda t: t, hk.without_apply_rng], ids=["rng", "without_apply_rng"])
@@ -116,8 +117,8 @@ class TestMultiTransform:
             return run, {"run": run}
 
         f = nngp.from_haiku(wrap(hk.multi_transform_with_state(counting)), method="run")
-        params, state = jax.jit(f.init)(jax.random.key(0), x)
-        equal(f(params, x, state=jax.tree.map(lambda s: 3 * s, state)), 3 * x)
+        params, state = jax.eval_shape(f.init, jax.random.key(0), x)
+        equal(f(params, x, state=jax.tree.map(lambda s: np.full(s.shape, 3, s.dtype), state)), 3 * x)
 
     @pytest.mark.parametrize("method", [None, "decode"])
     def test_unknown_method(self, method):
@@ -145,24 +146,30 @@ class TestCallForms:
     def test_spread(self, spread, pack, x):
         transformed = hk.transform(lambda u, v: hk.Linear(2, name="left")(u) + hk.Linear(2, name="right")(v))
         f = nngp.from_haiku(transformed, spread=spread)
-        params, _ = f.init(jax.random.key(0), pack(x, x))
+        params = drawn(f, pack(x, x))
         equal(f(params, pack(x, 2 * x)), transformed.apply(params, None, x, 2 * x))
 
     def test_rnn(self, x):
         def model(x):
-            core = hk.LSTM(4)
+            core = hk.VanillaRNN(4)
             outputs, _ = hk.dynamic_unroll(core, x, core.initial_state(x.shape[0]), time_major=False)
             return hk.Linear(2, name="head")(outputs[:, -1])
 
         transformed = hk.transform(model)
-        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        sequences = np.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_haiku(transformed)
-        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
-        equal(f(params, sequences), transformed.apply(params, None, sequences))
+        params = drawn(f, sequences)
+        kernel_fn = nngp.empirical_nngp_fn(f.layers(), trace_axes=nngp.all_but_batch)
+
+        @jax.jit
+        def run(params, x):
+            return f(params, x), transformed.apply(params, None, x), f.layers()(params, x), kernel_fn(x, None, params)
+
+        y, own, layers, kernels = run(params, sequences)
+        equal(y, own)
         # what runs inside the scan has no value outside; all that is given must be one
-        layers = jax.jit(f.layers())(params, sequences)
-        np.testing.assert_allclose(layers["head"], f(params, sequences), rtol=1e-5)
-        kernels = nngp.empirical_nngp_fn(f.layers(), trace_axes=nngp.all_but_batch)(sequences, None, params)
+        np.testing.assert_allclose(layers["head"], y, rtol=1e-5)
+        assert list(kernels) == list(layers)
         assert all(np.isfinite(kernel).all() for kernel in kernels.values())
 
     @pytest.mark.parametrize(
@@ -179,24 +186,24 @@ class TestCallForms:
     def test_layers_around_a_transformation(self, inner, inner_names, x):
         transformed = hk.transform(lambda x: hk.Linear(2, name="head")(inner(x)))
         f = nngp.from_haiku(transformed)
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
-        layers = jax.jit(f.layers())(params, x)
+        params = drawn(f, x)
+        layers, own = jax.jit(lambda params, x: (f.layers()(params, x), transformed.apply(params, None, x)))(params, x)
         assert list(layers) == [*inner_names, "head"]
-        np.testing.assert_allclose(layers["head"], transformed.apply(params, None, x), rtol=1e-5)
+        np.testing.assert_allclose(layers["head"], own, rtol=1e-5)
 
     def test_attention(self, x):
         initial = hk.initializers.VarianceScaling()
         transformed = hk.transform(lambda x: hk.MultiHeadAttention(2, 4, w_init=initial)(x, x, x))
-        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        sequences = np.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_haiku(transformed)
-        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
-        layers = f.layers("*/query", "*/linear")(params, sequences)
+        params, f = drawn(f, sequences), f.layers("*/query", "*/linear")
+        layers, own = jax.jit(lambda params, x: (f(params, x), transformed.apply(params, None, x)))(params, sequences)
         assert list(layers) == ["multi_head_attention/query", "multi_head_attention/linear"]
-        equal(layers["multi_head_attention/linear"], transformed.apply(params, None, sequences))
+        equal(layers["multi_head_attention/linear"], own)
 
 
 @pytest.mark.every(4)
-@pytest.mark.parametrize(("depth", "blocks"), [(34, 16), (50, 16), (101, 33), (152, 50), (200, 66)])
+@pytest.mark.parametrize(("depth", "blocks"), [(34, 16), (50, 16), (200, 66)])
 def test_layers_of_deep_resnets(depth, blocks):
     """Too deep to run in a test, and none too deep to trace; the table of models has the shallow ones."""
     net = hk.transform_with_state(lambda x, is_training: getattr(hk.nets, f"ResNet{depth}")(10)(x, is_training))

@@ -1,5 +1,7 @@
 """A scan over blocks gives the layers that the same blocks give in a loop: values, kernels, Grams and snapshots."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -12,22 +14,43 @@ from .models.blocks import DEPTH, TWINS, sequences
 
 X = sequences()
 N = len(X)
+of_every_framework = pytest.mark.parametrize("name", TWINS)
+# Grams and snapshots are made of what the kernels are made of; Equinox, too, as its batch is that of a vmap.
+of_two = pytest.mark.parametrize("name", ["linen", pytest.param("equinox", marks=pytest.mark.exhaustive)])
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def twins(request):
-    return TWINS[request.param]()
+@cache
+def twins_of(name):
+    return TWINS[name]()
 
 
-@pytest.fixture(scope="module")
-def layers(twins):
-    return jax.jit(twins.layers)(twins.params, X)
+def a_layer_inside(twins):
+    return "blocks/1/block/up" if "blocks/1/block/up" in twins.layers.layer_shapes(twins.params, X) else "blocks/1/up"
 
 
-@pytest.fixture(scope="module")
-def own(twins, layers):
+def some_of(name):
+    """A few layers inside the scan, and one outside."""
+    return twins_of(name).scanned.layers("*up", "*down", "head")
+
+
+@cache
+def computed(name):
+    """The layers, those of a pattern, all kernels, and what the framework itself returns in a loop over the blocks."""
+    twins = twins_of(name)
+    kernel_fn = nngp.empirical_nngp_fn(twins.layers, trace_axes=nngp.all_but_batch)
+    chosen = twins.scanned.layers(a_layer_inside(twins), "head")
+
+    @jax.jit
+    def run(params, x):
+        return twins.layers(params, x), chosen(params, x), kernel_fn(x, None, params), twins.own(x)
+
+    return run(twins.params, X)
+
+
+@cache
+def own_of(name):
     """What the framework itself computes in a loop over the blocks, by the name of the layer in the scan."""
-    arrays = jax.jit(twins.own)(X)
+    twins, (layers, _, _, arrays) = twins_of(name), computed(name)
     others = twins.layers.summary(twins.params, X).others
     names = {layer: [layer, *others.get(layer, ())] for layer in layers}
     names = {layer: [twins.renamed(other) for other in names[layer]] for layer in names}
@@ -40,43 +63,52 @@ def assert_equal(actual, expected, rtol=1e-5):
 
 
 @pytest.mark.every(3)
-def test_names_and_order_are_those_of_the_loop(twins, layers):
+@of_every_framework
+def test_names_and_order_are_those_of_the_loop(name):
+    twins = twins_of(name)
     unrolled = twins.unrolled.layers("!*dropout").summary(twins.same, X)
-    assert [twins.renamed(layer) for layer in layers] == list(unrolled.shapes)
     summary = twins.layers.summary(twins.params, X)
+    assert [twins.renamed(layer) for layer in summary.shapes] == list(unrolled.shapes)
     renamed = {twins.renamed(a): tuple(map(twins.renamed, b)) for a, b in summary.others.items()}
     assert renamed == unrolled.others
     assert summary.unseen == unrolled.unseen == {}
     # The modules of a block are norm, query, key, value, out, up and down. The stacked parameters of each count once.
     assert summary.modules == 7 + 2
-    assert len(layers) == DEPTH * (7 + 1) + 2
+    assert len(summary.shapes) == DEPTH * (7 + 1) + 2
 
 
-@pytest.mark.every(3)
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_values_are_the_frameworks_own_in_a_loop(twins, layers, own, transform):
-    # Two runs of a compiled function would be the same; the fixture has compiled it already.
-    found = layers if transform is jax.jit else twins.layers(twins.params, X)
-    assert list(found) == list(own)
-    for layer, y in found.items():
+@of_every_framework
+def test_values_are_the_frameworks_own_in_a_loop(name):
+    layers, own = computed(name)[0], own_of(name)
+    assert list(layers) == list(own)
+    for layer, y in layers.items():
         assert y.shape == own[layer].shape
         assert_equal(y, own[layer])
     for i in range(DEPTH):
-        blocks = [y for layer, y in found.items() if f"blocks/{i}" in layer]
+        blocks = [y for layer, y in layers.items() if f"blocks/{i}" in layer]
         assert len({np.asarray(y).tobytes() for y in blocks}) == len(blocks) >= 8
 
 
-def test_kernels_are_those_of_the_values(twins, own):
-    kernel_fn = nngp.empirical_nngp_fn(twins.layers, trace_axes=nngp.all_but_batch)
-    kernels = jax.jit(kernel_fn)(X, None, twins.params)
+@of_every_framework
+def test_kernels_are_those_of_the_values(name):
+    kernels, own = computed(name)[2], own_of(name)
     assert list(kernels) == list(own)
     for layer, kernel in kernels.items():
         assert_equal(kernel, gram(own[layer]))
 
 
-@pytest.mark.every(3)
-def test_kernels_of_some_axes(twins, own):
+@of_every_framework
+def test_chosen_layers_are_those_of_all(name):
+    layers, chosen, _, _ = computed(name)
+    pattern = a_layer_inside(twins_of(name))
+    assert list(chosen) == [pattern, "head"]
+    assert_equal(chosen[pattern], layers[pattern])
+
+
+@of_two
+def test_kernels_of_some_axes(name):
     """What keeps the axis of the sequence is computed inside the scan as well."""
+    twins, own = twins_of(name), own_of(name)
     f = twins.scanned.layers("*up", "*down")
     kernels = jax.jit(nngp.empirical_nngp_fn(f, trace_axes=-1, diagonal_axes=1))(X, None, twins.params)
     assert [layer for layer in own if layer.endswith(("up", "down"))] == list(kernels)
@@ -85,10 +117,11 @@ def test_kernels_of_some_axes(twins, own):
         assert_equal(kernel, np.einsum("atd,btd->abt", y, y) / y.shape[-1])
 
 
-@pytest.mark.every(3)
-def test_grams_are_those_of_the_values(twins, own):
-    grams = nngp.gram(twins.layers, X, twins.params)
-    assert list(grams) == list(own)
+@of_two
+def test_grams_are_those_of_the_values(name):
+    own = own_of(name)
+    grams = nngp.gram(some_of(name), X, twins_of(name).params)
+    assert list(grams) == [layer for layer in own if layer.endswith(("up", "down", "head"))]
     centre = np.eye(N) - 1 / N
     for layer, one in grams.items():
         kernel = gram(own[layer])
@@ -97,28 +130,23 @@ def test_grams_are_those_of_the_values(twins, own):
         np.testing.assert_allclose(dense.centered, centre @ kernel @ centre, rtol=0, atol=1e-5 * np.abs(kernel).max())
 
 
-@pytest.mark.every(3)
-def test_a_snapshot_holds_the_kernels_of_the_values(twins, own, tmp_path):
-    metrics = {"scale": lambda gram, reference: nngp.metrics.scale(gram)}
-    f, options = twins.layers, {"metrics": metrics, "keep_kernels": True, "run": tmp_path / "run"}
-    with nngp.KernelTracker(f, X, **options) as tracker:
-        tracker(0, twins.params)
-    assert tracker.history.layers == list(own)
-    for i, (layer, y) in enumerate(own.items()):
-        assert_equal(tracker.history.kernel(layer, 0), gram(y))
-        assert_equal(tracker.history.metric("scale")[0, i], np.trace(gram(y)) / N)
+@of_two
+def test_a_snapshot_holds_the_kernels_of_the_values(name, tmp_path):
+    metrics, own = {"scale": lambda gram, reference: nngp.metrics.scale(gram)}, own_of(name)
+    options = {"metrics": metrics, "keep_kernels": True, "run": tmp_path / "run"}
+    with nngp.KernelTracker(some_of(name), X, **options) as tracker:
+        tracker(0, twins_of(name).params)
+    assert tracker.history.layers == [layer for layer in own if layer.endswith(("up", "down", "head"))]
+    for i, layer in enumerate(tracker.history.layers):
+        kernel = gram(own[layer])
+        assert_equal(tracker.history.kernel(layer, 0), kernel)
+        assert_equal(tracker.history.metric("scale")[0, i], np.trace(kernel) / N)
 
 
-def test_chosen_layers_are_those_of_all(twins, layers):
-    pattern = next(layer for layer in layers if layer.endswith("1/up") or layer.endswith("1/block/up"))
-    f = twins.scanned.layers(pattern, "head")
-    assert list(f.layer_shapes(twins.params, X)) == [pattern, "head"]
-    chosen = f(twins.params, X)
-    assert_equal(chosen[pattern], layers[pattern])
-
-
-def test_what_leaves_the_scan_is_kernels(twins):
+@of_every_framework
+def test_what_leaves_the_scan_is_kernels(name):
     """No array in the program holds a layer of all blocks, and the blocks are still a scan."""
+    twins = twins_of(name)
     kernel_fn = nngp.empirical_nngp_fn(twins.scanned.layers("*up"), trace_axes=nngp.all_but_batch)
     jaxpr = jax.make_jaxpr(kernel_fn)(X, None, twins.params)
     (scan,) = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "scan"]
@@ -128,27 +156,30 @@ def test_what_leaves_the_scan_is_kernels(twins):
     assert stacked == [(DEPTH, N, N)]
 
 
+POWERS = 10.0 ** np.arange(-6, 7, 3)
+
+
+def growing(w, x):
+    def step(carry, power):
+        return carry, nngp.tag("h", jax.nn.relu(x @ w) * power)
+
+    return jax.lax.scan(step, None, POWERS.astype(np.float32))[1].mean()
+
+
+GROWING = nngp.from_callable(growing).layers("h")
+OF_GRAMS = {name: nngp.metrics.default_metrics()[name] for name in ("scale", "participation_ratio")}
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_steps_of_very_different_sizes(size):
     """Signals that grow over time: each step has a product of its own size, and the mean over the steps is right."""
-    x, powers = normal(0, 6, 8), size * 10.0 ** np.arange(-6, 7, 3)
-
-    def f(w, x):
-        def step(carry, power):
-            return carry, nngp.tag("h", jax.nn.relu(x @ w) * power)
-
-        return jax.lax.scan(step, None, powers.astype(np.float32))[1].mean()
-
-    layers, w = nngp.from_callable(f).layers("h"), normal(1, 8, 8)
+    x, w = normal(0, 6, 8), (size * normal(1, 8, 8)).astype(np.float32)
     y = np.maximum(x.astype(float) @ w, 0)
-    expected = sum(power**2 * y @ y.T for power in powers) / 8 / len(powers)
-
-    def assert_expected(gram):
-        kernel = np.asarray(nngp.metrics.undivided(np.asarray(gram.matrix), gram.exponent))
-        np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-    assert_expected(nngp.gram(layers, x, w)["h"])
-    with nngp.KernelTracker(layers, x) as tracker:
+    expected = sum(power**2 * y @ y.T for power in POWERS) / 8 / len(POWERS)
+    gram = nngp.gram(GROWING, x, w)["h"]
+    kernel = np.asarray(nngp.metrics.undivided(np.asarray(gram.matrix), gram.exponent))
+    np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    with nngp.KernelTracker(GROWING, x, metrics=OF_GRAMS) as tracker:
         tracker(0, w)
     assert tracker.history.layers == ["h"]
     ratio = np.trace(expected) ** 2 / np.sum(expected**2)

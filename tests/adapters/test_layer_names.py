@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.arrays import normal
+from helpers.parameters import drawn
 
 import nngp_plugins as nngp
 
@@ -43,13 +44,14 @@ class TestNoCollisions:
                 return {"a": head(a + b), "b": 2 * head(c + d)}
 
         f = nngp.from_linen(Model())
-        params = jax.jit(f.init)(jax.random.key(0), X)[0]
+        params = drawn(f, X)
         layers, own = jax.jit(lambda params, x: (f.layers()(params, x), f(params, x)))(params, X)
         once, twice = ["h/0", "h:0", "h:1"], ["h/0#1", "h#1:0", "h#1:1"]
         assert list(layers) == [*once, *twice, "output", "output#1", ":output:b"]
-        kernel = np.asarray(params["h"]["0"]["kernel"], np.float64)
-        first = X @ kernel
-        expected = [first, 2 * first, 3 * first, *(k * 2 * first @ kernel for k in (1, 2, 3))]
+        kernel, bias = (np.asarray(params["h"]["0"][name], np.float64) for name in ("kernel", "bias"))
+        first = X @ kernel + bias
+        second = 2 * first @ kernel + bias
+        expected = [first, 2 * first, 3 * first, second, 2 * second, 3 * second]
         for name, y in zip([*once, *twice], expected, strict=True):
             np.testing.assert_allclose(layers[name], y, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(layers[":output:b"], own["b"], rtol=1e-5)
@@ -187,7 +189,7 @@ class TestPatterns:
 
     @pytest.fixture
     def params(self):
-        return jax.jit(self.f.init)(jax.random.key(0), X)[0]
+        return drawn(self.f, X)
 
     @pytest.mark.parametrize(
         ("patterns", "expected"),

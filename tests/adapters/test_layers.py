@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import arrays
+from helpers.parameters import drawn
 
 import nngp_plugins as nngp
 
@@ -161,19 +162,19 @@ def haiku_twice(x):
 )
 class TestNames:
     def test_repeated_calls_and_tuples(self, f, x):
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
+        params = drawn(f, x)
         layers = jax.jit(f.layers())(params, x)
         # `mean` and `loss` lack the batch axis and are left out; `parts:0` is the array of `parts/d`
         assert list(layers) == ["dense", "dense#1", "parts/d", "parts:1:twice", "output"]
         close(layers["parts:1:twice"], 2 * layers["parts/d"])
         close(layers["output"], 3 * layers["parts/d"])
-        kernel = jax.tree.leaves(params["dense"])[-1]
-        close(layers["dense#1"], layers["dense"] @ kernel)
+        bias, kernel = (np.asarray(leaf) for leaf in jax.tree.leaves(params["dense"]))
+        close(layers["dense#1"], np.asarray(layers["dense"]) @ kernel + bias)
 
     def test_patterns_choose_among_the_calls(self, f, x):
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
-        assert list(f.layers("dense#*")(params, x)) == ["dense#1"]
-        assert list(f.layers("parts*")(params, x)) == ["parts/d", "parts:1:twice"]
+        params = drawn(f, x)
+        assert list(f.layers("dense#*").layer_shapes(params, x)) == ["dense#1"]
+        assert list(f.layers("parts*").layer_shapes(params, x)) == ["parts/d", "parts:1:twice"]
 
 
 class Multi(nn.Module):
@@ -185,7 +186,7 @@ class Multi(nn.Module):
 
 def test_outputs_in_a_dict(x):
     f = nngp.from_linen(Multi())
-    params, _ = jax.jit(f.init)(jax.random.key(0), x)
+    params = drawn(f, x)
     layers = f.layers()(params, x)
     assert list(layers) == ["d", "output:logits"]
     np.testing.assert_array_equal(layers["output:logits"], f(params, x)["logits"])
@@ -270,32 +271,29 @@ class NNXBlock(nnx.Module):
         return self.post(nnx.relu(self.block(self.pre(x))))
 
 
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def names_of(f, x):
+    """The names of all layers; nothing is run."""
+    return list(f.layer_shapes(jax.eval_shape(f.init, jax.random.key(0), x)[0], x))
+
+
 @pytest.mark.parametrize(("where", "names"), SOWN)
 class TestSown:
-    def test_linen(self, where, names, transform, x):
-        f = nngp.from_linen(LinenSows(where))
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
-        layers = transform(f.layers())(params, x)
-        assert [name for name in layers if name != "output"] == names
+    def test_linen(self, where, names, x):
+        found = names_of(nngp.from_linen(LinenSows(where)), x)
+        assert [name for name in found if name != "output"] == names
 
-    def test_nnx(self, where, names, transform, x):
-        f = nngp.from_nnx(NNXSows(where, nnx.Rngs(0)))
-        layers = transform(f.layers())(f.split(NNXSows(where, nnx.Rngs(0)))[0], x)
-        assert [name for name in layers if name != "output"] == names
+    def test_nnx(self, where, names, x):
+        found = names_of(nngp.from_nnx(lambda rngs: NNXSows(where, rngs)), x)
+        assert [name for name in found if name != "output"] == names
 
-    def test_linen_nested(self, where, names, transform, x):
-        f = nngp.from_linen(LinenBlock(where))
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
-        layers = transform(f.layers())(params, x)
+    def test_linen_nested(self, where, names, x):
         # the block returns the array of its last layer
-        assert list(layers) == ["pre", *(f"block/{name}" for name in names), "post"]
+        expected = ["pre", *(f"block/{name}" for name in names), "post"]
+        assert names_of(nngp.from_linen(LinenBlock(where)), x) == expected
 
-    def test_nnx_nested(self, where, names, transform, x):
-        f = nngp.from_nnx(NNXBlock(where, nnx.Rngs(0)))
-        layers = transform(f.layers())(f.split(NNXBlock(where, nnx.Rngs(0)))[0], x)
-        # the block returns the array of its last layer
-        assert list(layers) == ["pre", *(f"block/{name}" for name in names), "post"]
+    def test_nnx_nested(self, where, names, x):
+        expected = ["pre", *(f"block/{name}" for name in names), "post"]
+        assert names_of(nngp.from_nnx(lambda rngs: NNXBlock(where, rngs)), x) == expected
 
 
 class LinenSharedSow(nn.Module):
@@ -311,7 +309,7 @@ class LinenSharedSow(nn.Module):
 
 def test_linen_sown_between_calls_of_one_module(x):
     f = nngp.from_linen(LinenSharedSow())
-    params, _ = jax.jit(f.init)(jax.random.key(0), x)
+    params = drawn(f, x)
     layers = f.layers()(params, x)
     close(layers["mark#1"], layers["z#1"] + 2)
     assert list(layers) == ["z", "mark", "z#1", "mark#1", "a"]
@@ -319,7 +317,7 @@ def test_linen_sown_between_calls_of_one_module(x):
 
 def test_sown_values(x):
     f = nngp.from_linen(LinenSows(sow_between))
-    params, _ = jax.jit(f.init)(jax.random.key(0), x)
+    params = drawn(f, x)
     layers = f.layers()(params, x)
     np.testing.assert_array_equal(layers["mark"], 2 * layers["z"])
 
@@ -366,7 +364,7 @@ def test_nnx_recording_leaves_the_users_classes_alone(x):
 
 def test_haiku_names_are_haikus_paths(x):
     f = nngp.from_haiku(hk.transform(lambda x: hk.nets.MLP([5, 2])(x)))
-    params, _ = jax.jit(f.init)(jax.random.key(0), x)
+    params = drawn(f, x)
     # the MLP returns the array of its last layer
     layers = f.layers()(params, x)
     assert list(layers) == ["mlp/~/linear_0", "mlp/~/linear_1"]

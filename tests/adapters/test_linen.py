@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import drawn
 
 import nngp_plugins as nngp
 
@@ -24,10 +25,10 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def variables(x):
-    variables = Net().init(jax.random.key(0), x)
     # running statistics that matter, unlike the fresh zeros and ones
-    stats = {"BatchNorm_0": {"mean": jnp.linspace(-1, 1, 8), "var": jnp.linspace(1, 3, 8)}}
-    return {"params": variables["params"], "batch_stats": stats}
+    stats = {"mean": np.linspace(-1, 1, 8), "var": np.linspace(1, 3, 8)}
+    stats = {name: jnp.asarray(values, jnp.float32) for name, values in stats.items()}
+    return {"params": drawn(nngp.from_linen(Net()), x), "batch_stats": {"BatchNorm_0": stats}}
 
 
 @pytest.fixture
@@ -135,17 +136,17 @@ class TestCallForms:
     def test_spread(self, spread, pack, x):
         f = nngp.from_linen(Pair(), spread=spread)
         inputs = pack({"u": x, "v": 2 * x}.items()) if pack is dict else pack((x, 2 * x))
-        params, _ = jax.jit(f.init)(jax.random.key(0), inputs)
+        params = drawn(f, inputs)
         equal(f(params, inputs), Pair().apply({"params": params}, x, 2 * x))
-        assert list(f.layers()(params, inputs)) == ["left", "right", "output"]
+        assert list(f.layers().layer_shapes(params, inputs)) == ["left", "right", "output"]
 
     @pytest.mark.parametrize("method", ["encode", Pair.encode])
     def test_method(self, method, x):
         f = nngp.from_linen(Pair(), method=method)
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
+        params = drawn(f, x)
         assert set(params) == {"left"}
         equal(f(params, x), Pair().apply({"params": params}, x, method=method))
-        assert list(f.layers()(params, x)) == ["left"]
+        assert list(f.layers().layer_shapes(params, x)) == ["left"]
 
     def test_pytree_input(self, x):
         class Model(nn.Module):
@@ -154,7 +155,7 @@ class TestCallForms:
                 return nn.Dense(2)(inputs["u"] * inputs["v"])
 
         f = nngp.from_linen(Model())
-        params, _ = f.init(jax.random.key(0), {"u": x, "v": x})
+        params = drawn(f, {"u": x, "v": x})
         equal(f(params, {"u": x, "v": 2 * x}), Model().apply({"params": params}, {"u": x, "v": 2 * x}))
 
     def test_rnn(self, x):
@@ -163,22 +164,27 @@ class TestCallForms:
             def __call__(self, x):
                 return nn.Dense(2)(nn.RNN(nn.LSTMCell(4))(x)[:, -1])
 
-        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        sequences = np.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_linen(Model())
-        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
-        layers = jax.jit(f.layers())(params, sequences)
+        params = drawn(f, sequences)
+
+        @jax.jit
+        def run(params, x):
+            return f.layers()(params, x), Model().apply({"params": params}, x)
+
+        layers, own = run(params, sequences)
         gates = [f"LSTMCell_0/{a}{b}" for b in "ifgo" for a in "ih"]
         assert sorted(layers) == sorted([*gates, "LSTMCell_0:0:0", "RNN_0", "Dense_0"])
         assert {y.shape for name, y in layers.items() if name != "Dense_0"} == {(4, 3, 4)}
-        np.testing.assert_allclose(layers["Dense_0"], Model().apply({"params": params}, sequences), rtol=1e-5)
+        np.testing.assert_allclose(layers["Dense_0"], own, rtol=1e-5)
 
     def test_attention(self, x):
         module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4)
-        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        sequences = np.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_linen(module)
-        params, _ = jax.jit(f.init)(jax.random.key(0), sequences)
-        equal(f(params, sequences), module.apply({"params": params}, sequences))
-        assert list(f.layers()(params, sequences)) == ["query", "key", "value", "out"]
+        params = drawn(f, sequences)
+        equal(jax.jit(f)(params, sequences), jax.jit(module.apply)({"params": params}, sequences))
+        assert list(f.layers().layer_shapes(params, sequences)) == ["query", "key", "value", "out"]
 
     def test_a_parameter_that_is_a_function_of_another_module(self, x):
         class Tied(nn.Module):
@@ -189,9 +195,9 @@ class TestCallForms:
                 return self.activation(self.inner(x) @ self.inner.variables["params"]["kernel"].T)
 
         f = nngp.from_linen(Tied(nn.Dense(4, use_bias=False)))
-        params, _ = jax.jit(f.init)(jax.random.key(0), x)
-        kernel = params["inner"]["kernel"]
-        np.testing.assert_allclose(f(params, x), jnp.tanh(x @ kernel @ kernel.T), rtol=1e-5)
+        params = drawn(f, x)
+        kernel = np.asarray(params["inner"]["kernel"], np.float64)
+        np.testing.assert_allclose(jax.jit(f)(params, x), np.tanh(x @ kernel @ kernel.T), rtol=1e-5)
 
 
 def test_an_apply_and_an_init_that_the_user_overwrote(x):

@@ -9,10 +9,10 @@ import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.parameters import drawn, drawn_equinox, drawn_nnx
 
 import nngp_plugins as nngp
 
@@ -33,17 +33,15 @@ class Linen(nn.Module):
 @cache
 def linen(*widths):
     f = nngp.from_linen(Linen(widths))
-    return f, jax.jit(f.init)(jax.random.key(0), jnp.ones((1, widths[0])))[0]
-
-
-def dense(*widths):
-    return nnx.Sequential(*(nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in pairwise(widths)))
+    return f, drawn(f, np.ones((1, widths[0])))
 
 
 @cache
 def from_nnx(*widths):
-    f = nngp.from_nnx(dense(*widths))
-    return f, f.split(dense(*widths))[0]
+    layers = pairwise(widths)
+    model = drawn_nnx(lambda: nnx.Sequential(*(nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in layers)))
+    f = nngp.from_nnx(model)
+    return f, f.split(model)[0]
 
 
 @cache
@@ -53,14 +51,13 @@ def haiku(*widths):
         return hk.nets.MLP(widths[1:])(x)
 
     f = nngp.from_haiku(hk.without_apply_rng(hk.transform_with_state(net)), is_training=False)
-    params, _ = jax.jit(partial(f.init, is_training=True))(jax.random.key(0), jnp.ones((2, widths[0])))
-    return f, params
+    return f, drawn(f, np.ones((2, widths[0])), is_training=True)
 
 
 @cache
 def equinox(*widths):
-    sizes = pairwise(widths)
-    model = eqx.nn.Sequential([eqx.nn.Linear(a, b, key=jax.random.key(0)) for a, b in sizes])
+    layers = [drawn_equinox(eqx.nn.Linear, a, b, key=jax.random.key(0)) for a, b in pairwise(widths)]
+    model = eqx.nn.Sequential(layers)
     return nngp.from_equinox(model), eqx.filter(model, eqx.is_array)
 
 
@@ -90,18 +87,18 @@ every_framework = pytest.mark.parametrize("framework", MODELS)
 
 
 def call(f, framework, params, x):
-    """As the layers of the model under jit, the deepest that errors come from."""
+    """Traces the layers of the model, the deepest that errors come from."""
     kwargs = {}
     if framework == "haiku":
-        _, state = jax.jit(partial(f.init, is_training=True))(jax.random.key(0), jnp.ones((2, 3)))
+        _, state = jax.eval_shape(partial(f.init, is_training=True), jax.random.key(0), np.ones((2, 3)))
         kwargs = {"state": state}
-    return jax.jit(lambda params, x: f.layers()(params, x, **kwargs))(params, x)
+    return jax.eval_shape(lambda params, x, kwargs: f.layers()(params, x, **kwargs), params, x, kwargs)
 
 
 @every_framework
 def test_they_run(framework):
     f, params = MODELS[framework](3, 4, 5, 2)
-    assert call(f, framework, params, jnp.ones((4, 3)))
+    assert call(f, framework, params, np.ones((4, 3), np.float32))
 
 
 @every_framework
@@ -109,7 +106,7 @@ def test_parameters_of_a_shallower_model(framework):
     f, _ = MODELS[framework](3, 4, 5, 2)
     _, params = MODELS[framework](3, 4, 5)
     with pytest.raises(ValueError, match=re.escape(f"they lack {LACKS[framework]}")):
-        call(f, framework, params, jnp.ones((4, 3)))
+        call(f, framework, params, np.ones((4, 3), np.float32))
 
 
 @every_framework
@@ -118,7 +115,7 @@ def test_parameters_of_a_wider_model(framework):
     f, _ = MODELS[framework](3, 4, 5, 2)
     _, params = MODELS[framework](3, 4, 6, 2)
     with pytest.raises(ValueError, match=re.escape(SHAPES[framework])):
-        call(f, framework, params, jnp.ones((4, 3)))
+        call(f, framework, params, np.ones((4, 3), np.float32))
 
 
 @pytest.mark.parametrize("framework", ["nnx", "equinox", "keras"])
@@ -126,7 +123,7 @@ def test_parameters_of_a_deeper_model(framework):
     f, _ = MODELS[framework](3, 4, 5)
     _, params = MODELS[framework](3, 4, 5, 2)
     with pytest.raises(ValueError, match=r"params do not belong to this .*: they hold '(layers/2/|\[4\])"):
-        call(f, framework, params, jnp.ones((4, 3)))
+        call(f, framework, params, np.ones((4, 3), np.float32))
 
 
 @every_framework
@@ -134,7 +131,7 @@ def test_inputs_of_another_shape(framework):
     f, params = MODELS[framework](3, 4, 5, 2)
     shape = "[7]" if framework == "equinox" else "[4, 7]"  # of one example
     with pytest.raises(ValueError, match=re.escape(f"x of float32{shape}")) as told:
-        call(f, framework, params, jnp.ones((4, 7)))
+        call(f, framework, params, np.ones((4, 7), np.float32))
     assert told.value.__cause__ is not None
     assert not isinstance(told.value.__cause__, ValueError) or "nngp_plugins" not in str(told.value.__cause__)
 
@@ -142,7 +139,7 @@ def test_inputs_of_another_shape(framework):
 def test_parameters_of_another_kind_of_model():
     model, like = eqx.nn.Linear(3, 2, key=jax.random.key(0)), equinox(3, 2)[1]
     with pytest.raises(ValueError, match=r"params belong to a Sequential, not to this Linear\."):
-        nngp.from_equinox(model)(like, jnp.ones((4, 3)))
+        nngp.from_equinox(model)(like, np.ones((4, 3), np.float32))
 
 
 def test_inputs_in_a_tree_are_described():
@@ -155,7 +152,7 @@ def test_the_models_own_error_is_told_and_chained():
     f, params = linen(3, 2)
     f = nngp.from_linen(Linen((3, 2)), method="refuse")
     with pytest.raises(ValueError, match=r"^Linen does not run on x of float32\[4, 3\]: this model") as told:
-        f(params, jnp.ones((4, 3)))
+        f(params, np.ones((4, 3), np.float32))
     assert str(told.value.__cause__) == "this model\nrefuses"
 
 
@@ -166,13 +163,13 @@ def test_errors_of_tracing_are_left_alone():
 
     f = nngp.from_linen(Net())
     with pytest.raises(jax.errors.TracerBoolConversionError):
-        jax.jit(f)({}, jnp.ones((4, 3)))
+        jax.jit(f)({}, np.ones((4, 3), np.float32))
 
 
 class TestLinenModules:
     def test_bound(self):
         module = Linen((3, 2))
-        bound = module.bind(module.init(jax.random.key(0), jnp.ones((4, 3))))
+        bound = module.bind(module.init(jax.random.key(0), np.ones((4, 3), np.float32)))
         with pytest.raises(
             ValueError, match=r"this Linen is bound to variables; pass .* module, _ = bound\.unbind\(\)"
         ):
@@ -193,5 +190,5 @@ class TestLinenModules:
         ):
             nngp.from_linen(Net(), method="encode")
         f = nngp.from_linen(Net(), method=lambda module, x: module.encode(x))
-        params, _ = f.init(jax.random.key(0), jnp.ones((4, 3)))
-        assert f(params, jnp.ones((4, 3))).shape == (4, 2)
+        params, _ = f.init(jax.random.key(0), np.ones((4, 3), np.float32))
+        assert f(params, np.ones((4, 3), np.float32)).shape == (4, 2)

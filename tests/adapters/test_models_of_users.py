@@ -2,6 +2,7 @@
 that return their loss, or a matrix without a row for each example."""
 
 from functools import partial
+from itertools import product
 
 import equinox as eqx
 import flax.linen as nn
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.arrays import close, normal
+from helpers.parameters import drawn, drawn_equinox, drawn_nnx
 
 import nngp_plugins as nngp
 
@@ -29,6 +31,8 @@ OWN = {"softmax": [":output"], "all": [":output:probs"]}
 
 
 class LinenAct(nn.Dense):
+    use_bias: bool = False
+
     def __call__(self, x):
         return nn.relu(super().__call__(x))
 
@@ -38,7 +42,7 @@ class Linen(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return ENDS[self.end](nn.Dense(2, name="output")(LinenAct(4, name="act")(x)))
+        return ENDS[self.end](nn.Dense(2, False, name="output")(LinenAct(4, name="act")(x)))
 
 
 class NNXAct(nnx.Linear):
@@ -48,7 +52,11 @@ class NNXAct(nnx.Linear):
 
 class NNX(nnx.Module):
     def __init__(self, end, rngs):
-        self.end, self.act, self.output = end, NNXAct(3, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+        self.end, self.act, self.output = (
+            end,
+            NNXAct(3, 4, use_bias=False, rngs=rngs),
+            nnx.Linear(4, 2, use_bias=False, rngs=rngs),
+        )
 
     def __call__(self, x):
         return ENDS[self.end](self.output(self.act(x)))
@@ -60,7 +68,7 @@ class HaikuAct(hk.Linear):
 
 
 def haiku(end, x):
-    return ENDS[end](hk.Linear(2, name="output")(HaikuAct(4, name="act")(x)))
+    return ENDS[end](hk.Linear(2, False, name="output")(HaikuAct(4, False, name="act")(x)))
 
 
 class EquinoxAct(eqx.nn.Linear):
@@ -97,19 +105,18 @@ def make(framework, end):
     """The ModelFn, its parameters, and the outputs of both layers, by hand."""
     if framework == "linen":
         f = nngp.from_linen(Linen(end))
-        params = jax.jit(f.init)(jax.random.key(0), X)[0]
+        params = drawn(f, X)
         ws = [params[name]["kernel"] for name in ("act", "output")]
     elif framework == "nnx":
-        params = NNX(end, nnx.Rngs(0))
+        params = drawn_nnx(lambda: NNX(end, nnx.Rngs(0)))
         f, ws = nngp.from_nnx(params), [params.act.kernel[...], params.output.kernel[...]]
     elif framework == "haiku":
         f = nngp.from_haiku(hk.without_apply_rng(hk.transform(partial(haiku, end))))
-        params = jax.jit(f.init)(jax.random.key(0), X)[0]
+        params = drawn(f, X)
         ws = [params[name]["w"] for name in ("act", "output")]
     elif framework == "equinox":
-        a, b = jax.random.split(jax.random.key(0))
-        # The bias of these layers does not begin with zero.
-        params = Equinox(end, EquinoxAct(3, 4, False, key=a), eqx.nn.Linear(4, 2, False, key=b))
+        act = drawn_equinox(EquinoxAct, 3, 4, False, key=jax.random.key(0))
+        params = Equinox(end, act, drawn_equinox(eqx.nn.Linear, 4, 2, False, key=jax.random.key(0)))
         f, ws = nngp.from_equinox(params, batched=True), [params.act.weight.T, params.output.weight.T]
     else:
         model = Keras(end)
@@ -121,25 +128,25 @@ def make(framework, end):
     return f, params, {"act": act, "output": act @ ws[1]}
 
 
-every_framework = pytest.mark.parametrize("framework", ["linen", "nnx", "haiku", "equinox", "keras"])
+FRAMEWORKS = ["linen", "nnx", "haiku", "equinox", "keras"]
+# Every end in one framework, and in each framework the output and the end that holds all others.
+EVERY_END = [*product(["linen"], ENDS), *product(FRAMEWORKS[1:], ["softmax", "all"])]
 
 
-@every_framework
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(("framework", "end"), EVERY_END)
 def test_layers_are_what_the_user_called(framework, end):
     f, params, by_hand = make(framework, end)
-    layers = f.layers()(params, X)
+    layers = jax.jit(f.layers())(params, X)
     assert list(layers) == ["act", "output", *OWN.get(end, [])]
     for name, expected in by_hand.items():
         close(layers[name], expected, rtol=1e-5, atol=1e-6)
     assert layers["act"].min() == 0
     for name in OWN.get(end, []):
         close(layers[name], np.asarray(ENDS["softmax"](by_hand["output"])), rtol=1e-5, atol=1e-6)
-    assert list(f.layers("act")(params, X)) == ["act"]
+    assert list(f.layers("act").layer_shapes(params, X)) == ["act"]
 
 
-@every_framework
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(("framework", "batch_size"), [("linen", None), ("linen", 4), ("equinox", 4)])
 def test_they_are_tracked(framework, batch_size):
     """A loss cannot be cut into batches, but it is not among the layers."""
     f, params, by_hand = make(framework, "all")
@@ -172,10 +179,11 @@ class LinenAround(nn.Module):
 
 def test_modules_that_share_a_scope():
     f = nngp.from_linen(LinenAround(Shared))
-    params, _ = jax.jit(f.init)(jax.random.key(0), X)
-    layers = f.layers()(params, X)
+    params = drawn(f, X)
+    layers = jax.jit(f.layers())(params, X)
     assert list(layers) == ["act", "head"]
-    close(layers["act"], np.maximum(X @ params["act"]["kernel"], 0), rtol=1e-5, atol=1e-6)
+    act = X @ np.asarray(params["act"]["kernel"]) + np.asarray(params["act"]["bias"])
+    close(layers["act"], np.maximum(act, 0), rtol=1e-5, atol=1e-6)
 
 
 class Step(LinenAct):
@@ -189,7 +197,7 @@ def test_a_scan_over_such_layers():
     """The inner calls of one step are no layers, and each step is one."""
     stack = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
     f = nngp.from_linen(Scanned(stack))
-    params, _ = jax.jit(f.init)(jax.random.key(0), X)
+    params = drawn(f, X)
     layers = f.layers()(params, X)
     assert list(layers) == ["act/0", "act/1", "head"]
     h = X
@@ -217,9 +225,10 @@ class Rematted(hk.Linear):
 def test_inner_calls_within_a_transformation():
     net = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(2, name="head")(Rematted(3, name="act").twice(x))))
     f = nngp.from_haiku(net)
-    params, _ = jax.jit(f.init)(jax.random.key(0), X)
-    layers = f.layers()(params, X)
+    params = drawn(f, X)
+    layers = jax.jit(f.layers())(params, X)
     assert list(layers) == ["act", "act#1", "head"]
-    once = np.maximum(X @ params["act"]["w"], 0)
+    w, b = (np.asarray(params["act"][name]) for name in "wb")
+    once = np.maximum(X @ w + b, 0)
     close(layers["act"], once, rtol=1e-5, atol=1e-6)
-    close(layers["act#1"], np.maximum(once @ params["act"]["w"], 0), rtol=1e-5, atol=1e-6)
+    close(layers["act#1"], np.maximum(once @ w + b, 0), rtol=1e-5, atol=1e-5)

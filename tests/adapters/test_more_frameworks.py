@@ -1,16 +1,20 @@
 """Equinox, Keras and plain functions: what the conformance table cannot say."""
 
+from functools import cache
+
 import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.arrays import jax_normal
+from helpers.parameters import drawn, drawn_equinox
 
 import nngp_plugins as nngp
 
 keras = pytest.importorskip("keras")
-X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
+X = jax_normal(0, 4, 3)
 
 
 class Stateful(eqx.Module):
@@ -41,6 +45,12 @@ class NeedsKey(eqx.Module):
         return scale * x + jax.random.normal(key, x.shape)
 
 
+@cache
+def stateful():
+    """The model and its state."""
+    return eqx.filter_jit(eqx.nn.make_with_state(Stateful))(jax.random.key(0))
+
+
 def network():
     parts = keras.layers.Dense(5, name="hidden"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)
     return keras.Sequential([keras.Input((3,)), *parts])
@@ -48,14 +58,20 @@ def network():
 
 class TestEquinox:
     def test_values_are_those_of_vmap(self):
-        model, state = eqx.nn.make_with_state(Stateful)(jax.random.key(0))
+        model, state = stateful()
         model = eqx.nn.inference_mode(model)
-        expected, _ = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(X, state)
         f = nngp.as_model_fn(model)
-        np.testing.assert_allclose(f(model, X, state=state), expected, atol=1e-6)
-        np.testing.assert_allclose(f((model, state), X), expected, atol=1e-6)
-        hidden = jax.vmap(model.linear)(X)
-        np.testing.assert_allclose(f.layers("linear")(model, X, state=state)["linear"], hidden, atol=1e-6)
+
+        @eqx.filter_jit
+        def run(model, state):
+            own, _ = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(X, state)
+            found = f(model, X, state=state), f((model, state), X)
+            return own, found, jax.vmap(model.linear)(X), f.layers("linear")(model, X, state=state)["linear"]
+
+        expected, found, hidden, layer = run(model, state)
+        for y in found:
+            np.testing.assert_allclose(y, expected, atol=1e-6)
+        np.testing.assert_allclose(layer, hidden, atol=1e-6)
         kernel_fn = nngp.batch(nngp.empirical_nngp_fn(f), 3)
         expected = np.asarray(expected, np.float64)
         np.testing.assert_allclose(kernel_fn(X, None, model, state=state), expected @ expected.T / 5, atol=1e-5)
@@ -78,13 +94,13 @@ class TestEquinox:
             def __call__(self, x):
                 return 2 * self.coder.encode(x)
 
-        model = Model(Coder(eqx.nn.Linear(3, 4, key=jax.random.key(0))))
+        model = Model(Coder(drawn_equinox(eqx.nn.Linear, 3, 4, key=jax.random.key(0))))
         layers = nngp.from_equinox(model).layers()(model, X)
         assert list(layers) == ["coder/inner", "coder.encode", "output"]
         np.testing.assert_allclose(layers["coder.encode"], jnp.tanh(layers["coder/inner"]), atol=1e-6)
 
     def test_errors(self):
-        model, state = eqx.nn.make_with_state(Stateful)(jax.random.key(0))
+        model, state = stateful()
         f = nngp.from_equinox(model)
         with pytest.raises(ValueError, match=r"^state=None, but this model has a state; pass the eqx\.nn\.State"):
             f(model, X)
@@ -101,7 +117,7 @@ class TestEquinox:
 
     @pytest.mark.parametrize("method", ["__call__", "decode"])
     def test_a_required_key(self, method):
-        model = NeedsKey(jax.random.key(0))
+        model = drawn_equinox(NeedsKey, jax.random.key(0))
         f = nngp.from_equinox(model, method=method)
         keys = jax.random.split(jax.random.key(1), 4)
         expected = jax.vmap(lambda x, key: getattr(model, method)(x, key=key))(X, keys)
@@ -111,7 +127,7 @@ class TestEquinox:
                 call(f.split(model)[0], X)
 
     def test_a_required_key_that_is_given(self):
-        model = eqx.nn.inference_mode(NeedsKey(jax.random.key(0)))
+        model = eqx.nn.inference_mode(drawn_equinox(NeedsKey, jax.random.key(0)))
         hidden = jax.vmap(model.linear)(X)
         np.testing.assert_allclose(nngp.from_equinox(model, key=None)(model, X), hidden, atol=1e-6)
         np.testing.assert_allclose(nngp.from_equinox(model)(model, X, key=None), hidden, atol=1e-6)
@@ -177,13 +193,13 @@ class TestLayers:
 
     @pytest.fixture
     def params(self):
-        return jax.jit(self.f.init)(jax.random.key(0), X)[0]
+        return drawn(self.f, X)
 
     def test_patterns_that_leave_out(self, params):
-        assert list(self.f.layers("!layers_2")(params, X)) == ["layers_0", "layers_3"]
-        assert list(self.f.layers("layers_*", "!*_0", "!none")(params, X)) == ["layers_2", "layers_3"]
+        assert list(self.f.layers("!layers_2").layer_shapes(params, X)) == ["layers_0", "layers_3"]
+        assert list(self.f.layers("layers_*", "!*_0", "!none").layer_shapes(params, X)) == ["layers_2", "layers_3"]
         with pytest.raises(ValueError, match=r"^layers\('layers_0', '!\*'\) leaves no layer of 'layers_0', 'layers_2'"):
-            self.f.layers("layers_0", "!*")(params, X)
+            self.f.layers("layers_0", "!*").layer_shapes(params, X)
 
     def test_the_batch_is_that_of_the_inputs(self):
         class Mean(nn.Module):
@@ -193,8 +209,8 @@ class TestLayers:
                 return {"aux": h.mean(axis=0), "logits": nn.Dense(2, name="head")(h)}
 
         f = nngp.from_linen(Mean())
-        params, _ = jax.jit(f.init)(jax.random.key(0), X)
-        assert list(f.layers()(params, X)) == ["hidden", "head"]
+        params = drawn(f, X)
+        assert list(f.layers().layer_shapes(params, X)) == ["hidden", "head"]
         with pytest.raises(
             ValueError, match=r"'output:aux', which is no layer: it has no row for each example: its shape is \(7,\)"
         ):

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers.parameters import drawn, drawn_nnx
 
 import nngp_plugins as nngp
 
@@ -34,10 +35,10 @@ def values(tree):
 
 @pytest.fixture
 def model():
-    model = Net(nnx.Rngs(0))
+    model = drawn_nnx(lambda: Net(nnx.Rngs(0)))
     # running statistics that matter, unlike the fresh zeros and ones
-    model.norm.mean[...] = jnp.linspace(-1, 1, 8, dtype=jnp.float32)
-    model.norm.var[...] = jnp.linspace(1, 3, 8, dtype=jnp.float32)
+    model.norm.mean[...] = jnp.asarray(np.linspace(-1, 1, 8), jnp.float32)
+    model.norm.var[...] = jnp.asarray(np.linspace(1, 3, 8), jnp.float32)
     return model
 
 
@@ -54,7 +55,7 @@ class TestState:
         jax.tree.map(equal, values(params), values(nnx.state(model, nnx.Param)))
         layers = ("first/kernel", "first/bias", "norm/scale", "norm/bias", "head/kernel", "head/bias")
         assert set(values(params)) == set(layers)
-        equal(values(state)["norm/mean"], jnp.linspace(-1, 1, 8, dtype=jnp.float32))
+        equal(values(state)["norm/mean"], np.linspace(-1, 1, 8).astype(np.float32))
 
     def test_mode_is_that_of_the_model_at_conversion(self, model, x):
         model.eval()
@@ -91,7 +92,9 @@ class TestState:
         f = nngp.from_nnx(model)
         before = model(x)
         optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
-        optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(x) ** 2))(model))
+        nnx.jit(lambda model, opt: opt.update(model, nnx.grad(lambda model: jnp.sum(model(x) ** 2))(model)))(
+            model, optimizer
+        )
         params, state = f.split(model)
         equal(f(params, x, state=state), model(x))
         assert not np.allclose(model(x), before)
@@ -273,11 +276,12 @@ class TestCallForms:
         assert list(f.layers()(model, x)) == ["blocks/0", "blocks/1"]
 
     def test_attention(self, x):
-        model = nnx.MultiHeadAttention(num_heads=2, in_features=3, qkv_features=4, decode=False, rngs=nnx.Rngs(0))
-        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        sizes = {"num_heads": 2, "in_features": 3, "qkv_features": 4}
+        model = drawn_nnx(lambda: nnx.MultiHeadAttention(**sizes, decode=False, rngs=nnx.Rngs(0)))
+        sequences = np.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_nnx(model)
-        equal(f(model, sequences), model(sequences))
-        assert list(f.layers()(model, sequences)) == ["query", "key", "value", "out"]
+        equal(jax.jit(f)(model, sequences), nnx.jit(lambda model, x: model(x))(model, sequences))
+        assert list(f.layers().layer_shapes(model, sequences)) == ["query", "key", "value", "out"]
 
     def test_layers_around_a_scan(self, x):
         class Model(nnx.Module):
@@ -294,7 +298,7 @@ class TestCallForms:
                 scan = nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
                 return self.head(scan(self.blocks, x))
 
-        model = Model(nnx.Rngs(0))
+        model = drawn_nnx(lambda: Model(nnx.Rngs(0)))
         f = nngp.from_nnx(model)
         layers = jax.jit(f.layers())(model, x)
         assert list(layers) == [*(f"blocks/{i}" for i in range(5)), "head"]
@@ -303,20 +307,21 @@ class TestCallForms:
     def test_rnn(self, x):
         class Model(nnx.Module):
             def __init__(self, rngs):
-                self.rnn = nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs))
+                self.rnn = nnx.RNN(nnx.SimpleCell(3, 4, rngs=rngs))
                 self.head = nnx.Linear(4, 2, rngs=rngs)
 
             def __call__(self, x):
                 return self.head(self.rnn(x)[:, -1])
 
-        model = Model(nnx.Rngs(0))
-        sequences = jnp.stack([x, 2 * x, 3 * x], axis=1)
+        model = drawn_nnx(lambda: Model(nnx.Rngs(0)))
+        sequences = np.stack([x, 2 * x, 3 * x], axis=1)
         f = nngp.from_nnx(model)
         # without rng, though NNX's cells take a key for their initial carry: it is zeros all the same
-        equal(f(model, sequences), model(sequences))
-        layers = f.layers("rnn", "head")(model, sequences)
+        own, of_rnn = nnx.jit(lambda model, x: (model(x), model.rnn(x)))(model, sequences)
+        equal(jax.jit(f)(model, sequences), own)
+        layers = jax.jit(f.layers("rnn", "head"))(model, sequences)
         assert list(layers) == ["rnn", "head"]
-        equal(layers["rnn"], model.rnn(sequences))
+        equal(layers["rnn"], of_rnn)
 
 
 class ByKeyword(nnx.Module):
@@ -347,6 +352,6 @@ def test_a_linen_module_inside_nnx(x):
 @pytest.mark.parametrize("make", [lambda: nngp.from_nnx(ByKeyword), lambda: nngp.from_linen(nn.Dense(2))])
 def test_a_number_is_no_key(make, x):
     f = make()
-    params, _ = f.init(jax.random.key(0), x)
+    params = drawn(f, x)
     with pytest.raises(TypeError, match=r"rng=0 is not a key; pass rng=jax.random.key\(0\)"):
         f(params, x, rng=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers.arrays import assert_close, gram, normal
+from helpers.parameters import drawn, drawn_nnx
 
 import nngp_plugins as nngp
 
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
 
 INPUTS = {"tokens": TOKENS, "mask": MASK}
 F = nngp.from_linen(Encoder())
-PARAMS, _ = jax.jit(F.init)(jax.random.key(0), INPUTS)
+PARAMS = drawn(F, INPUTS)
 NAMES = ["embed", "blocks/0/dense", "blocks/1/dense"]
 LAYERS = F.layers(*NAMES)
 POOLED = {
@@ -54,47 +55,67 @@ def largest(y, mask):
     return jnp.max(y, axis=1, where=mask[..., None], initial=-jnp.inf)
 
 
-@functools.cache
-def whole_outputs():
-    return jax.jit(LAYERS)(PARAMS, INPUTS)
-
-
-def by_hand(how):
-    outputs = whole_outputs()
-    return {name: gram(POOLED[how](np.asarray(outputs[name], np.float64))) for name in NAMES}
-
-
 def of_tokens(inputs):
     return inputs["tokens"]
 
 
-@pytest.mark.parametrize(
-    ("how", "mask"), [("mean", "mask"), ("first", of_tokens), ("last", "mask"), ("max", of_tokens)], ids=POOLED
-)
-def test_kernels_of_pooled_layers(how, mask):
-    f = LAYERS.pool(largest if how == "max" else how, mask=mask)
-    kernel_fn, expected = nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch), by_hand(how)
-    assert list(f.layer_shapes(PARAMS, INPUTS)) == NAMES
+MASKS = {"mean": "mask", "first": of_tokens, "last": "mask", "max": of_tokens}
+
+
+def kernel_fn_of(how, layers=LAYERS):
+    return nngp.empirical_nngp_fn(
+        layers.pool(largest if how == "max" else how, mask=MASKS[how]), trace_axes=nngp.all_but_batch
+    )
+
+
+@functools.cache
+def computed():
+    """The whole outputs, and all pooled kernels, of one compiled function."""
+    kernel_fns = {how: kernel_fn_of(how) for how in MASKS}
+
+    @jax.jit
+    def run(x):
+        return LAYERS(PARAMS, x), {how: kernel_fn(x, None, PARAMS) for how, kernel_fn in kernel_fns.items()}
+
+    return run(INPUTS)
+
+
+def by_hand(how):
+    outputs, _ = computed()
+    return {name: gram(POOLED[how](np.asarray(outputs[name], np.float64))) for name in NAMES}
+
+
+@pytest.mark.parametrize("how", POOLED)
+def test_kernels_of_pooled_layers(how):
+    f = LAYERS.pool(largest if how == "max" else how, mask=MASKS[how])
+    kernels, expected = computed()[1][how], by_hand(how)
+    assert list(kernels) == list(f.layer_shapes(PARAMS, INPUTS)) == NAMES
     assert {y.shape for y in f.layer_shapes(PARAMS, INPUTS).values()} == {(N, D)}
-    for kernels in (jax.jit(kernel_fn)(INPUTS, None, PARAMS), nngp.batch(kernel_fn, 4)(INPUTS, None, PARAMS)):
-        assert_close([kernels[name] for name in NAMES], [expected[name] for name in NAMES])
+    assert_close([kernels[name] for name in NAMES], [expected[name] for name in NAMES])
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_masks_are_cut_into_batches(how):
+    """Those of a name, and those of a function."""
+    kernels = nngp.batch(kernel_fn_of(how, F.layers("embed")), 4)(INPUTS, None, PARAMS)
+    assert_close(kernels["embed"], by_hand(how)["embed"])
 
 
 def test_grams_and_trackers_of_pooled_layers():
-    f, expected = LAYERS.pool("last", mask="mask"), by_hand("last")
-    for options in ({}, {"batch_size": 4}):
-        grams = nngp.gram(f, INPUTS, PARAMS, **options)
-        with nngp.KernelTracker(f, INPUTS, metrics={"scale": lambda k, _: nngp.metrics.scale(k)}, **options) as tracker:
-            tracker(0, PARAMS)
-        for i, name in enumerate(NAMES):
-            assert_close(grams[name].dense(), expected[name])
-            assert_close(tracker.history.metric("scale")[0, i], np.trace(expected[name]) / N)
-        assert tracker.history.layers == NAMES
+    f, expected = F.layers(*NAMES[1:]).pool("last", mask="mask"), by_hand("last")
+    grams = nngp.gram(f, INPUTS, PARAMS, batch_size=4)
+    with nngp.KernelTracker(f, INPUTS, metrics={"scale": lambda k, _: nngp.metrics.scale(k)}) as tracker:
+        tracker(0, PARAMS)
+    assert tracker.history.layers == NAMES[1:]
+    for i, name in enumerate(NAMES[1:]):
+        assert_close(grams[name].dense(), expected[name])
+        assert_close(tracker.history.metric("scale")[0, i], np.trace(expected[name]) / N)
 
 
 def test_sentences_padded_to_another_length_have_the_same_kernel():
     longer = {name: np.pad(array, [(0, 0), (0, 16)]) for name, array in INPUTS.items()}
-    fs = {how: LAYERS.pool(how, mask="mask") for how in ("mean", "first", "last")} | {"unpooled": LAYERS}
+    layers = F.layers("blocks/1/dense")
+    fs = {how: layers.pool(how, mask="mask") for how in ("mean", "first", "last")} | {"unpooled": layers}
     kernel_fns = {how: nngp.empirical_nngp_fn(f, trace_axes=nngp.all_but_batch) for how, f in fs.items()}
     kernels = jax.jit(lambda x: {how: kernel_fn(x, None, PARAMS) for how, kernel_fn in kernel_fns.items()})
     short, long = kernels(INPUTS), kernels(longer)
@@ -130,30 +151,30 @@ def test_images_are_pooled_over_height_and_width_in_every_framework():
             return self.conv(x)
 
     network = hk.without_apply_rng(hk.transform(lambda x: hk.Conv2D(5, 3, name="conv")(x)))
-    outputs["linen"] = nngp.from_linen(Linen()), Linen().init(jax.random.key(0), x)["params"]
-    outputs["nnx"] = nngp.from_nnx(model := Nnx(nnx.Rngs(0))), model
-    outputs["haiku"] = nngp.from_haiku(network), jax.jit(network.init)(jax.random.key(0), x)
+    outputs["linen"] = (f := nngp.from_linen(Linen())), drawn(f, x)
+    outputs["nnx"] = nngp.from_nnx(model := drawn_nnx(lambda: Nnx(nnx.Rngs(0)))), model
+    outputs["haiku"] = (f := nngp.from_haiku(network)), drawn(f, x)
+    mask = normal(1, N, 4, 3) > 0
     for f, params in outputs.values():
-        whole = np.asarray(f(params, x))
-        assert_close(f.layers("conv").pool()(params, x)["conv"], whole.mean(axis=(1, 2)))
-        assert_close(f.pool("last")(params, x), whole[:, -1, -1])
-        mask = normal(1, N, 4, 3) > 0
-        masked = f.pool(mask=lambda x, mask=mask: mask)(params, x)
+        fs = f, f.layers("conv").pool(), f.pool("last"), f.pool(mask=lambda x: mask)
+        whole, pooled, last, masked = jax.jit(lambda params, x, fs=fs: [f(params, x) for f in fs])(params, x)
+        whole = np.asarray(whole)
+        assert_close(pooled["conv"], whole.mean(axis=(1, 2)))
+        assert_close(last, whole[:, -1, -1])
         assert_close(masked, (whole * mask[..., None]).sum(axis=(1, 2)) / mask.sum(axis=(1, 2))[:, None])
 
 
 def test_time_in_front():
-    cell = nn.RNN(nn.LSTMCell(D), time_major=True, name="rnn")
-    f = nngp.from_linen(cell, batch_axis=1)
-    x = normal(0, T, N, 3)
-    params, _ = jax.jit(f.init)(jax.random.key(0), x)
-    whole = np.asarray(f(params, x))
-    assert whole.shape == (N, T, D)
-    assert_close(f.pool("last")(params, x), whole[:, -1])
+    f = nngp.from_linen(nn.RNN(nn.SimpleCell(D), time_major=True, name="rnn"), batch_axis=1)
     inputs_mask = f.pool("mean", mask=lambda x: x[..., 0] > 0)
+    x = normal(0, T, N, 3)
+    fs, params = (f, f.pool("last"), inputs_mask), drawn(f, x)
+    whole, last, mean = jax.jit(lambda params, x: [f(params, x) for f in fs])(params, x)
+    assert whole.shape == (N, T, D)
+    assert_close(last, whole[:, -1])
     counts = np.moveaxis(x, 1, 0)[..., 0] > 0
-    expected = (whole * counts[..., None]).sum(axis=1) / counts.sum(axis=1)[:, None]
-    assert_close(inputs_mask(params, x), expected)
+    expected = (np.asarray(whole) * counts[..., None]).sum(axis=1) / counts.sum(axis=1)[:, None]
+    assert_close(mean, expected)
     kernel_fn = nngp.batch(nngp.empirical_nngp_fn(inputs_mask.layers("output")), 4)
     assert_close(kernel_fn(x, None, params)["output"], gram(expected))
 

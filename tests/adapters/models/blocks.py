@@ -9,13 +9,16 @@ import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from helpers.parameters import drawn, drawn_equinox, drawn_nnx
 
 import nngp_plugins as nngp
 
 from .table import normal
 
-DEPTH, HEADS, WIDTH, STEPS = 3, 2, 4, 5
+DEPTH, HEADS, WIDTH, STEPS = 2, 2, 4, 5
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def sequences() -> jax.Array:
 
 
 def of_layer(tree: Any, i: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[i], tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[i]), tree)
 
 
 class LinenBlock(nn.Module):
@@ -78,7 +81,7 @@ class LinenTransformer(nn.Module):
 
 def linen() -> Twins:
     scanned, unrolled = LinenTransformer(), LinenTransformer(scanned=False)
-    params = jax.jit(scanned.init)(jax.random.key(0), sequences())["params"]
+    params = drawn(nngp.from_linen(scanned), sequences())
     same = {name: params[name] for name in ("embed", "head")}
     same |= {f"blocks_{i}": of_layer(params["blocks"], i) for i in range(DEPTH)}
 
@@ -138,7 +141,7 @@ class NNXTransformer(nnx.Module):
 
 
 def nnx_twins(kind: str) -> Twins:
-    scanned, unrolled = NNXTransformer(kind, nnx.Rngs(0)), NNXTransformer("loop", nnx.Rngs(1))
+    scanned, unrolled = (drawn_nnx(lambda kind=kind: NNXTransformer(kind, nnx.Rngs(0))) for kind in (kind, "loop"))
     for name in ("embed", "head"):
         nnx.update(getattr(unrolled, name), nnx.state(getattr(scanned, name)))
     for i, block in enumerate(unrolled.blocks):
@@ -189,7 +192,7 @@ def haiku_transformer(scanned):
 
 def haiku() -> Twins:
     scanned, unrolled = haiku_transformer(True), haiku_transformer(False)
-    params = jax.jit(scanned.init)(jax.random.key(0), sequences())
+    params = drawn(nngp.from_haiku(scanned), sequences())
     same = {}
     for path, arrays in params.items():
         of_block = path.startswith("blocks/block/")
@@ -254,7 +257,7 @@ class EquinoxTransformer(eqx.Module):
 
 
 def equinox() -> Twins:
-    scanned = EquinoxTransformer(jax.random.key(0))
+    scanned = drawn_equinox(EquinoxTransformer, jax.random.key(0))
     arrays, rest = eqx.partition(scanned.blocks, eqx.is_array)
     blocks = [eqx.combine(of_layer(arrays, i), rest) for i in range(DEPTH)]
     unrolled = eqx.tree_at(lambda model: model.blocks, scanned, blocks)

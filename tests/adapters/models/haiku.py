@@ -14,10 +14,10 @@ from .table import images, initialised, normal, register, sequences, tokens, vec
 KEY = jax.random.key(3)
 
 
-def haiku(name, transformed, x, init=None, call=None, mixes=False, doubles=True, smooth=True, **adapter):
+def haiku(name, transformed, x, init=None, call=None, mixes=False, doubles=True, smooth=True, own=False, **adapter):
     def make():
         f = nngp.from_haiku(transformed, **adapter)
-        return initialised(f, x(), init or {}, call or {}, mixes=mixes, doubles=doubles, smooth=smooth)
+        return initialised(f, x(), init or {}, call or {}, own, mixes=mixes, doubles=doubles, smooth=smooth)
 
     register(f"haiku/{name}", make)
 
@@ -206,7 +206,7 @@ haiku("convolutions", hk.transform(convolutions), images)
 haiku("shared modules", hk.transform(shared), vectors)
 haiku("layer_stack", hk.transform(stacked), vectors)
 haiku("remat, scan and vmap", hk.transform(lifted), vectors)
-haiku("bfloat16", hk.transform(half), vectors, doubles=False)
+haiku("bfloat16", hk.transform(half), vectors, doubles=False, own=True)
 haiku("dict and tuple", hk.transform(heads), vectors)
 haiku("dataclass", hk.transform(lambda x: Prediction(heads(x)["mean"], heads(x)["more"][1])), vectors)
 haiku("args", hk.transform(two), two_inputs, spread="args")

@@ -15,10 +15,10 @@ from .table import images, initialised, normal, register, sequences, tokens, vec
 KEY = jax.random.key(3)
 
 
-def linen(name, module, x, init=None, call=None, mixes=False, doubles=True, **adapter):
+def linen(name, module, x, init=None, call=None, mixes=False, doubles=True, own=False, **adapter):
     def make():
         f = nngp.from_linen(module, **adapter)
-        return initialised(f, x(), init or {}, call or {}, mixes=mixes, doubles=doubles)
+        return initialised(f, x(), init or {}, call or {}, own, mixes=mixes, doubles=doubles)
 
     register(f"linen/{name}", make)
 
@@ -216,7 +216,7 @@ linen("dicts", Dict(), image_dict)
 linen("args", TwoInputs(), two_inputs, spread="args")
 linen("kwargs", TwoInputs(), lambda: dict(zip("uv", two_inputs(), strict=True)), spread="kwargs")
 linen("sow", Sows(), vectors)
-linen("bfloat16", Half(), vectors, doubles=False)
+linen("bfloat16", Half(), vectors, doubles=False, own=True)
 linen("spectral norm", Normalised(), vectors)
 linen("perturb", Perturbed(), vectors)
 linen("partial", nn.Sequential([partial(nn.Dense, 4)(), nn.Dense(2)]), vectors)

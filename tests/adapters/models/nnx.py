@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from helpers.parameters import drawn_nnx
 
 import nngp_plugins as nngp
 
@@ -15,11 +16,11 @@ from .table import Model, images, initialised, normal, register, sequences, toke
 KEY = jax.random.key(3)
 
 
-def live(name, make_model, x, call=None, mode="eval", mixes=False, doubles=True, **adapter):
+def live(name, make_model, x, call=None, mode="eval", mixes=False, doubles=True, own=False, **adapter):
     """A model as it is in training."""
 
     def make():
-        model = make_model(nnx.Rngs(0))
+        model = make_model(nnx.Rngs(0)) if own else drawn_nnx(lambda: make_model(nnx.Rngs(0)))
         getattr(model, mode)()
         f = nngp.from_nnx(model, **adapter)
         params, state = f.split(model)
@@ -225,7 +226,7 @@ live("args", Inputs, two_inputs, spread="args")
 live("kwargs", Inputs, lambda: dict(zip("uv", two_inputs(), strict=True)), spread="kwargs")
 live("dict input", Inputs, lambda: dict(zip("uv", two_inputs(), strict=True)), method="of_dict")
 live("sow", Sows, vectors)
-live("bfloat16", half, vectors, doubles=False)
+live("bfloat16", half, vectors, doubles=False, own=True)
 live("dict of layers", Functional, vectors)
 live("LoRA", lambda rngs: nnx.LoRALinear(3, 5, lora_rank=2, rngs=rngs), vectors)
-live("a Linen module", bridged, vectors)
+live("a Linen module", bridged, vectors, own=True)

@@ -77,8 +77,8 @@ twins("nnx/lax.scan over split modules", "lax.scan")
 twins("haiku/scanned transformer", "haiku")
 twins("equinox/scanned transformer", "equinox")
 haiku("time first inside", hk.without_apply_rng(hk.transform(time_major)), sequences)
-linen("zero at first", ZeroStack(), vectors)
-haiku("zero at first", hk.without_apply_rng(hk.transform(zero_haiku)), vectors)
+linen("zero at first", ZeroStack(), vectors, own=True)
+haiku("zero at first", hk.without_apply_rng(hk.transform(zero_haiku)), vectors, own=True)
 keras_model(
     "RNN of a cell",
     sequential(keras.layers.RNN(keras.layers.SimpleRNNCell(4), return_sequences=True), shape=(5, 3)),

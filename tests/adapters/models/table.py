@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers.parameters import random_numbers
 
 import nngp_plugins as nngp
 
@@ -87,7 +89,14 @@ def tokens() -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 5)), jnp.int32)
 
 
-def initialised(f: nngp.ModelFn, x: Any, init: dict[str, Any], call: dict[str, Any], **flags: bool) -> Model:
-    params, state = f.init(jax.random.key(0), x, **init)
+def initialised(
+    f: nngp.ModelFn, x: Any, init: dict[str, Any], call: dict[str, Any], own: bool = False, **flags: bool
+) -> Model:
+    """With parameters that NumPy draws or, where the model decides them, its own."""
+    make = partial(f.init, jax.random.key(0), x, **init)
+    params, state = jax.jit(make)() if own else jax.eval_shape(make)
+    if not own:
+        params = jax.tree.map(lambda leaf: leaf / 2, random_numbers(params))
+        state = jax.jit(lambda: make()[1])() if jax.tree.leaves(state) else state
     kwargs = {"state": state, **call} if jax.tree.leaves(state) else call
     return Model(f, params, x, kwargs, **flags)
