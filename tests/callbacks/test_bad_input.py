@@ -14,8 +14,17 @@ import nngp_plugins as nngp
 PROBE = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
 
 
+METRICS = {"cka": nngp.metrics.cka}
+
+
 def linear(w, x):
     return {"hidden": x * w}
+
+
+@pytest.fixture(scope="module")
+def unused():
+    """A tracker all of whose calls fail."""
+    return nngp.KernelTracker(linear, PROBE, metrics=METRICS)
 
 
 class Pretrained:
@@ -67,21 +76,21 @@ NO_SCALARS += [np.timedelta64(1, "s"), 10**400, jax.random.key(0), np.zeros((), 
 
 
 @pytest.mark.parametrize("scalar", NO_SCALARS, ids=lambda scalar: str(getattr(scalar, "dtype", type(scalar).__name__)))
-def test_what_is_not_a_scalar(scalar):
+def test_what_is_not_a_scalar(unused, scalar):
     with pytest.raises(TypeError, match=r"loss=.* is not a scalar; pass single numbers"):
-        nngp.KernelTracker(linear, PROBE)(0, 1.0, loss=scalar)
+        unused(0, 1.0, loss=scalar)
 
 
 @pytest.mark.parametrize("name", ["seconds", "layer", "diverged", "reference_of", "cka", "kernel/hidden/cka"])
-def test_names_of_the_trackers_own(name):
+def test_names_of_the_trackers_own(unused, name):
     with pytest.raises(ValueError, match=f"the scalar '{name}' has a name of the tracker's own"):
-        nngp.KernelTracker(linear, PROBE)(0, 1.0, **{name: 1.0})
+        unused(0, 1.0, **{name: 1.0})
 
 
 @pytest.mark.parametrize("nothing", [None, {}, ()], ids=repr)
 def test_f_that_returns_nothing(nothing):
     with pytest.raises(ValueError, match="which holds no array to measure"):
-        nngp.KernelTracker(lambda w, x: nothing, PROBE)(0, 1.0)
+        nngp.KernelTracker(lambda w, x: nothing, PROBE, metrics=METRICS)(0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -90,23 +99,22 @@ def test_f_that_returns_nothing(nothing):
 )
 def test_two_outputs_of_one_name(outputs):
     with pytest.raises(ValueError, match=r"two outputs of f are called '(a/b|a/0|output)'; give each a name"):
-        nngp.KernelTracker(lambda w, x: outputs(x * w), PROBE)(0, 1.0)
+        nngp.KernelTracker(lambda w, x: outputs(x * w), PROBE, metrics=METRICS)(0, 1.0)
 
 
 def test_scalars_keep_the_order_given():
-    with nngp.KernelTracker(linear, PROBE) as tracker:
+    with nngp.KernelTracker(linear, PROBE, metrics=METRICS) as tracker:
         tracker(0, 1.0, zeta=1, alpha=np.float32(2), mid=jnp.float32(3))
     assert tracker.history.scalars == ["zeta", "alpha", "mid"]
 
 
 def test_a_line_on_its_way_is_not_read(tmp_path):
-    with nngp.KernelTracker(linear, PROBE, run=tmp_path, schedule=nngp.every(1)) as tracker:
+    with nngp.KernelTracker(linear, PROBE, metrics=METRICS, run=tmp_path, schedule=nngp.every(1)) as tracker:
         for step in range(3):
             tracker(step, 1.0 + step)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(metrics.read_text()[:-5])
-    # as text, for nan, the exponent of a kernel of rank one, is not equal to itself
-    assert str(nngp.History.load(tmp_path).rows) == str(tracker.history.rows[:2])
+    assert nngp.History.load(tmp_path).rows == tracker.history.rows[:2]
 
 
 def test_a_union_with_a_number():
@@ -116,13 +124,13 @@ def test_a_union_with_a_number():
 
 def test_labels_with_an_axis_of_one(tmp_path):
     labels = np.arange(8) % 3
-    with nngp.KernelTracker(linear, PROBE, targets=labels[:, None], run=tmp_path) as tracker:
+    with nngp.KernelTracker(linear, PROBE, metrics=METRICS, targets=labels[:, None], run=tmp_path) as tracker:
         tracker(0, 1.0)
     np.testing.assert_array_equal(np.load(tmp_path / "reference.npz")["targets"], labels)
 
 
 def test_a_first_call_that_fails_does_not_count():
-    tracker = nngp.KernelTracker(linear, PROBE, schedule=nngp.every(100))
+    tracker = nngp.KernelTracker(linear, PROBE, metrics=METRICS, schedule=nngp.every(100))
     with pytest.raises(TypeError):
         tracker(0, "no parameters")
     assert tracker(0, 1.0)
@@ -135,7 +143,7 @@ def test_a_run_that_failed_at_once_leaves_the_folder_free(tmp_path):
     for w in ("no parameters", 1.0):
         with (
             pytest.raises(TypeError) if isinstance(w, str) else contextlib.nullcontext(),
-            nngp.KernelTracker(linear, PROBE, run=tmp_path) as tracker,
+            nngp.KernelTracker(linear, PROBE, metrics=METRICS, run=tmp_path) as tracker,
         ):
             tracker(0, w)
     assert nngp.History.load(tmp_path).steps.tolist() == [0]
@@ -143,7 +151,7 @@ def test_a_run_that_failed_at_once_leaves_the_folder_free(tmp_path):
 
 def test_a_live_model_trained_further_is_not_measured_as_the_step_seen():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    tracker = nngp.KernelTracker(nngp.from_nnx(model), PROBE, schedule=nngp.every(100))
+    tracker = nngp.KernelTracker(nngp.from_nnx(model), PROBE, metrics=METRICS, schedule=nngp.every(100))
     tracker(0, model)
     tracker(7, model)
     model.kernel[...] = 10 * model.kernel[...]
@@ -153,7 +161,7 @@ def test_a_live_model_trained_further_is_not_measured_as_the_step_seen():
 
 
 def test_a_constant_kernel_warns():
-    tracker = nngp.KernelTracker(lambda w, x: jnp.full((8, 3), w), PROBE)
+    tracker = nngp.KernelTracker(lambda w, x: jnp.full((8, 3), w), PROBE, metrics=METRICS)
     tracker(0, 0.1)
     told = r"'output' is constant at step 0: its metrics are nan\. Its reference .* first kernel that is not constant\."
     with pytest.warns(UserWarning, match=told):
@@ -163,7 +171,7 @@ def test_a_constant_kernel_warns():
 def test_a_closed_tracker_lets_go_of_the_model():
     w = jnp.ones(3)
     alive = weakref.ref(w)
-    tracker = nngp.KernelTracker(linear, PROBE)
+    tracker = nngp.KernelTracker(linear, PROBE, metrics=METRICS)
     tracker(0, w)
     tracker.close()
     del w

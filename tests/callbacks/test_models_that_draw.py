@@ -1,5 +1,7 @@
 """Models that draw at every call, in every framework: with `rng=` each snapshot has the same noise; errors name it."""
 
+from functools import cache
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -7,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
-PROBE = jax.random.normal(jax.random.key(0), (8, 3))
+PROBE = normal(0, 8, 3)
 KEY = jax.random.key(5)
 
 
@@ -87,6 +90,7 @@ def from_keras(noise=None, **options):
     return nngp.from_keras(model, **options), model
 
 
+METRICS = {name: nngp.metrics.DEFAULT[name] for name in ("relative_change", "scale")}
 MODELS = {
     "linen": linen,
     "nnx": from_nnx,
@@ -101,16 +105,22 @@ every_model = pytest.mark.parametrize("name", MODELS)
 pytestmark = pytest.mark.usefixtures("full_precision")
 
 
+@cache
+def made(name):
+    """A model of all tests, and what it returns for the key; live models move their own random state alone."""
+    f, params = MODELS[name]()
+    return f, params, np.asarray(f(params, PROBE, rng=KEY), np.float64)
+
+
 @pytest.mark.every(3)
 @every_model
 def test_every_snapshot_draws_the_noise_of_the_key(name):
-    f, params = MODELS[name]()
-    with nngp.KernelTracker(f, PROBE, rng=KEY, schedule=nngp.every(1)) as tracker:
+    f, params, y = made(name)
+    with nngp.KernelTracker(f, PROBE, rng=KEY, schedule=nngp.every(1), metrics=METRICS) as tracker:
         for step in range(3):
             tracker(step, params)
             if name in LIVE:
                 params(PROBE)  # Training draws from the live model in between, which moves its own random state.
-    y = np.asarray(f(params, PROBE, rng=KEY), np.float64)
     np.testing.assert_allclose(tracker.history.metric("scale"), (y**2).mean(), rtol=1e-4)
     np.testing.assert_allclose(tracker.history.metric("relative_change"), 0, atol=1e-6)
 
@@ -118,9 +128,8 @@ def test_every_snapshot_draws_the_noise_of_the_key(name):
 @pytest.mark.every(3)
 @every_model
 def test_a_gram_draws_the_noise_of_the_key(name):
-    f, params = MODELS[name]()
+    f, params, y = made(name)
     kernels = [np.asarray(nngp.gram(f, PROBE, params, rng=rng).dense()) for rng in (KEY, jax.random.key(6))]
-    y = np.asarray(f(params, PROBE, rng=KEY), np.float64)
     np.testing.assert_allclose(kernels[0], y @ y.T / 6, rtol=1e-4, atol=1e-5)
     assert np.abs(kernels[0] - kernels[1]).max() > 0.01
 
@@ -128,9 +137,9 @@ def test_a_gram_draws_the_noise_of_the_key(name):
 @pytest.mark.every(3)
 @every_model
 def test_without_a_key_the_error_names_the_argument(name):
-    f, params = MODELS[name]()
+    f, params, _ = made(name)
     told = r"rng=None, but .* (draws random numbers|requires a key).*; pass rng=jax\.random\.key\(0\)"
-    tracker = nngp.KernelTracker(f.layers(), PROBE)
+    tracker = nngp.KernelTracker(f.layers(), PROBE, metrics=METRICS)
     for call in (
         lambda: f(params, PROBE),
         lambda: jax.jit(lambda x: f.layers()(f.variables(params)[0], x))(PROBE),
@@ -144,7 +153,7 @@ def test_without_a_key_the_error_names_the_argument(name):
 def test_models_in_their_inference_mode_need_no_key():
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(6), keras.layers.Dropout(0.5)])
-    with nngp.KernelTracker(nngp.from_keras(model), PROBE) as tracker:
+    with nngp.KernelTracker(nngp.from_keras(model), PROBE, metrics=METRICS) as tracker:
         tracker(0, model)
     y = np.asarray(model(PROBE), np.float64)
     np.testing.assert_allclose(tracker.history.metric("scale")[0], (y**2).mean(), rtol=1e-4)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,8 @@ import nngp_plugins as nngp
 X = normal(0, 9, 4)
 START = normal(1, 4, 4)
 DRIFT = normal(2, 4, 4)
-NAMES = ("cka", "relative_change", "kernel_distance")
-METRICS = {name: nngp.metrics.DEFAULT[name] for name in (*NAMES, "kernel_velocity", "scale")}
+NAMES = ("cka", "relative_change")
+METRICS = {name: nngp.metrics.DEFAULT[name] for name in (*NAMES, "kernel_velocity")}
 LATE = "ignore:the kernel of layer 'head':UserWarning"
 
 
@@ -61,39 +63,50 @@ def assert_compared_with(history, step, layer):
             close(history.metric(name)[i, j], expected[name])
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run folder of a training without interruption, with a reference."""
+
+    @cache
+    def whole(reference):
+        run = tmp_path_factory.mktemp("whole")
+        track(range(11), reference=reference, run=run)
+        return run
+
+    return whole
+
+
 class TestFirstKernelThatIsNotZero:
     @pytest.mark.filterwarnings(LATE)
     @pytest.mark.parametrize("bias", [0.0, 0.7], ids=["zero", "constant"])
-    def test_a_layer_is_compared_with_it_from_then_on(self, bias):
-        history = track(range(11), lambda step: params_at(step, bias=0 if step >= 4 else bias))
+    def test_a_layer_is_compared_with_it_from_then_on(self, bias, whole):
+        if bias:
+            history = track(range(11), lambda step: params_at(step, bias=0 if step >= 4 else bias))
+        else:
+            history = nngp.History.load(whole(None))
         assert_compared_with(history, 0, "body")
         assert_compared_with(history, 4, "head")
         assert history.reference_steps == {"body": 0, "head": 4}
         assert [row.get("reference_of") for row in history.rows] == [["body"], None, ["head"], None, None, None]
 
     @pytest.mark.filterwarnings(LATE)
-    def test_velocity_recovers_with_the_second_kernel_that_is_not_zero(self):
-        history = track(range(11))
-        velocity = history.metric("kernel_velocity")[:, 1]
+    def test_velocity_recovers_with_the_second_kernel_that_is_not_zero(self, whole):
+        velocity = nngp.History.load(whole(None)).metric("kernel_velocity")[:, 1]
         pairs = [(X @ weights(step), X @ weights(step - 2)) for step in (6, 8, 10)]
         expected = [numbers(*pair)["kernel_distance"] / 2 for pair in pairs]
         close(velocity, [np.nan, np.nan, np.nan, *expected])
 
-    @pytest.mark.parametrize(
-        ("y", "told"),
-        [
-            (np.zeros((9, 4)), "zero"),
-            (normal(3, 9, 4) * 1e-42, "zero"),  # which processors round to zero
-            (np.full((9, 4), 0.3), "constant"),
-            (np.where(np.arange(9)[:, None] == 3, np.float32(1) + np.finfo(np.float32).eps, 1), "constant"),
-            (np.full((9, 4), np.nan), "not finite"),
-            (np.where(np.arange(9)[:, None] == 3, np.inf, normal(3, 9, 4)), "not finite"),
-        ],
-        ids=["zero", "not normal", "constant", "constant up to rounding", "nan", "infinity"],
-    )
-    def test_kernels_that_are_no_reference(self, y, told):
-        def f(step, x):
-            return jnp.where(step < 2, jnp.asarray(y, jnp.float32), x @ jnp.asarray(weights(3)))
+    def test_kernels_that_are_no_reference(self):
+        few, x3 = np.arange(9)[:, None] == 3, normal(3, 9, 4)
+        layers = {
+            "zero": np.zeros((9, 4)),
+            "not normal": x3 * 1e-42,  # which processors round to zero
+            "constant": np.full((9, 4), 0.3),
+            "constant up to rounding": np.where(few, np.float32(1) + np.finfo(np.float32).eps, np.ones((9, 4))),
+            "nan": np.full((9, 4), np.nan),
+            "infinity": np.where(few, np.inf, x3),
+        }
+        layers = {name: y.astype(np.float32) for name, y in layers.items()}
 
         def train():
             with nngp.KernelTracker(f, X, schedule=nngp.every(1), metrics=METRICS) as tracker:
@@ -101,31 +114,49 @@ class TestFirstKernelThatIsNotZero:
                     tracker(step, np.int32(step))
             return tracker.history
 
-        usable = "finite" if told == "not finite" else f"not {told}"
-        promise = f"is {told} at step 0: its metrics are nan. Its reference will be its first kernel that is {usable}."
-        with pytest.warns(UserWarning, match=promise) as warned:
-            history = train()
-        assert len(warned) == 1
-        assert history.reference_steps == {"output": 2}
-        close([history.metric(name)[2, 0] for name in NAMES], [1, 0, 0])
+        def f(step, x):
+            return {name: jnp.where(step < 2, y, x @ weights(3)) for name, y in layers.items()}
 
-    @pytest.mark.parametrize("exponent", [-36, -20, -8, 20, 36])
-    def test_a_small_or_large_kernel_is_a_reference(self, exponent):
+        with pytest.warns(UserWarning, match="at step 0: their metrics are nan") as warned:
+            history = train()
+        told = [str(warning.message) for warning in warned]
+        kinds = {"zero": ("zero", "not normal"), "constant": ("constant", "constant up to rounding")}
+        kinds["not finite"] = ("nan", "infinity")
+        assert len(told) == len(kinds)
+        for flaw, names in kinds.items():
+            usable = "finite" if flaw == "not finite" else f"not {flaw}"
+            said = f"{' and '.join(map(repr, sorted(names, key=history.layers.index)))} are {flaw} at step 0: their "
+            said += f"metrics are nan. Their reference will be their first kernel that is {usable}."
+            assert sum(said in message for message in told) == 1, (said, told)
+        assert history.reference_steps == dict.fromkeys(history.layers, 2)
+        assert set(history.layers) == set(layers)
+        assert np.isnan(history.metric("cka")[:2]).all()
+        close(history.metric("cka")[2], [1] * 6)
+        close(history.metric("relative_change")[2], [0] * 6)
+
+    def test_a_small_or_large_kernel_is_a_reference(self):
         """A wide layer in a warm-up: most entries of its kernel are much smaller than the diagonal."""
-        x, later, size = normal(4, 100, 300), normal(5, 100, 300), 10.0**exponent
-        with nngp.KernelTracker(lambda y, x: y, x, schedule=nngp.every(1), metrics=METRICS) as tracker:
-            for step, y in enumerate([size * x, x, size * (x + later)]):
-                tracker(step, y.astype(np.float32))
+        x, later = normal(4, 100, 300), normal(5, 100, 300)
+        sizes = {str(exponent): 10.0**exponent for exponent in (-36, -20, -8, 20, 36)}
+        names = (*NAMES, "kernel_distance", "scale")
+        metrics = {name: nngp.metrics.DEFAULT[name] for name in names}
+        with nngp.KernelTracker(lambda y, x: y, x, schedule=nngp.every(1), metrics=metrics) as tracker:
+            for step in range(3):
+                ys = {name: [size * x, x, size * (x + later)][step] for name, size in sizes.items()}
+                tracker(step, {name: y.astype(np.float32) for name, y in ys.items()})
         history = tracker.history
-        assert history.reference_steps == {"output": 0}
-        for step, expected in {1: numbers(x, x), 2: numbers(x + later, x)}.items():
-            for metric in ("cka", "kernel_distance"):
-                close(history.metric(metric)[step, 0], expected[metric], rtol=1e-3)
-        close(history.metric("relative_change")[2, 0], numbers(x + later, x)["relative_change"], rtol=1e-3)
-        # The scale is one of Python's floats, which hold what float32 does not.
-        for step, y in ((0, x), (2, x + later)):
-            expected = np.mean(y.astype(float) ** 2) * size**2
-            np.testing.assert_allclose(history.metric("scale")[step, 0], expected, rtol=1e-4)
+        assert set(history.layers) == set(sizes)
+        assert history.reference_steps == dict.fromkeys(history.layers, 0)
+        same, other = numbers(x, x), numbers(x + later, x)
+        for j, layer in enumerate(history.layers):
+            for step, expected in {1: same, 2: other}.items():
+                for metric in ("cka", "kernel_distance"):
+                    close(history.metric(metric)[step, j], expected[metric], rtol=1e-3)
+            close(history.metric("relative_change")[2, j], other["relative_change"], rtol=1e-3)
+            # The scale is one of Python's floats, which hold what float32 does not.
+            for step, y in ((0, x), (2, x + later)):
+                expected = np.mean(y.astype(float) ** 2) * sizes[layer] ** 2
+                np.testing.assert_allclose(history.metric("scale")[step, j], expected, rtol=1e-4)
 
     def test_rows_of_a_run_without_such_layers_say_nothing(self):
         history = track(range(5), lambda step: params_at(step, opens=0))
@@ -190,12 +221,12 @@ class TestStepOfOnesOwn:
         history = track(range(4), lambda step: params_at(step, opens=0), reference=50, run=tmp_path)
         assert history.reference_steps == nngp.History.load(tmp_path).reference_steps == {}
         assert np.isnan(history.metric("cka")).all()
-        assert np.isfinite(history.metric("scale")).all()
+        assert np.isfinite(history.metric("kernel_velocity")[1:]).all()
 
 
 @pytest.mark.filterwarnings(LATE)
 @pytest.mark.parametrize("reference", [None, 3])
-def test_inside_jit(reference):
+def test_inside_jit(reference, whole):
     def params(step):
         return {"w": START + 0.1 * step * DRIFT, "gate": (step >= 4).astype(jnp.float32), "bias": jnp.float32(0)}
 
@@ -211,7 +242,7 @@ def test_inside_jit(reference):
 
     train(track_kernel.init(params(jnp.int32(0))))
     tracker.close()
-    expected = track(range(11), reference=reference)
+    expected = nngp.History.load(whole(reference))
     assert tracker.history.reference_steps == expected.reference_steps
     assert tracker.history.reference_steps["head"] == 4
     for metric in METRICS:
@@ -223,14 +254,13 @@ class TestRunFolder:
     @pytest.mark.every(3)
     @pytest.mark.parametrize("reference", [None, 3])
     @pytest.mark.parametrize("stop", [3, 5, 7], ids=["before it", "right after it", "later"])
-    def test_goes_on_to_the_same_rows(self, stop, reference, tmp_path):
-        whole = track(range(11), reference=reference, run=tmp_path / "whole")
-        run = tmp_path / "run"
-        track(range(stop), reference=reference, run=run, end=InterruptedError)
-        history = track(range(stop, 11), reference=reference, run=run)
-        assert rows(history) == rows(nngp.History.load(run)) == rows(whole)
+    def test_goes_on_to_the_same_rows(self, stop, reference, whole, tmp_path):
+        track(range(stop), reference=reference, run=tmp_path, end=InterruptedError)
+        history = track(range(stop, 11), reference=reference, run=tmp_path)
+        expected = whole(reference)
+        assert rows(history) == rows(nngp.History.load(tmp_path)) == rows(nngp.History.load(expected))
         for name in ("reference.npz", "last.npz"):
-            assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+            assert (tmp_path / name).read_bytes() == (expected / name).read_bytes()
 
     def test_reference_npz_has_the_kernel_and_the_step_of_each_layer(self, tmp_path):
         def saved():
@@ -255,17 +285,15 @@ class TestRunFolder:
         assert (arrays["step"], arrays["steps"].tolist()) == (0, [0, 4])
 
     @pytest.mark.parametrize(("again", "step"), [(3, 4), (5, 5)], ids=["from its step", "from a later step"])
-    def test_killed_between_the_reference_and_the_line(self, again, step, tmp_path):
+    def test_killed_between_the_reference_and_the_line(self, again, step, whole, tmp_path):
         """The reference of a snapshot that was never finished does not count."""
-        whole, run = track(range(11), run=tmp_path / "whole"), tmp_path / "run"
-        track(range(3), run=run, end=InterruptedError)
-        track(range(5), run=tmp_path / "ahead")
-        (tmp_path / "ahead" / "reference.npz").rename(run / "reference.npz")
-        history = track(range(again, 11), run=run)
+        track(range(3), run=tmp_path, end=InterruptedError)
+        shutil.copy(whole(None) / "reference.npz", tmp_path)  # which is that of step 4 from then on
+        history = track(range(again, 11), run=tmp_path)
         assert history.reference_steps == {"body": 0, "head": step}
         assert_compared_with(history, step, "head")
         if step == 4:
-            assert rows(history) == rows(whole)
+            assert rows(history) == rows(nngp.History.load(whole(None)))
 
     def test_a_reference_that_the_disk_refused_is_saved_later(self, tmp_path):
         tracker = nngp.KernelTracker(f, X, schedule=nngp.every(2), metrics=METRICS, run=tmp_path)

@@ -10,6 +10,13 @@ import pytest
 import nngp_plugins as nngp
 from nngp_plugins.callbacks import Moment
 
+PROBE = np.ones((5, 2)) + np.eye(5, 2)
+CKA = {"cka": nngp.metrics.cka}
+
+
+def stretched(w, x):
+    return x * w
+
 
 def steps(schedule, until, since=0):
     return [step for step in range(since + 1, until + 1) if schedule.due(step, step - 1)]
@@ -93,17 +100,27 @@ def test_every_seconds():
 
 
 def test_every_seconds_of_a_tracker():
-    with nngp.KernelTracker(
-        lambda w, x: x * w, np.ones((5, 2)) + np.eye(5, 2), schedule=nngp.every_seconds(0.4)
-    ) as seen:
-        measured = []
-        while len(measured) < 5:
-            if seen(len(measured), 1.0):
-                measured.append(time.monotonic())
-    # the first call, and once in each of four spans, of which the first may be short
-    assert measured[-1] - measured[0] > 3 * 0.4 - 0.05
-    spans = np.floor(np.array([row["seconds"] for row in seen.history.rows]) / 0.4 + 0.01)  # which are rounded
-    assert len(set(spans)) >= len(spans) - 1  # but for what close() adds
+    """Between which times each call came is known, and so is of most calls whether they begin another span."""
+
+    def make():
+        return nngp.KernelTracker(stretched, PROBE, schedule=nngp.every_seconds(span), metrics=CKA)
+
+    span, calls = 0.2, []
+    make()  # The first one of a process takes long to make.
+    earliest = time.perf_counter()
+    with make() as seen:
+        latest = time.perf_counter()  # The clock of the tracker began between these two.
+        for step in range(40):
+            time.sleep(0.4 if step % 10 == 9 else 0.02)
+            least = time.perf_counter() - latest
+            is_measured = seen(step, 1.0)
+            calls.append((least, time.perf_counter() - earliest, is_measured))
+    assert calls[0][2]
+    for (least_before, most_before, _), (least, most, is_measured) in pairwise(calls):
+        if least // span > most_before // span:
+            assert is_measured
+        if most // span == least_before // span:
+            assert not is_measured
 
 
 def test_when():
@@ -115,7 +132,7 @@ def test_when():
 
 def test_epochs():
     schedule = nngp.every(2, of="epoch")
-    with nngp.KernelTracker(lambda w, x: x * w, np.ones((5, 2)) + np.eye(5, 2), schedule=schedule) as seen:
+    with nngp.KernelTracker(stretched, PROBE, schedule=schedule, metrics=CKA) as seen:
         measured = [step for step in range(31) if seen(step, 1.0, epoch=step // 5)]
         assert seen.due(50, epoch=10)
         with pytest.raises(ValueError, match=r"of='epoch' is not among the scalars of step 31; pass tracker\(.*epoch="):

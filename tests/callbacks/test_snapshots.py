@@ -9,18 +9,19 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from helpers.arrays import assert_close
+from helpers.arrays import assert_close, normal
 
 import nngp_plugins as nngp
 
 close = partial(assert_close, tolerance=1e-6)
 
-X = jax.random.normal(jax.random.key(0), (30, 6))
-Y = jnp.arange(30) % 3
+X = normal(0, 30, 6)
+Y = np.arange(30) % 3
 PROBE = X[:10]
 NET = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(3)])
 F = nngp.from_linen(NET)
 PARAMS = jax.jit(F.init)(jax.random.key(1), X)[0]
+CKA, SCALE, CHANGE = ({name: nngp.metrics.DEFAULT[name]} for name in ("cka", "scale", "relative_change"))
 
 
 def train(on_step, optimizer, steps):
@@ -40,6 +41,14 @@ def train(on_step, optimizer, steps):
         params, opt_state = update(params, opt_state)
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """The parameters before each of ten updates."""
+    found = []
+    train(lambda step, params: found.append(params), optax.sgd(1.0), 10)
+    return found
+
+
 def kernel(y):
     y = np.asarray(y, np.float64).reshape(len(y), -1)
     return y @ y.T / y.shape[1]
@@ -49,7 +58,7 @@ def test_kernels_after_the_fact_from_orbax_checkpoints(tmp_path):
     """The hook and the transformation against kernels computed from what orbax saved."""
     f, runs = F.layers(), {"hook": tmp_path / "hook", "transformation": tmp_path / "transformation"}
     inner, outer = (
-        nngp.KernelTracker(f, PROBE, schedule=nngp.every(2), run=run, keep_kernels=True)
+        nngp.KernelTracker(f, PROBE, schedule=nngp.every(2), metrics=CHANGE, run=run, keep_kernels=True)
         for run in (runs["transformation"], runs["hook"])
     )
     with ocp.StandardCheckpointer() as checkpointer, inner, outer:
@@ -76,15 +85,14 @@ def test_kernels_after_the_fact_from_orbax_checkpoints(tmp_path):
             assert expected > 0.05
 
 
-def test_velocity_is_the_distance_to_the_snapshot_before_over_the_steps_between():
-    seen = {}
-    with nngp.KernelTracker(F.layers("layers_0"), PROBE, schedule=nngp.at(1, 4, 9)) as tracker:
-
-        def on_step(step, params):
+def test_velocity_is_the_distance_to_the_snapshot_before_over_the_steps_between(trained):
+    f, seen = F.layers("layers_0"), {}
+    metrics = {"kernel_velocity": nngp.metrics.DEFAULT["kernel_velocity"]}
+    with nngp.KernelTracker(f, PROBE, schedule=nngp.at(1, 4, 9), metrics=metrics) as tracker:
+        for step, params in enumerate(trained):
             if tracker(step, params):
-                seen[step] = kernel(F.layers("layers_0")(params, PROBE)["layers_0"])
-
-        train(on_step, optax.sgd(1.0), 10)
+                dense = jax.device_get(params["layers_0"])
+                seen[step] = kernel(PROBE @ dense["kernel"] + dense["bias"])
     (a, b, c, d), steps = seen.values(), [0, 1, 4, 9]
     assert list(seen) == steps
     pairs = (b, a), (c, b), (d, c)
@@ -99,30 +107,31 @@ def test_a_velocity_of_ones_own():
     metrics = {"turn": nngp.metrics.Velocity(lambda a, before: a.trace() - before.trace())}
     with nngp.KernelTracker(lambda w, x: w * x, PROBE, schedule=nngp.every(2), metrics=metrics) as tracker:
         for step in range(5):
-            tracker(step, jnp.float32(1 + step))
-    trace = float(jnp.sum(PROBE**2)) / 6
+            tracker(step, np.float32(1 + step))
+    trace = np.sum(PROBE**2) / 6
     np.testing.assert_allclose(tracker.history.metric("turn")[1:, 0], [trace * 8 / 2, trace * 16 / 2], rtol=1e-5)
 
 
-class TestKeptKernels:
-    @pytest.fixture
-    def run(self, tmp_path):
-        run = tmp_path / "run"
-        f = {"a/b": 12, "a": 4, "a.b": 12, "step": 3}  # wider and narrower than the probe, names that meet
-        with nngp.KernelTracker(
-            lambda w, x: {name: jnp.tile(w * x, 2)[:, :d] for name, d in f.items()},
-            PROBE,
-            schedule=nngp.every(1),
-            metrics={"scale": nngp.metrics.DEFAULT["scale"]},
-            run=run,
-            keep_kernels=True,
-        ) as tracker:
-            for step in range(3):
-                tracker(5 * step, 1.0 + step)
-            tracker.flush()
-            close(tracker.history.kernel("a", 10), kernel(3 * PROBE[:, :4]))  # while it is open
-        return run
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("kept") / "run"
+    f = {"a/b": 12, "a": 4, "a.b": 12, "step": 3}  # wider and narrower than the probe, names that meet
+    with nngp.KernelTracker(
+        lambda w, x: {name: jnp.tile(w * x, 2)[:, :d] for name, d in f.items()},
+        PROBE,
+        schedule=nngp.every(1),
+        metrics=SCALE,
+        run=run,
+        keep_kernels=True,
+    ) as tracker:
+        for step in range(3):
+            tracker(5 * step, 1.0 + step)
+        tracker.flush()
+        close(tracker.history.kernel("a", 10), kernel(3 * PROBE[:, :4]))  # while it is open
+    return run
 
+
+class TestKeptKernels:
     def test_all_are_there(self, run):
         history = nngp.History.load(run)
         for step in (0, 5, 10):
@@ -154,7 +163,7 @@ class TestKeptKernels:
             nngp.History.load(run).kernel(layer, step)
 
     def test_not_kept(self, tmp_path):
-        with nngp.KernelTracker(lambda w, x: w * x, PROBE, run=tmp_path) as tracker:
+        with nngp.KernelTracker(lambda w, x: w * x, PROBE, metrics=SCALE, run=tmp_path) as tracker:
             tracker(0, 1.0)
         with pytest.raises(FileNotFoundError, match=r"keeps no kernels; pass keep_kernels=True to KernelTracker"):
             nngp.History.load(tmp_path).kernel("output", 0)
@@ -164,16 +173,23 @@ class TestKeptKernels:
             nngp.KernelTracker(lambda w, x: w * x, PROBE, keep_kernels=True)
 
 
-@pytest.mark.every(2)
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 64])
-def test_batches_of_the_probe(batch_size):
-    histories = []
-    for size in (None, batch_size):
-        with nngp.KernelTracker(F.layers(), PROBE, batch_size=size, metrics={"cka": nngp.metrics.cka}) as seen:
-            train(seen, optax.sgd(1.0), 3)
-        histories.append(seen.history)
-    assert histories[0].steps.tolist() == histories[1].steps.tolist() == [0, 1, 2]
-    np.testing.assert_allclose(histories[1].metric("cka"), histories[0].metric("cka"), rtol=1e-5)
+@pytest.fixture(scope="module")
+def measured_at_once(trained):
+    return measured(trained, None)
+
+
+def measured(trained, batch_size):
+    with nngp.KernelTracker(F.layers(), PROBE, batch_size=batch_size, metrics=CKA) as seen:
+        for step in range(3):
+            seen(step, trained[step])
+    return seen.history
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_batches_of_the_probe(trained, measured_at_once, batch_size):
+    history = measured(trained, batch_size)
+    assert measured_at_once.steps.tolist() == history.steps.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(history.metric("cka"), measured_at_once.metric("cka"), rtol=1e-5)
 
 
 def test_a_layer_without_a_batch_in_batches():
@@ -203,10 +219,10 @@ def refusal(call):
     return str(error.value).partition(", or ")[0]
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 7])
+@pytest.mark.parametrize("batch_size", [2, 7])
 def test_batches_of_a_model_in_training_mode_are_refused_by_the_words_of_batch(batch_size):
     f = TRAINING.layers("norm")
-    seen = nngp.KernelTracker(f, PROBE, batch_size=batch_size)
+    seen = nngp.KernelTracker(f, PROBE, batch_size=batch_size, metrics=SCALE)
     by_tracker = refusal(lambda: seen(0, NORMED_VARIABLES))
     by_batch = refusal(lambda: nngp.batch(nngp.empirical_nngp_fn(f), batch_size)(PROBE, None, NORMED_VARIABLES))
     assert by_tracker == by_batch
@@ -216,32 +232,29 @@ def test_batches_of_a_model_in_training_mode_are_refused_by_the_words_of_batch(b
     assert len(seen.history) == 0
 
 
-@pytest.mark.parametrize("batch_size", [3, 7])
-def test_a_model_that_rounding_changes_much_is_measured_with_a_warning(batch_size):
+def test_a_model_that_rounding_changes_much_is_measured_with_a_warning():
     def f(params, x):
         terms = [5e5 * x[:, i] for i in range(5)]
         # the large terms cancel, and are added up in another order in small batches
         return x + (sum(terms if len(x) > 2 else terms[::-1]) - sum(terms))[:, None]
 
-    warned = pytest.warns(UserWarning, match=f"the output of f is ill-conditioned: .* batches of {batch_size} and 2")
-    with nngp.KernelTracker(f, PROBE, batch_size=batch_size) as seen, warned:
+    warned = pytest.warns(UserWarning, match="the output of f is ill-conditioned: .* batches of 3 and 2")
+    with nngp.KernelTracker(f, PROBE, batch_size=3, metrics=SCALE) as seen, warned:
         assert seen(0, jnp.ones(()))
     assert len(seen.history) == 1
 
 
 def test_batches_of_a_model_in_evaluation_mode_are_measured():
     f = nngp.from_linen(NORMED, train=False).layers()
-    with nngp.KernelTracker(f, PROBE, batch_size=3) as seen:
+    with nngp.KernelTracker(f, PROBE, batch_size=3, metrics=SCALE) as seen:
         assert seen(0, NORMED_VARIABLES)
     assert len(seen.history) == 1
 
 
-@pytest.mark.parametrize("batch_size", [None, 10, 64])
+@pytest.mark.parametrize("batch_size", [10, 64])
 def test_a_model_in_training_mode_is_measured_on_the_whole_probe_at_once(batch_size):
-    with nngp.KernelTracker(TRAINING.layers("norm"), PROBE, batch_size=batch_size) as seen:
+    with nngp.KernelTracker(TRAINING.layers("norm"), PROBE, batch_size=batch_size, metrics=SCALE) as seen:
         seen(0, NORMED_VARIABLES)
-    outputs, _ = NORMED.apply(NORMED_VARIABLES, PROBE, train=True, mutable=["batch_stats"])
-    assert outputs.shape == (10, 3)
     assert seen.history.metric("scale") == pytest.approx(1, rel=1e-3)  # batch norm makes it so
 
 
@@ -263,9 +276,12 @@ def test_bad_batches(size):
 
 
 def test_diverged():
-    seen = nngp.KernelTracker(lambda w, x: {"head": w * x, "body": x}, PROBE, schedule=nngp.every(1))
+    def f(w, x):
+        return {"head": w * x, "body": x}
+
+    seen = nngp.KernelTracker(f, PROBE, schedule=nngp.every(1), metrics=CKA)
     for step, w in enumerate([1.0, 2.0, np.inf, np.nan]):
-        seen(step, jnp.float32(w))
+        seen(step, np.float32(w))
     with pytest.warns(UserWarning, match="'head' is not finite at step 2"):
         seen.close()
     assert [row.get("diverged") for row in seen.history.rows] == [None, None, ["head"], ["head"]]
@@ -281,7 +297,7 @@ def test_names_tell_trackers_apart():
         def write_scalars(self, step, scalars):
             self.names |= set(scalars)
 
-    written, metrics = Written(), {"cka": nngp.metrics.cka}
+    written, metrics = Written(), CKA
     with (
         nngp.KernelTracker(lambda w, x: x * w, PROBE, writers=[written], name="train", metrics=metrics) as one,
         nngp.KernelTracker(lambda w, x: x * w, X[10:], writers=[written], name="test", metrics=metrics) as two,
@@ -304,12 +320,12 @@ def test_a_keras_model_trained_further_is_not_measured_as_the_step_seen():
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dense(3)])
     model.compile("sgd", "mse")
-    x, y = np.asarray(X), np.zeros((30, 3))
+    f, y = nngp.from_keras(model).layers(), np.zeros((30, 3))
 
     def tracked(after):
-        seen = nngp.KernelTracker(nngp.from_keras(model).layers(), PROBE, schedule=nngp.every(100))
+        seen = nngp.KernelTracker(f, PROBE, schedule=nngp.every(100), metrics=CHANGE)
         seen(0, model)
-        model.fit(x, y, verbose=0)
+        model.fit(X, y, verbose=0)
         seen(1, model)
         after()
         return seen
@@ -318,7 +334,7 @@ def test_a_keras_model_trained_further_is_not_measured_as_the_step_seen():
     seen.close()
     assert seen.history.steps.tolist() == [0, 1]
     assert seen.history.metric("relative_change")[1].min() > 1e-3
-    seen = tracked(lambda: model.fit(x, y, verbose=0))
+    seen = tracked(lambda: model.fit(X, y, verbose=0))
     with pytest.warns(UserWarning, match="cannot measure step 1: its parameters were trained further since"):
         seen.close()
     assert seen.history.steps.tolist() == [0]
@@ -326,7 +342,7 @@ def test_a_keras_model_trained_further_is_not_measured_as_the_step_seen():
 
 def test_a_step_is_measured_once():
     schedule = nngp.every(4) | nngp.every(1, of="epoch")
-    with nngp.KernelTracker(lambda w, x: w * x, PROBE, schedule=schedule) as seen:
+    with nngp.KernelTracker(lambda w, x: w * x, PROBE, schedule=schedule, metrics=SCALE) as seen:
         for step in range(9):
             seen(step, 1.0 + step, epoch=0)
         assert not seen(8, 9.0, epoch=1)
@@ -335,12 +351,13 @@ def test_a_step_is_measured_once():
 
 def test_spectra_are_those_of_jax():
     """The tracker has LAPACK's eigenvalues from SciPy; the metrics by themselves those of XLA."""
-    with nngp.KernelTracker(F.layers(), PROBE) as seen:
+    metrics = {name: nngp.metrics.DEFAULT[name] for name in ("effective_rank", "stable_rank", "participation_ratio")}
+    with nngp.KernelTracker(F.layers("layers_0"), PROBE, metrics=metrics) as seen:
         seen(0, PARAMS)
-    grams = nngp.gram(F.layers(), PROBE, PARAMS)
-    for metric in ("effective_rank", "stable_rank", "participation_ratio"):
-        expected = [float(nngp.metrics.DEFAULT[metric](gram, gram)) for gram in grams.values()]
-        np.testing.assert_allclose(seen.history.metric(metric)[0], expected, rtol=1e-5)
+    (gram,) = nngp.gram(F.layers("layers_0"), PROBE, PARAMS).values()
+    expected = jax.jit(lambda gram: {name: metric(gram, gram) for name, metric in metrics.items()})(gram)
+    for name in metrics:
+        np.testing.assert_allclose(seen.history.metric(name)[0], expected[name], rtol=1e-5)
 
 
 class Noisy(nn.Module):
@@ -358,29 +375,26 @@ class TestModelsThatDraw:
     params = jax.jit(f.init)(jax.random.key(1), X)[0]
     key = jax.random.key(7)
 
-    @pytest.mark.parametrize("batch_size", [None, 4])
-    def test_every_snapshot_draws_the_noise_of_the_key(self, tmp_path, batch_size):
+    def test_every_snapshot_draws_the_noise_of_the_key_in_each_batch(self, tmp_path):
         with nngp.KernelTracker(
             self.f.layers(),
             PROBE,
             rng=self.key,
-            batch_size=batch_size,
+            batch_size=4,
             schedule=nngp.every(1),
+            metrics=CKA,
             keep_kernels=True,
             run=tmp_path,
         ) as seen:
             for step in range(3):
                 assert seen(step, self.params)
-        outputs = nngp.batch(nngp.empirical_nngp_fn(self.f.layers()), batch_size or 0, device_count=1)
+        outputs = nngp.batch(nngp.empirical_nngp_fn(self.f.layers()), 4, device_count=1)
         y = outputs.outputs(PROBE, self.params, rng=self.key)["decoder"]
         for step in range(3):
             np.testing.assert_allclose(seen.history.kernel("decoder", step), kernel(y), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(seen.history.metric("cka"), 1, rtol=1e-4)
 
-    def test_without_a_key_the_error_names_the_argument(self):
-        seen = nngp.KernelTracker(self.f.layers(), PROBE)
-        with pytest.raises(ValueError, match=r"rng=None, but Noisy draws random numbers; pass rng="):
-            seen(0, self.params)
+    def test_what_is_no_key(self):
         with pytest.raises(TypeError, match=r"^rng=3 is not a key; pass rng=jax\.random\.key\(3\)"):
             nngp.KernelTracker(self.f.layers(), PROBE, rng=3)
 
@@ -388,15 +402,15 @@ class TestModelsThatDraw:
         def f(params, x, rng):
             return (x - x.mean(axis=0)) * jax.random.bernoulli(rng, 0.9, x.shape)
 
-        seen = nngp.KernelTracker(f, PROBE, rng=self.key, batch_size=4)
+        seen = nngp.KernelTracker(f, PROBE, rng=self.key, batch_size=4, metrics=SCALE)
         with pytest.raises(ValueError, match="the output of f depends on the other examples in the batch") as error:
             seen(0, jnp.ones(()))
         assert "next to other examples" in str(error.value)
 
     def test_the_transformation_draws_the_same_noise(self):
-        histories = []
+        histories, options = [], {"batch_size": 4, "schedule": nngp.every(1), "metrics": SCALE}
         for inside in (False, True):
-            seen = nngp.KernelTracker(self.f.layers(), PROBE, rng=self.key, batch_size=4, schedule=nngp.every(1))
+            seen = nngp.KernelTracker(self.f.layers("decoder"), PROBE, rng=self.key, **options)
             if inside:
                 optimizer = nngp.track_kernel(seen)
                 jax.jit(optimizer.update)(self.params, optimizer.init(self.params), self.params)
@@ -404,5 +418,4 @@ class TestModelsThatDraw:
                 seen(0, self.params)
             seen.close()
             histories.append(seen.history)
-        for metric in ("scale", "effective_rank"):
-            np.testing.assert_allclose(histories[0].metric(metric), histories[1].metric(metric), rtol=1e-4)
+        np.testing.assert_allclose(histories[0].metric("scale"), histories[1].metric("scale"), rtol=1e-4)

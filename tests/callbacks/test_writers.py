@@ -143,14 +143,22 @@ def test_tensorboard_of_what_is_no_folder():
 # ---- W&B
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """W&B, whose service starts once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("wandb")
+        for name, value in {"MODE": "offline", "SILENT": "true", "DIR": folder, "DISABLE_GIT": "true"}.items():
+            patch.setenv(f"WANDB_{name}", str(value))
+        wandb = pytest.importorskip("wandb")
+        yield wandb
+        wandb.teardown()
+
+
 @pytest.fixture
-def wandb(tmp_path, monkeypatch):
-    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": tmp_path, "DISABLE_GIT": "true"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", str(value))
-    wandb = pytest.importorskip("wandb")
-    yield wandb
-    wandb.finish()
-    wandb.teardown()
+def wandb(service):
+    yield service
+    service.finish()
 
 
 def finish(run, tmp_path):
@@ -189,7 +197,7 @@ def _records(data):
 
 @pytest.mark.parametrize("as_module", [False, True])
 def test_wandb(tmp_path, wandb, as_module):
-    run = wandb.init(project="nngp")
+    run = wandb.init(project="nngp", dir=tmp_path)
     writer = as_writer(wandb if as_module else run)
     for step, row in ROWS.items():
         writer.write_scalars(step, row)
@@ -198,7 +206,7 @@ def test_wandb(tmp_path, wandb, as_module):
 
 
 def test_wandb_keeps_numbers_that_come_late(tmp_path, wandb):
-    run = wandb.init(project="nngp")
+    run = wandb.init(project="nngp", dir=tmp_path)
     writer = as_writer(run)
     for step in range(6):
         run.log({"loss": float(step), "lr": 0.1}, step=step)
