@@ -419,3 +419,29 @@ class TestModelsThatDraw:
             seen.close()
             histories.append(seen.history)
         np.testing.assert_allclose(histories[0].metric("scale"), histories[1].metric("scale"), rtol=1e-4)
+
+
+def test_trackers_of_the_same_metrics_share_what_is_compiled():
+    traced = []
+
+    def scaled_trace(a, b, by=1.0):
+        traced.append(by)
+        return by * a.trace()
+
+    def value(metric):
+        with nngp.KernelTracker(lambda w, x: w * x, PROBE, metrics={"value": metric}) as tracker:
+            tracker(0, np.float32(2))
+        return float(tracker.history.metric("value")[0, 0])
+
+    texts = dict.fromkeys(("title", "formula", "range", "cost", "tells", "misleads"), "-")
+    scaled_trace = nngp.metrics.entry(**texts, relative_to_reference=True)(scaled_trace)
+    # A function that the catalogue does not know is compiled for each tracker, whatever its name.
+    others = [lambda a, b: a.trace(), lambda a, b: -a.trace()]
+    try:
+        found = [value(metric) for metric in [*(partial(scaled_trace, by=by) for by in (1.0, 1.0, 3.0)), *others]]
+    finally:
+        nngp.metrics.unregister("scaled_trace")
+    trace = float(np.sum((2 * PROBE.astype(float)) ** 2) / PROBE.shape[1])
+    np.testing.assert_allclose(found, [trace, trace, 3 * trace, trace, -trace], rtol=1e-5)
+    # Each tracker looks at the shape of its metric, and two programs are compiled.
+    assert traced == [1.0, 1.0] + [1.0] + [3.0, 3.0]
