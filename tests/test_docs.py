@@ -93,12 +93,13 @@ def test_the_catalogue_has_every_metric():
         "default_metrics",
         "evaluate",
         "evaluate_layer",
+        "identity_of",
         "is_in_units_of_kernel",
         "labels_of",
         "needs_spectrum",
         "of_targets",
     }
-    of_outputs = {"features", "gram_of", "grams_of_products", "product_from_first", "stacked_grams"}
+    of_outputs = {"features", "gram_of", "grams_of_products", "product_from_first", "rows_of", "stacked_grams"}
     of_outputs |= {"eigenvalues", "undivided", "with_eigenvalues"}
     others = {"bootstrap", "permutation_test", *of_the_catalogue, *of_trackers, *of_outputs}
     assert {entry.name for entry in entries} == functions - others | {"kernel_velocity"}
