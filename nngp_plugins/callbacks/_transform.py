@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.experimental import io_callback
 
+from .._trees import arrays_alone
 from ._checks import check_names, check_params, is_real_number
 from ._measure import Measured
 from ._pool import not_strict
@@ -81,6 +83,7 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
 
     host = HostSide(tracker)
     measurement = tracker.measurement
+    measured_now = jax.jit(partial(measurement.traced, check=True))
 
     @not_strict()
     def init(params: optax.Params) -> TrackKernelState:
@@ -101,15 +104,15 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         check_params(params)
         scalars = {name: value for name, value in extra.items() if is_real_number(value)}
         check_names(scalars, tracker.recorder.metrics)
+        given = updates, state, scalars, params, model_state
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+            # In Python there is nothing to compile into. JAX would compile the choice below anew for every step.
+            if host.is_due(state.step, scalars):
+                measured = measured_now(arrays_alone(params), model_state, measurement.probe_x)
+                host.take(state.step, scalars, measured)
+            return updates, TrackKernelState(state.step + 1)
         step = _step_of_one_training(state.step, _arrays((updates, scalars, params, model_state)))
-        # The results of the callbacks go into the next step, so that calls come in order on any number of devices.
-        due = io_callback(host.is_due, jax.ShapeDtypeStruct((), bool), step, scalars)
-
-        def measure() -> Array:
-            measured = measurement.traced(params, model_state, measurement.probe_x, check=True)
-            return io_callback(host.take, jax.ShapeDtypeStruct((), jnp.int32), step, scalars, measured)
-
-        nothing = jax.lax.cond(due, measure, lambda: jnp.zeros((), jnp.int32))
+        nothing = host.measure_in_program(step, scalars, params, model_state)
         return updates, TrackKernelState(step + 1 + nothing)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -147,6 +150,21 @@ class HostSide:
         self._tracker, self._clock, self._recorder = tracker, tracker.clock, tracker.recorder
         self._warned_of_step = self._warned_of_batch = False
         self._recorder.expect_from_jit()
+
+    def measure_in_program(self, step: Array, scalars: dict[str, Array], params: Any, state: Any) -> Array:
+        """Measures if it is time to, when the compiled loop that calls this gets there; returns 0.
+
+        The results of the callbacks go into the next step, so that calls come in order on any number of devices.
+        """
+        due = io_callback(self.is_due, jax.ShapeDtypeStruct((), bool), step, scalars)
+        measurement = self._tracker.measurement
+
+        def measure() -> Array:
+            measured = measurement.traced(params, state, measurement.probe_x, check=True)
+            return io_callback(self.take, jax.ShapeDtypeStruct((), jnp.int32), step, scalars, measured)
+
+        nothing: Array = jax.lax.cond(due, measure, lambda: jnp.zeros((), jnp.int32))
+        return nothing
 
     def is_due(self, step: Array, scalars: dict[str, Array]) -> np.bool_:
         """Whether to measure."""

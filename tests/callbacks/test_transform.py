@@ -222,6 +222,25 @@ def test_updates_are_left_alone():
     assert seen.history.steps.tolist() == [0]
 
 
+def test_updates_in_python_are_compiled_once():
+    traced, x = [], X[:12].reshape(12, -1)
+
+    def f(w, x):
+        traced.append(w)
+        return w * x
+
+    with nngp.KernelTracker(f, x, schedule=nngp.every(2), metrics=SCALE) as seen:
+        track, counts = nngp.track_kernel(seen), []
+        state = track.init(jnp.float32(1))
+        for step in range(6):
+            _, state = track.update(jnp.float32(0), state, jnp.float32(1 + step))
+            counts.append(len(traced))
+    assert 0 < counts[0] == counts[-1]
+    assert seen.history.steps.tolist() == [0, 2, 4]
+    trace = np.trace(x.astype(np.float64) @ x.T) / x.shape[1] / 12
+    np.testing.assert_allclose(seen.history.metric("scale")[:, 0], [trace, 9 * trace, 25 * trace], rtol=1e-5)
+
+
 def test_a_new_training_with_the_same_tracker_is_told():
     def train(seen, opt_state=None):
         optimizer = optax.chain(optax.sgd(0.1), nngp.track_kernel(seen))

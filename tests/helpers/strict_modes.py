@@ -35,8 +35,8 @@ def setting(**values):
             jax.config.update(name, value)
 
 
-# Without jit, each operation of each shape compiles by itself.
-SLOW = {"jax_disable_jit": [pytest.mark.exhaustive]}
+# Without jit, each operation of each shape compiles by itself; the check of leaks looks at all of Python's objects.
+SLOW = dict.fromkeys(("jax_disable_jit", "jax_check_tracer_leaks"), [pytest.mark.exhaustive])
 in_every_mode = pytest.mark.parametrize(
     "mode", [pytest.param(values, id=name, marks=SLOW.get(name, [])) for name, values in MODES.items()]
 )
