@@ -444,4 +444,4 @@ def test_trackers_of_the_same_metrics_share_what_is_compiled():
     trace = float(np.sum((2 * PROBE.astype(float)) ** 2) / PROBE.shape[1])
     np.testing.assert_allclose(found, [trace, trace, 3 * trace, trace, -trace], rtol=1e-5)
     # Each tracker looks at the shape of its metric, and two programs are compiled.
-    assert traced == [1.0, 1.0] + [1.0] + [3.0, 3.0]
+    assert traced == [1.0, 1.0, 1.0, 3.0, 3.0]

@@ -36,7 +36,11 @@ def setting(**values):
 
 
 # Without jit, each operation of each shape compiles by itself; the check of leaks looks at all of Python's objects.
-SLOW = dict.fromkeys(("jax_disable_jit", "jax_check_tracer_leaks"), [pytest.mark.exhaustive])
+SLOW = {"jax_disable_jit", "jax_check_tracer_leaks"}
 in_every_mode = pytest.mark.parametrize(
-    "mode", [pytest.param(values, id=name, marks=SLOW.get(name, [])) for name, values in MODES.items()]
+    "mode",
+    [
+        pytest.param(values, id=name, marks=pytest.mark.exhaustive if name in SLOW else ())
+        for name, values in MODES.items()
+    ],
 )
