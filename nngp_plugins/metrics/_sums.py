@@ -207,8 +207,8 @@ def _power_of_2(rows: np.ndarray) -> float:
 
 
 def _near_mean(rows: np.ndarray) -> Vector:
-    """The mean of some rows, to the digits of float32; if all are equal, it is exactly that row."""
-    first = rows[:1].astype(float)
+    """The mean of the first rows, to the digits of float32; if all are equal, it is exactly that row."""
+    rows, first = rows[:LEAST_ROWS], rows[:1].astype(float)
     return (first[0] + (rows.astype(float) - first).mean(axis=0)).astype(np.float32).astype(float)
 
 
