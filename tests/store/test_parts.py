@@ -104,6 +104,28 @@ def test_a_part_runs_few_rows_of_the_network(tmp_path):
     assert max(rows_of((index, 16)) for index in (0, 9)) <= 3 * 64 / math.sqrt(16)
 
 
+def test_the_rows_of_features_fall_with_the_number_of_processes(tmp_path):
+    """As 1 / P, on a logarithmic scale. Each process runs a few examples of others to see that they change nothing."""
+    counts, most, seen = (1, 2, 4, 8), [], set()
+    examples = np.arange(64, dtype=np.float32)[:, None]
+
+    def f(params, x):
+        jax.debug.callback(lambda x: seen.update(x.ravel().tolist()), x)
+        return x
+
+    for count in counts:
+        rows = []
+        for index in range(count):
+            seen.clear()
+            options = {"batch_size": 4, "block_size": 4, "progress": False, "part": (index, count)}
+            nngp.write_features(f, examples, None, tmp_path / str(count), **options)
+            jax.effects_barrier()
+            rows.append(len(seen))
+        assert 64 <= sum(rows) <= 64 + 2 * count
+        most.append(max(rows))
+    assert np.polyfit(np.log(counts), np.log(most), 1)[0] == pytest.approx(-1, abs=0.1)
+
+
 def test_the_same_part_and_other_divisions_at_once_are_refused(tmp_path):
     refused = []
 
