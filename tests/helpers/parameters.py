@@ -18,6 +18,8 @@ def random_numbers(tree, seed=0):
 def drawn(f, x, seed=0, **kwargs):
     """Parameters of a ModelFn of which nothing is run."""
     key = jax.random.key(0)
+    # Old versions of Haiku warn of parameters in float64.
+    x = jax.tree.map(lambda leaf: leaf.astype(np.float32) if getattr(leaf, "dtype", None) == np.float64 else leaf, x)
     return random_numbers(jax.eval_shape(lambda: partial(f.init, **kwargs)(key, x)[0]), seed)
 
 
