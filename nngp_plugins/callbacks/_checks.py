@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
 
 from ..adapters import check_key, holds_module, is_model
@@ -85,7 +86,7 @@ def check_concrete(**arguments: Any) -> None:
         TypeError: names the first such argument.
     """
     for name, value in arguments.items():
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
             raise TypeError(
                 f"{name} is traced, because this tracker is made inside a compiled function; make the tracker outside "
                 "of it, or pass an array that was made outside of it, such as a NumPy array."
@@ -163,7 +164,7 @@ def refuse_traced(name: str, *leaves: Any) -> None:
         TypeError: a leaf is traced.
     """
     for leaf in leaves:
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             raise TypeError(
                 f"{name} is traced, because the tracker is called inside a compiled function, which runs Python only "
                 "once. Put nngp.track_kernel(tracker) into the optimizer there, or call the tracker outside."
@@ -206,13 +207,15 @@ def as_numbers(scalars: Mapping[str, Any]) -> dict[str, Any]:
     """
     numbers: dict[str, Any] = {}
     for name, value in scalars.items():
-        refuse_traced(name, value)
-        if not is_real_number(value):
+        is_array = isinstance(value, Array)
+        if is_array and isinstance(value, Tracer):
+            refuse_traced(name, value)
+        if not (value.shape == () and _is_real(value.dtype) if is_array else is_real_number(value)):
             shown = f"{value.dtype}{list(value.shape)}" if isinstance(value, Array) else reprlib.repr(value)
             raise TypeError(f"{name}={shown} is not a scalar; pass single numbers, and a model's state as state=.")
-        if isinstance(value, NUMPY):
-            value = float(value)
-        elif isinstance(value, Array) and value.is_deleted():
+        if not is_array:
+            value = float(value) if isinstance(value, NUMPY) else value
+        elif value.is_deleted():
             raise ValueError(f"{name}= was donated before this call; pass the number that came after, or a copy.")
         numbers[name] = value
     return numbers
