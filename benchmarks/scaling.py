@@ -26,8 +26,8 @@ def ours(n, d, part):
 
 def on_devices(count, n, d):
     """A contraction of outputs that so many devices of one thread each share."""
-    flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
-    os.environ["XLA_FLAGS"] = f"{flags} intra_op_parallelism_threads=1"  # JAX reads it when it is first used
+    # JAX reads both when it is first used; without the second, one device uses all cores.
+    os.environ |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "NPROC": "1"}
     import nngp_plugins as nngp
 
     mesh = jax.make_mesh((count,), ("examples",), axis_types=(AxisType.Auto,))
