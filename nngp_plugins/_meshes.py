@@ -40,23 +40,18 @@ def mesh_left() -> Mesh | None:
     return _left.get()
 
 
-def back_on(mesh: Mesh | None, *, automatically: bool = False) -> Any:
-    """Sets a mesh again, for a call of what the user gave; does nothing for None.
-
-    Args:
-        mesh: the mesh.
-        automatically: whether to set it without explicit axes.
-    """
-    if mesh is None:
-        return nullcontext()
-    return jax.set_mesh(automatic(mesh) if automatically else mesh)
+def back_on(mesh: Mesh | None) -> Any:
+    """Sets a mesh again, for a call of what the user gave; does nothing for None."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 @contextmanager
 def automatic_mesh() -> Iterator[None]:
     """Sets the mesh of ``jax.set_mesh`` without explicit axes, for a while."""
-    with no_mesh(), back_on(mesh_left(), automatically=True):
-        yield
+    with no_mesh():
+        mesh = mesh_left()
+        with back_on(None if mesh is None else automatic(mesh)):
+            yield
 
 
 def _set_mesh() -> Mesh | None:

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
 
 from ..adapters import check_key, holds_module, is_model
+from ..engine import is_traced
 from ..history import is_own_name
 from ..metrics import DenseGram, Metric, labels_of
 from ._schedules import Schedule
@@ -86,7 +87,7 @@ def check_concrete(**arguments: Any) -> None:
         TypeError: names the first such argument.
     """
     for name, value in arguments.items():
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value)):
+        if is_traced(value):
             raise TypeError(
                 f"{name} is traced, because this tracker is made inside a compiled function; make the tracker outside "
                 "of it, or pass an array that was made outside of it, such as a NumPy array."
@@ -211,7 +212,7 @@ def as_numbers(scalars: Mapping[str, Any]) -> dict[str, Any]:
         if is_array and isinstance(value, Tracer):
             refuse_traced(name, value)
         if not (value.shape == () and _is_real(value.dtype) if is_array else is_real_number(value)):
-            shown = f"{value.dtype}{list(value.shape)}" if isinstance(value, Array) else reprlib.repr(value)
+            shown = f"{value.dtype}{list(value.shape)}" if is_array else reprlib.repr(value)
             raise TypeError(f"{name}={shown} is not a scalar; pass single numbers, and a model's state as state=.")
         if not is_array:
             value = float(value) if isinstance(value, NUMPY) else value

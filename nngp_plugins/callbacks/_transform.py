@@ -12,6 +12,7 @@ from jax import Array
 from jax.experimental import io_callback
 
 from .._trees import arrays_alone
+from ..engine import is_traced
 from ._checks import check_names, check_params, is_real_number
 from ._measure import Measured
 from ._pool import not_strict
@@ -104,8 +105,7 @@ def track_kernel(tracker: KernelTracker) -> optax.GradientTransformationExtraArg
         check_params(params)
         scalars = {name: value for name, value in extra.items() if is_real_number(value)}
         check_names(scalars, tracker.recorder.metrics)
-        given = updates, state, scalars, params, model_state
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+        if not is_traced((updates, state, scalars, params, model_state)):
             # In Python there is nothing to compile into. JAX would compile the choice below anew for every step.
             if host.is_due(state.step, scalars):
                 measured = measured_now(arrays_alone(params), model_state, measurement.probe_x)

@@ -1,5 +1,6 @@
 """The contraction engine: from any ``f(params, x, **kwargs)`` to named outputs and to kernels."""
 
+from ._apply import is_traced as is_traced
 from ._arrays import ArrayBackend as ArrayBackend, OnHost as OnHost
 from ._axes import Axes as Axes, all_but_batch as all_but_batch
 from ._batch import BatchedKernelFn as BatchedKernelFn, batch as batch

@@ -51,8 +51,9 @@ class Places:
         sharded = [leaf for leaf in (*inputs, *jax.tree.leaves(others)) if is_on_mesh(leaf) and _is_split(leaf)]
         if not sharded:
             given = mesh_left()
-            is_here = given is not None and {*given.devices.flat} == {*devices}
-            return cls(Ring(given, given.axis_names), given.axis_names) if given is not None and is_here else own
+            if given is not None and {*given.devices.flat} == {*devices}:
+                return cls(Ring(given, given.axis_names), given.axis_names)
+            return own
         mesh = sharded[0].sharding.mesh
         inputs = [leaf for leaf in inputs if leaf.sharding.mesh.devices.size == mesh.size]
         split = max((_axes_of(leaf.sharding) for leaf in inputs), key=len, default=())

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._meshes import automatic, back_on, mesh_left, on_mesh
+from .._meshes import automatic, automatic_mesh, on_mesh
 from .._static import Static
 from .._trees import arrays_alone, with_constants
 from .._typing import PyTree
@@ -117,7 +117,7 @@ class OverProcesses:
         whole = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else Static(leaf), on_automatic_mesh(kwargs))
         size = min(self._batch_size or n, n // shards)
         check = self._check and size * shards < n
-        with back_on(mesh_left(), automatically=True):
+        with automatic_mesh():
             y, errors = _forward(Static(self._f), size, shards, check)(self._params, rows, whole)
         outputs = NamedOutputs.unchecked(y)
         refuse_other_rows(outputs, n, argument)

@@ -17,7 +17,7 @@ def rows_of(y: Array) -> NamedSharding | None:
     sharding = jax.typeof(y).sharding if isinstance(y, jax.core.Tracer) else y.sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty or not sharding.spec:
         return None
-    return sharding if _size(sharding) > 1 else None
+    return sharding if sharding.shard_shape(y.shape)[0] < len(y) else None
 
 
 def by_some_features(make: Callable[[Array], T], y: Array, rows: NamedSharding | None) -> T:
@@ -47,12 +47,3 @@ def by_some_features(make: Callable[[Array], T], y: Array, rows: NamedSharding |
         return spread(y)
     made: T = jax.sharding.auto_axes(spread, out_sharding=NamedSharding(rows.mesh, PartitionSpec()))(y)
     return made
-
-
-def _size(sharding: NamedSharding) -> int:
-    """The number of parts that examples are in."""
-    names = sharding.spec[0]
-    size = 1
-    for name in names if isinstance(names, tuple) else () if names is None else (names,):
-        size *= sharding.mesh.shape[name]
-    return size

@@ -73,8 +73,9 @@ def gram_of(y: Array) -> FeatureGram | DenseGram:
     """
     if math.prod(y.shape[1:]) < y.shape[0]:
         return FeatureGram(features(y))
-    if isinstance(y, jax.core.Tracer) or rows_of(y) is None:
-        return by_some_features(_by_entries, y, rows_of(y))
+    rows = rows_of(y)
+    if rows is None or isinstance(y, jax.core.Tracer):
+        return by_some_features(_by_entries, y, rows)
     y = _automatic(y)
     return _shared_by_entries(y, rows_of(y))
 
