@@ -23,6 +23,7 @@ GROUND_FLOOR = {
     "_live",
     "_meshes",
     "_pictures",
+    "_threads",
 }  # every room may use these
 ARROWS = {  # what each room may use besides the ground floor
     "adapters": set(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 
+from .._threads import cores
 from ..engine import transfers_allowed
 
 
@@ -64,10 +64,10 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        cores = _cores()
-        self._threads = ThreadPoolExecutor(cores, "kernel-tracker-layers")
-        self._lent = cores // 2
-        self._turns = Semaphore(cores - self._lent)
+        count = cores()
+        self._threads = ThreadPoolExecutor(count, "kernel-tracker-layers")
+        self._lent = count // 2
+        self._turns = Semaphore(count - self._lent)
 
     def map(self, work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
         """What the work gives for each layer, in order."""
@@ -97,12 +97,3 @@ class Pool:
     def close(self) -> None:
         """Ends the threads."""
         self._threads.shutdown()
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "process_cpu_count"):  # since Python 3.13
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._threads import one_blas_thread
 from ..history import (
     DIVERGED,
     KEPT_CHECKSUMS,
@@ -198,12 +199,8 @@ class Recorder:
         self._messages.append(message)
 
     def _record(self, snapshot: Snapshot) -> None:
-        # threadpoolctl limits only libraries that are loaded. SciPy brings a BLAS of its own, which XLA uses.
-        from scipy import linalg  # noqa: F401
-        from threadpoolctl import threadpool_limits
-
         # Threads of BLAS that wait for work would take the cores from the threads that train.
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             self._dtype = self._dtype or snapshot.products.matrix.dtype
             with _in_width_of(self._dtype):
                 self._record_now(snapshot.as_dtype(self._dtype))

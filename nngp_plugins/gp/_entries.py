@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import repeat
@@ -10,8 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from .._threads import cores
 from ..metrics import Gram
 from ._factor import rounding
 
@@ -55,7 +54,7 @@ class Entries:
     def times(self, columns: np.ndarray) -> np.ndarray:
         """``K v`` for columns ``(N, C)``, in their dtype; a tile above the diagonal is read for that below it, too.
 
-        It starts threads, so that BLAS should not: see :func:`one_thread`.
+        It starts threads, so that BLAS should not: see :func:`one_blas_thread`.
         """
         product = np.zeros_like(columns)
 
@@ -63,7 +62,7 @@ class Entries:
             return times_both(self._kept_tile(rows, others), columns[rows], columns[others])
 
         # To read and to convert a tile takes longer than its product, so that a thread does all three.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for i, rows in enumerate(self._blocks):
                 others = self._blocks[i:]
                 for place, (own, mirrored) in zip(others, pool.map(of_tile, repeat(rows), others), strict=True):
@@ -138,14 +137,6 @@ def times_both(tile: np.ndarray, rows: np.ndarray, others: np.ndarray) -> tuple[
         own[part] = strip @ others
         mirrored += strip.T @ rows[part]
     return own, mirrored
-
-
-def one_thread() -> Any:
-    """A context in which BLAS starts no threads: while these wait for small work, they take the cores from others."""
-    # threadpoolctl limits only libraries that are loaded, and SciPy brings a BLAS of its own.
-    from scipy import linalg  # noqa: F401
-
-    return threadpool_limits(1, user_api="blas")
 
 
 def refuse_other_arrays(kernel: Any) -> None:

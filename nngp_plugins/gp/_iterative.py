@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ._entries import Entries, one_thread
+from .._threads import one_blas_thread
+from ._entries import Entries
 from ._factor import factor, rounding, spectral
 
 RANKS = 512, 2048
@@ -52,7 +53,7 @@ class Iterative:
         # A preconditioner needs no more digits than the kernel has. These directions are orthonormal, nearly.
         dtype = np.float64 if itemsize > 4 else np.float32
         directions = np.random.default_rng(0).standard_normal((n, rank), dtype) / dtype(np.sqrt(n))
-        with one_thread():
+        with one_blas_thread():
             image = entries.times(directions)
         small = (directions.T @ image).astype(np.float64)
         noise = rounding(np.diag(small), max(float(np.finfo(kind).eps) for kind in (dtype, entries.kernel.dtype)))
@@ -73,7 +74,7 @@ class Iterative:
             ValueError: the kernel is not positive semi-definite.
         """
         at_once = max(1, VECTOR_BYTES // (8 * len(b)))
-        with one_thread():
+        with one_blas_thread():
             parts = [self._columns(b[:, start : start + at_once]) for start in range(0, b.shape[1], at_once)]
         residual = max(residual for _, residual in parts)
         # Rounding may leave a residual that is a little larger than that of the last step.

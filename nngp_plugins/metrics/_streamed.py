@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import frexp
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from .._typing import as_jax_takes_it
+from ._blocks import Blocks, FeatureBlocks
 from ._features import FeatureGram
 from ._gram import Gram
 from ._summed import SummedGram, refuse_dense
-from ._sums import FeatureBlocks, Moments, Vector, in_blocks, moments
+from ._sums import Moments, Vector, moments
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+R = TypeVar("R")
 
 
 @dataclass
@@ -41,7 +45,8 @@ class StreamedGram(Gram):
     Args:
         phi: features, ``(N, D)``: anything with ``shape``, ``dtype`` and slicing, such as a memmap or what a
             :class:`FeatureStore` holds. If it has ``block_rows`` too, these many rows are read together, or a few
-            times as many.
+            times as many. A thread for each core works on a block of its own. They read NumPy arrays and stores at
+            once, and other arrays in turn, unless these have ``by_threads`` and it is true.
 
     Attributes:
         phi: the features.
@@ -154,7 +159,8 @@ class StreamedGram(Gram):
 
     def diagonal(self) -> Float[Array, " N"]:
         """``‖phi[i]‖²``."""
-        return jnp.asarray(np.concatenate([np.einsum("ij,ij->i", rows, rows) for rows in self.rows()]), self.dtype)
+        squares = self.each(lambda _, rows: np.einsum("ij,ij->i", rows, rows))
+        return jnp.asarray(np.concatenate(list(squares)), self.dtype)
 
     def trace(self) -> Float[Array, ""]:
         """``‖phi‖²``."""
@@ -184,16 +190,15 @@ class StreamedGram(Gram):
     def matvec(self, v: Array) -> Array:
         """``phi (phiᵀ v)``, from two passes."""
         columns = np.asarray(v)
-        start, weights = 0, np.zeros((self.phi.shape[1], *columns.shape[1:]))
-        for rows in self.rows():
-            weights += rows.T @ columns[start : start + len(rows)]
-            start += len(rows)
+        weights = np.zeros((self.phi.shape[1], *columns.shape[1:]))
+        for part in self.each(lambda start, rows: rows.T @ columns[start : start + len(rows)]):
+            weights += part
         return jnp.asarray(self.times(weights), self.dtype)
 
     def times(self, weights: np.ndarray) -> np.ndarray:
         """``phi w`` for columns ``(D, C)`` or a vector ``(D,)``, from one pass."""
         weights = weights.astype(self.product_dtype)
-        return np.concatenate([rows @ weights for rows in self.rows()])
+        return np.concatenate(list(self.each(lambda _, rows: rows @ weights)))
 
     def top_eigh(self, k: int) -> tuple[Array, Array]:
         """The ``k`` largest eigenvalues, and their eigenvectors ``(N, k)``, from another pass."""
@@ -215,12 +220,19 @@ class StreamedGram(Gram):
         """The sums in other units."""
         return self.summed().divided(exponent)
 
-    def rows(self) -> Iterator[np.ndarray]:
-        """The features block by block, as they are multiplied."""
+    def each(self, work: Callable[[int, np.ndarray], R]) -> Iterator[R]:
+        """What the work gives for each block of features and the number of its first example, in order.
+
+        Several threads work at once. The features are in the dtype of the products, without their mean if it is to be
+        taken off.
+        """
         offset = self.moments.means[0].astype(self.product_dtype) if self.centered else None
-        for _, (block,) in in_blocks([self.phi]):
-            rows = block.astype(self.product_dtype, copy=False)
-            yield rows if offset is None else rows - offset
+
+        def run(start: int, block: list[np.ndarray]) -> R:
+            rows = block[0].astype(self.product_dtype, copy=False)
+            return work(start, rows if offset is None else rows - offset)
+
+        return Blocks([self.phi]).each(run)
 
     def as_lineax(self) -> NoReturn:
         """Refuses, because features cannot be read within a program.

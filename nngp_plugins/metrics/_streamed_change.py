@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ._blocks import FeatureBlocks, by_threads
 from ._streamed import streamed_pair
-from ._sums import FeatureBlocks, Moments, Vector, moments
+from ._sums import Moments, Vector, moments
 
 
 def change_of_streams(a: Any, b: Any, center: bool = False) -> tuple[Array, Array, Array, Array]:
@@ -52,6 +53,7 @@ class _Padded:
 
     def __init__(self, phi: FeatureBlocks, width: int):
         self._phi, self.block_rows, self.shape = phi, getattr(phi, "block_rows", 1), (phi.shape[0], width)
+        self.by_threads = by_threads(phi)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         features = np.asarray(self._phi[rows]).astype(np.float64)
@@ -65,6 +67,7 @@ class _Change:
 
     def __init__(self, phi: _Padded, psi: _Padded):
         self._phi, self._psi, self.shape = phi, psi, psi.shape
+        self.by_threads = phi.by_threads and psi.by_threads
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         change: np.ndarray = self._phi[rows] - self._psi[rows]

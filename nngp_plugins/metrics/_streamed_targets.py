@@ -14,6 +14,9 @@ from ._products import COLUMNS, product
 from ._streamed import StreamedGram
 from ._sums import Vector
 
+# Random combinations that bound a leverage, and how often one of the bounds may fail.
+_COMBINATIONS, _FAILS = 64, 1e-12
+
 
 def of_targets(gram: StreamedGram, targets: np.ndarray) -> StreamedGram:
     """The kernel of targets, in the dtype of the features."""
@@ -51,16 +54,20 @@ def separation_of_stream(gram: StreamedGram, one_hot: np.ndarray) -> Array:
     # Entries of the covariance are exact to the rounding of its largest ones.
     if total > 1e4 * eps * np.linalg.norm(covariance) * np.sum(solved**2):
         return _result(gram, total / gram.n)
-    total, start, centered = 0.0, 0, gram.center()
-    for rows in centered.rows():
+
+    def spread(start: int, rows: np.ndarray) -> float:
         within = rows @ means.T.astype(rows.dtype) - one_hot[start : start + len(rows)] @ products
-        total += float(np.sum((within @ inverse) ** 2))
-        start += len(rows)
-    return _result(gram, total / gram.n)
+        return float(np.sum((within @ inverse) ** 2))
+
+    return _result(gram, sum(gram.center().each(spread)) / gram.n)
 
 
 def accuracy_of_stream(gram: StreamedGram, one_hot: np.ndarray, nugget: float) -> Array:
-    """:func:`regression_accuracy`, with ``G = (I − phi A⁻¹ phiᵀ) / s`` and ``A = phiᵀ phi + s I``, from two passes."""
+    """:func:`regression_accuracy`, with ``G = (I − phi A⁻¹ phiᵀ) / s`` and ``A = phiᵀ phi + s I``, from two passes.
+
+    With the predictions ``f`` of all examples and the leverage ``h = phi[i] A⁻¹ phi[i]``, an example is right without
+    itself if ``f`` of its class is larger by more than ``h`` than that of any other class.
+    """
     from scipy.linalg import solve_triangular
 
     found = _cholesky(gram, nugget)
@@ -69,26 +76,40 @@ def accuracy_of_stream(gram: StreamedGram, one_hot: np.ndarray, nugget: float) -
     root, _ = found
     inverse = solve_triangular(root, np.eye(len(root)), lower=True)
     weights = inverse.T @ (inverse @ _times_targets(gram, one_hot))
-    on_host = jax.default_backend() == "cpu"
-    given: Any = np.asarray(inverse, gram.dtype, order="F"), np.asarray(weights, gram.dtype)
-    given = given if on_host else jax.device_put(given)
-    right, start = 0, 0
-    for rows in gram.rows():
-        block = np.asarray(rows, gram.dtype)
-        leverage, fitted = (_on_host if on_host else _on_device)(block, *given)
-        targets = one_hot[start : start + len(rows)]
-        with np.errstate(all="ignore"):
-            left_out = targets - (targets - fitted) / (1 - leverage)[:, None]
-        if not np.isfinite(left_out).all():
+    is_right = (_RightByBlas if jax.default_backend() == "cpu" else _RightByXla)(inverse, weights, gram.dtype)
+    classes, right = one_hot.argmax(axis=1), 0
+    for of_block in gram.each(lambda start, rows: is_right(rows, classes[start : start + len(rows)])):
+        if of_block is None:
             return _result(gram, np.nan)
-        right += int(np.sum(np.argmax(left_out, axis=1) == np.argmax(targets, axis=1)))
-        start += len(rows)
+        right += of_block
     return _result(gram, right / gram.n)
 
 
-def _on_device(rows: np.ndarray, factor: Array, weights: Array) -> tuple[np.ndarray, np.ndarray]:
-    leverage, fitted = jax.device_get(_by_xla(jax.device_put(rows), factor, weights))
-    return leverage, fitted
+def _lead(fitted: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the prediction for the class of each example exceeds any other, and whether it wins if they tie.
+
+    The first one of equal predictions wins.
+    """
+    own, others = np.take_along_axis(fitted, classes[:, None], axis=1)[:, 0], fitted.copy()
+    np.put_along_axis(others, classes[:, None], -np.inf, axis=1)
+    return own - others.max(axis=1), classes <= others.argmax(axis=1)
+
+
+def _is_right(lead: np.ndarray, wins_ties: np.ndarray, leverage: np.ndarray) -> np.ndarray:
+    return (lead > leverage) | ((lead == leverage) & wins_ties)
+
+
+class _RightByXla:
+    """How many examples of a block are right without themselves; None if a number is not finite."""
+
+    def __init__(self, inverse: Vector, weights: Vector, dtype: Any):
+        self._given = jax.device_put((inverse.astype(dtype), weights.astype(dtype)))
+
+    def __call__(self, rows: np.ndarray, classes: np.ndarray) -> int | None:
+        leverage, fitted = jax.device_get(_by_xla(jax.device_put(rows), *self._given))
+        if not np.isfinite(fitted).all() or not np.isfinite(leverage).all():
+            return None
+        return int(_is_right(*_lead(fitted, classes), leverage).sum())
 
 
 @jax.jit
@@ -100,14 +121,40 @@ def _by_xla(rows: Array, factor: Array, weights: Array) -> tuple[Array, Array]:
     return leverage, product(rows, weights)
 
 
-@np.errstate(all="ignore")
-def _on_host(rows: np.ndarray, factor: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same by BLAS, which multiplies by a triangle in half of the time."""
-    from scipy.linalg.blas import get_blas_funcs
+class _RightByBlas:
+    """The same on a CPU, where a leverage is computed only where it decides.
 
-    times = get_blas_funcs("trmm", (factor, rows))
-    solved = times(1.0, factor, rows.T, lower=True).T
-    return np.einsum("ij,ij->i", solved, solved), rows @ weights
+    A leverage ``‖L⁻¹ phi‖²`` takes D² operations. The same of ``k`` random combinations of the columns of ``L⁻¹ phi``
+    takes k D, and over its expectation, the leverage, it has the distribution χ²(k) / k, whatever the features are. So
+    it bounds the leverage, and the bounds fail for one example in 10¹² each. The lead of most examples is outside.
+
+    Source: Drineas et al., "Fast approximation of matrix coherence and statistical leverage", JMLR 2012.
+    """
+
+    def __init__(self, inverse: Vector, weights: Vector, dtype: Any):
+        from scipy.linalg.blas import get_blas_funcs
+        from scipy.stats import chi2
+
+        dice = np.random.default_rng(0).standard_normal((_COMBINATIONS, len(inverse)))
+        # One product makes both the random combinations and the predictions.
+        self._columns = np.concatenate([inverse.T @ dice.T, weights], axis=1).astype(dtype)
+        self._lowest, self._highest = 1 / chi2.isf(_FAILS, _COMBINATIONS), 1 / chi2.ppf(_FAILS, _COMBINATIONS)
+        self._inverse = np.asarray(inverse, dtype, order="F")
+        self._times = get_blas_funcs("trmm", (self._inverse,))
+
+    @np.errstate(all="ignore")
+    def __call__(self, rows: np.ndarray, classes: np.ndarray) -> int | None:
+        made = rows @ self._columns
+        if not np.isfinite(made).all():
+            return None
+        bound = np.sum(made[:, :_COMBINATIONS] ** 2, axis=1)
+        lead, wins_ties = _lead(made[:, _COMBINATIONS:], classes)
+        is_right = lead > self._highest * bound
+        (open_ones,) = np.nonzero(~is_right & (lead >= self._lowest * bound))
+        # BLAS multiplies by a triangle in half of the time.
+        solved = self._times(1.0, self._inverse, rows[open_ones].T, lower=True)
+        leverage = np.einsum("ij,ij->j", solved, solved)
+        return int(is_right.sum() + _is_right(lead[open_ones], wins_ties[open_ones], leverage).sum())
 
 
 def likelihood_of_stream(gram: StreamedGram, targets: np.ndarray, nugget: float) -> Array:

@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from threading import local
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ._blocks import LEAST_ROWS, Blocks, FeatureBlocks
 from ._products import COLUMNS, product
-
-# Bytes of the blocks that are read at once, where the array has no blocks of its own.
-BLOCK_BYTES = 2**24
-# Products of fewer rows take no longer than adding them up.
-LEAST_ROWS = 1024
 
 Pair = tuple[int, int]
 Vector = np.ndarray[Any, np.dtype[np.float64]]
-
-
-class FeatureBlocks(Protocol):
-    """Features ``(N, D)``: anything with ``shape``, ``dtype`` and slicing, such as a memmap or a stored array.
-
-    If it has ``block_rows`` too, these many rows are read together, or a few times as many.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(N, D)``."""
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the features."""
-
-    def __getitem__(self, rows: slice, /) -> Any:
-        """The features of some examples."""
-
-
-def in_blocks(arrays: Sequence[FeatureBlocks]) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Rows of all arrays, block by block, with the number of the first; the next block is read meanwhile."""
-    n = arrays[0].shape[0]
-    row_bytes = arrays[0].shape[1] * np.dtype(arrays[0].dtype).itemsize
-    unit = getattr(arrays[0], "block_rows", BLOCK_BYTES // row_bytes + 1)
-    rows = -(-LEAST_ROWS // unit) * unit if unit < LEAST_ROWS else unit
-
-    def read(start: int) -> list[np.ndarray]:
-        return [np.asarray(array[start : start + rows]) for array in arrays]
-
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(read, 0)
-        for start in range(0, n, rows):
-            block = following.result()
-            if start + rows < n:
-                following = pool.submit(read, start + rows)
-            yield start, block
 
 
 @dataclass
@@ -120,20 +79,22 @@ def moments(arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any) 
         dtype: of the products of a block. These are added up in float64, so that float32 leaves an error of about
             1e-7 of the largest entries. Those in float32 are computed on the default device, and others on the host.
     """
-    found: dict[Pair, Moments] = {}
-    shifts: list[Vector] = []
-    units: list[float] = []
+    on_host = dtype != np.float32 or jax.default_backend() == "cpu"
+    blocks = Blocks(arrays)
+    first = blocks.read(0)
+    shifts, units = [_near_mean(rows) for rows in first], [_power_of_2(rows) for rows in first]
+    found = {pair: _no_moments(arrays[0].shape[0], [shifts[k] for k in pair]) for pair in pairs}
+    given = [shift.astype(dtype) for shift in shifts], [np.asarray(1 / unit, dtype) for unit in units], tuple(pairs)
+    scratch = local()
+
+    def work(start: int, block: list[np.ndarray]) -> Any:
+        if on_host:
+            return _on_host(block, *given, scratch)
+        return [_filled(rows, shift, len(first[0])) for rows, shift in zip(block, given[0], strict=True)]
+
     running: list[BlockSums] | None = None
-    of_block = _on_host if dtype != np.float32 or jax.default_backend() == "cpu" else _on_device
-    for start, block in in_blocks(arrays):
-        if not shifts:
-            shifts = [_near_mean(rows) for rows in block]
-            units = [_power_of_2(rows) for rows in block]
-            found = {pair: _no_moments(arrays[0].shape[0], [shifts[k] for k in pair]) for pair in pairs}
-            size = len(block[0])
-        moved = [_filled(*of, size if start else 0, dtype) for of in zip(block, shifts, strict=True)]
-        inverse = [np.asarray(1 / unit, dtype) for unit in units]
-        following = of_block(moved, [shift.astype(dtype) for shift in shifts], inverse, tuple(pairs))
+    for made in blocks.each(work, first):
+        following = made if on_host else _on_device(made, *given)
         # One block is multiplied while the sums of the one before it are added up.
         _add(found, running)
         running = following
@@ -175,29 +136,52 @@ def _on_device(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) 
 
 
 @np.errstate(all="ignore")
-def _on_host(blocks: Any, shifts: Any, inverse: Any, pairs: tuple[Pair, ...]) -> list[BlockSums]:
-    """The same by NumPy: on a CPU, BLAS computes half of the product of an array with itself, and XLA all of it."""
-    moved = [rows - shift for rows, shift in zip(blocks, shifts, strict=True)]
-    for rows, one in zip(moved, inverse, strict=True):
+def _on_host(
+    blocks: Sequence[np.ndarray], shifts: Any, inverse: Any, pairs: tuple[Pair, ...], scratch: Any
+) -> list[BlockSums]:
+    """The same by NumPy: on a CPU, BLAS computes half of the product of an array with itself, and XLA all of it.
+
+    Args:
+        blocks: the rows of each array.
+        shifts: of each array, in the dtype of the products.
+        inverse: what the rows of each array are multiplied by.
+        pairs: of arrays.
+        scratch: memory of this thread, to be used again: new memory takes the system as long as a pass over it.
+    """
+    moved = [_memory(scratch, k, rows, shift) for k, (rows, shift) in enumerate(zip(blocks, shifts, strict=True))]
+    for rows, near, shift, one in zip(blocks, moved, shifts, inverse, strict=True):
+        np.subtract(rows, shift, out=near, dtype=near.dtype)
         if one != 1:
-            rows *= one
+            near *= one
     squares = [np.einsum("ij,ij->i", rows, rows) for rows in moved]
-    ones = np.ones(len(moved[0]), moved[0].dtype)
-    sums, sizes = [ones @ rows for rows in moved], [float(of_rows.sum()) for of_rows in squares]
+    sizes = [float(of_rows.sum()) for of_rows in squares]
+    # The sums of the rows, and of the rows times the squares of each array.
+    weights = np.stack([np.ones_like(squares[0]), *squares])
+    sums = [weights @ rows for rows in moved]
     found = []
     for i, j in pairs:
-        u, v, uu, vv = moved[i], moved[j], squares[i], squares[j]
-        first = vv @ u
-        by_squares = first, first if i == j else uu @ v
-        found.append(BlockSums((sums[i], sums[j]), (sizes[i], sizes[j]), [u.T @ v], by_squares, uu @ vv))
+        by_squares = sums[i][1 + j], sums[j][1 + i]
+        parts = [moved[i].T @ moved[j]]
+        found.append(
+            BlockSums((sums[i][0], sums[j][0]), (sizes[i], sizes[j]), parts, by_squares, squares[i] @ squares[j])
+        )
     return found
 
 
-def _filled(rows: np.ndarray, shift: Vector, size: int, dtype: Any) -> np.ndarray:
-    """Rows of a dtype; a last block is filled up with the shift, which adds nothing, so that all use one program."""
-    rows = rows.astype(dtype, copy=False)
-    missing = max(0, size - len(rows))
-    return np.concatenate([rows, np.tile(shift.astype(dtype), (missing, 1))]) if missing else rows
+def _memory(scratch: Any, number: int, rows: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Memory of a thread for the rows of an array."""
+    held = scratch.__dict__.setdefault("held", {})
+    if number not in held or len(held[number]) < len(rows):
+        held[number] = np.empty(rows.shape, like.dtype)
+    memory: np.ndarray = held[number][: len(rows)]
+    return memory
+
+
+def _filled(rows: np.ndarray, shift: np.ndarray, size: int) -> np.ndarray:
+    """Rows of the dtype of the shift, which fills a last block up: it adds nothing, and all blocks use one program."""
+    rows = rows.astype(shift.dtype, copy=False)
+    missing = size - len(rows)
+    return np.concatenate([rows, np.tile(shift, (missing, 1))]) if missing else rows
 
 
 def _power_of_2(rows: np.ndarray) -> float:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from .._pictures import cosines, picture
+from .._threads import one_blas_thread
 from ..charts import spaced
 from ..history import StoredRun
 from ..metrics import cka_matrix
@@ -112,7 +112,7 @@ class Kernels:
         ranks = np.unique(np.geomspace(1, len(some), min(len(some), _RANKS)).round().astype(int))
         each = []
         # Threads of BLAS cost more than they save here, and much more beside a training.
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             for frames in self.frames:
                 usable = [frame for frame in frames if np.isfinite(frame.kernel).all() and np.trace(frame.kernel) > 0]
                 each.append(

@@ -150,7 +150,10 @@ class StoredArray:
     Attributes:
         shape: the shape of the array.
         dtype: the dtype of the array.
+        by_threads: that several threads may read at once.
     """
+
+    by_threads = True
 
     def __init__(self, store: Store[Any], index: int):
         self._store, self._index = store, index

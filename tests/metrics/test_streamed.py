@@ -1,6 +1,8 @@
 """Features that are read block by block give the numbers of features that are held, and of plain NumPy in float64."""
 
+import os
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -208,6 +210,48 @@ def test_features_of_any_size(data, expected, size):
     stream, other = StreamedGram(np.float32(size) * data[0]), StreamedGram(data[1])
     close(metrics.cka(stream, other), expected["of two"]["cka"])
     close(metrics.effective_rank(stream), expected["alone"]["effective_rank"])
+
+
+@pytest.mark.parametrize("case", ["little is known", "much is known", "one class", "ties"])
+def test_who_is_right_without_itself(case):
+    """Against kernels in float64: where bounds of leverages decide, where they do not, and where two classes tie."""
+    n, d, dice = 1500, 40, np.random.default_rng(5)
+    labels = np.zeros(n, int) if case == "one class" else dice.integers(3, size=n)
+    phi = dice.standard_normal((n, d)) + (case == "much is known") * 0.3 * dice.standard_normal((3, d))[labels]
+    if case == "ties":
+        # The prediction for an example whose features are zero is the same for all classes, and the first one wins.
+        phi[::2] = 0
+    phi = phi.astype(np.float32)
+    kernel, y = phi.astype(float) @ phi.T, np.eye(labels.max() + 1)[labels]
+    inverse = np.linalg.inv(kernel + 1e-3 * np.trace(kernel) / n * np.eye(n))
+    left_out = y - (inverse @ y) / np.diag(inverse)[:, None]
+    if case == "ties":
+        left_out[::2] = 0
+    expected = np.mean(left_out.argmax(1) == labels)
+    assert case == "one class" or 0.3 < expected < 1
+    found = metrics.regression_accuracy(StreamedGram(phi), labels)
+    np.testing.assert_allclose(float(found), expected, atol=1e-6)
+
+
+def test_only_arrays_that_say_so_are_read_by_several_threads_at_once(data):
+    class Careful(Blocks):
+        reading, most = 0, 0
+
+        def __getitem__(self, rows):
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+            time.sleep(0.01)
+            self.reading -= 1
+            return super().__getitem__(rows)
+
+    class Careless(Careful):
+        by_threads = True
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for kind, is_alone in ((Careful, True), (Careless, cores == 1)):
+        blocks = kind(data[0])
+        metrics.scale(StreamedGram(blocks))
+        assert (blocks.most == 1) == is_alone
 
 
 def test_constant_and_zero_features_are_nan():
