@@ -1,5 +1,6 @@
 """Metrics: numbers from kernels, each as its published formula."""
 
+from ._bootstrap import Bootstrapped as Bootstrapped, bootstrap as bootstrap
 from ._catalogue import (
     Entry as Entry,
     Metric as Metric,
@@ -54,8 +55,6 @@ from ._classes import target_alignment as target_alignment
 from ._neural_collapse import neural_collapse as neural_collapse
 from ._regression import log_marginal_likelihood as log_marginal_likelihood
 from ._regression import regression_accuracy as regression_accuracy
-from ._many import Bootstrapped as Bootstrapped
-from ._many import bootstrap as bootstrap
 from ._many import cka_matrix as cka_matrix
 from ._many import minibatch_cka_matrix as minibatch_cka_matrix
 from ._permutation import permutation_test as permutation_test

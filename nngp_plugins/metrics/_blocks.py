@@ -51,7 +51,7 @@ class Blocks:
         self._arrays, self._n = arrays, arrays[0].shape[0]
         row_bytes = arrays[0].shape[1] * np.dtype(arrays[0].dtype).itemsize
         unit = getattr(arrays[0], "block_rows", BLOCK_BYTES // row_bytes + 1)
-        self.rows = -(-LEAST_ROWS // unit) * unit if unit < LEAST_ROWS else unit
+        self.rows = min(-(-LEAST_ROWS // unit) * unit if unit < LEAST_ROWS else unit, self._n)
         self._turn: Any = nullcontext() if all(map(by_threads, arrays)) else Lock()
 
     def read(self, start: int) -> list[np.ndarray]:

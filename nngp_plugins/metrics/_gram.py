@@ -90,14 +90,17 @@ class Gram(Protocol):
         def times(v: Any) -> np.ndarray:
             return np.asarray(self.matvec(jnp.asarray(v, dtype)))
 
-        dtype = self.diagonal().dtype
+        dtype = self._entry_dtype()
         return LinearOperator((self.n, self.n), matvec=times, rmatvec=times, matmat=times, rmatmat=times, dtype=dtype)
 
     def as_lineax(self) -> Any:
         """The kernel as a positive semi-definite ``lineax`` operator, for the solvers of lineax."""
         lx = require("lineax", extra="lineax")
-        like = jax.ShapeDtypeStruct((self.n,), self.diagonal().dtype)
+        like = jax.ShapeDtypeStruct((self.n,), self._entry_dtype())
         return lx.FunctionLinearOperator(self.matvec, like, lx.positive_semidefinite_tag)
+
+    def _entry_dtype(self) -> Any:
+        return self.diagonal().dtype
 
 
 _PIXELS, _DRAWN = 64, 4096

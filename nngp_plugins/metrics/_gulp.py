@@ -55,7 +55,7 @@ def gulp(a: Gram | Array, b: Gram | Array, ridge: float = 0.01) -> Float[Array, 
     """
     if not ridge > 0:
         raise ValueError(f"ridge={ridge} must be positive; it is relative to the trace of the covariance.")
-    return _gulp(*as_gram_pair(a, b, at_least=2), ridge)
+    return _gulp(*as_gram_pair(a, b, at_least=2, turned=True), ridge)
 
 
 @partial(one_program, static_argnames="ridge")

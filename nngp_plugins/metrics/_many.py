@@ -1,20 +1,23 @@
-"""Metrics over many layers, many batches and many resamples."""
+"""CKA of many layers and many batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product as product_of
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from ._catalogue import INNER, ROTATION, SCALE, TRANSLATION, entry
 from ._gram import Gram
 from ._powers import power_of_2
 from ._products import product
-from ._to_grams import as_gram, on_device, one_program
+from ._streamed import StreamedGram, as_streamed, is_streamed
+from ._streamed_layers import LayerProducts
+from ._to_grams import as_gram, one_program
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -37,7 +40,8 @@ def cka_matrix(layers_a: Layers, layers_b: Layers | None = None, debiased: bool 
     """CKA of every layer of one model with every layer of another, or of the same model at another step.
 
     Args:
-        layers_a: Grams or kernels ``(N, N)`` by layer, as a dict or a sequence.
+        layers_a: Grams or kernels ``(N, N)`` by layer, as a dict or a sequence. Features that are read block by block
+            are read in one pass for all pairs, or in several if the layers have more than 4,096 features together.
         layers_b: the same, on the same examples; None for ``layers_a``.
         debiased: as in :func:`cka`.
 
@@ -114,7 +118,8 @@ def minibatch_cka_matrix(batches: Iterable[tuple[Layers, Layers | None]], debias
 
 def _grams(layers: Layers) -> list[Gram]:
     """The Grams of all layers."""
-    grams = [as_gram(gram) for gram in (layers.values() if isinstance(layers, Mapping) else layers)]
+    given = layers.values() if isinstance(layers, Mapping) else layers
+    grams = [gram if isinstance(gram, StreamedGram) else as_gram(gram) for gram in given]
     if not grams:
         raise ValueError("got no layer; pass Grams or kernels (N, N) by layer.")
     return grams
@@ -164,16 +169,57 @@ def _ratio(sums: _Sums) -> Float[Array, "A B"]:
 
 def _hsics(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> _Sums:
     """HSIC of every pair of kernels, HSIC of each kernel with itself, and the rounding error of the latter."""
+    if is_streamed(*a, *b):
+        return _hsics_of_streams([as_streamed(gram) for gram in a], [as_streamed(gram) for gram in b], debiased)
     if a[0].n <= DENSE:
         return _hsics_by_entries(a, b, debiased)
     # A program for each pair of widths: one of all pairs would take long to compile.
     (a, exponents_a), (b, exponents_b) = (zip(*map(_centered, grams), strict=True) for grams in (a, b))
     cross = jnp.stack([jnp.stack([_inner(gram, other) for other in b]) for gram in a])
     own_a, own_b = (jnp.stack([_inner(gram, gram) for gram in grams]) for grams in (a, b))
-    diagonals = [jnp.stack([_diagonal(gram) for gram in grams]) for grams in (a, b)]
-    return _sums(cross, own_a, own_b, *diagonals, debiased)._replace(
+    diagonals = (jnp.stack([_diagonal(gram) for gram in grams]) for grams in (a, b))
+    return _sums(cross, own_a, own_b, _of_diagonals(*diagonals), a[0].n, a[0].n, debiased)._replace(
         exponent_a=jnp.stack(exponents_a), exponent_b=jnp.stack(exponents_b)
     )
+
+
+def _hsics_of_streams(a: list[StreamedGram], b: list[StreamedGram], debiased: bool) -> _Sums:
+    """:func:`_hsics` of features that are read block by block. A layer of both sides is read once."""
+    layers = list({id(gram.phi): gram for gram in (*a, *b)}.values())
+    places = {id(gram.phi): k for k, gram in enumerate(layers)}
+    first, second = ([places[id(gram.phi)] for gram in grams] for grams in (a, b))
+    found, pairs = LayerProducts(layers, product_of(first, second)), np.ix_(first, second)
+    dtype, terms = np.result_type(*(gram.dtype for gram in layers)), max(gram.phi.shape[1] for gram in layers)
+
+    def parts(of: np.ndarray) -> list[Array]:
+        return [jnp.asarray(part, dtype) for part in (of[pairs], of[first, first], of[second, second])]
+
+    traces = (jnp.asarray(found.traces[of], dtype) for of in (first, second))
+    sums = _sums(*parts(found.products), _Diagonals(*parts(found.dots), *traces), a[0].n, terms, debiased)
+    exponents = (jnp.asarray(found.exponents[of]) for of in (first, second))
+    return sums._replace(exponent_a=next(exponents), exponent_b=next(exponents))
+
+
+class _Diagonals(NamedTuple):
+    """Sums over the diagonals of centred kernels.
+
+    Attributes:
+        cross: inner products of the diagonals of every pair, ``(A, B)``.
+        own_a: squared norms of the diagonals, ``(A,)``, and ``own_b``, ``(B,)``.
+        trace_a: the traces, ``(A,)``, and ``trace_b``, ``(B,)``.
+    """
+
+    cross: Array
+    own_a: Array
+    own_b: Array
+    trace_a: Array
+    trace_b: Array
+
+
+@one_program
+def _of_diagonals(a: Array, b: Array) -> _Diagonals:
+    own_a, own_b = jnp.sum(a**2, axis=1), jnp.sum(b**2, axis=1)
+    return _Diagonals(product(a, b.T), own_a, own_b, a.sum(axis=1), b.sum(axis=1))
 
 
 @one_program
@@ -198,91 +244,28 @@ def _hsics_by_entries(a: Sequence[Gram], b: Sequence[Gram], debiased: bool) -> _
     (a, exponents_a), (b, exponents_b) = (zip(*map(_centered, grams), strict=True) for grams in (a, b))
     flat_a, flat_b = (jnp.stack([gram.dense().ravel() for gram in grams]) for grams in (a, b))
     cross, own_a, own_b = product(flat_a, flat_b.T), jnp.sum(flat_a**2, axis=1), jnp.sum(flat_b**2, axis=1)
-    diagonals = [jnp.stack([gram.diagonal() for gram in grams]) for grams in (a, b)]
-    return _sums(cross, own_a, own_b, *diagonals, debiased)._replace(
+    diagonals = (jnp.stack([gram.diagonal() for gram in grams]) for grams in (a, b))
+    return _sums(cross, own_a, own_b, _of_diagonals(*diagonals), a[0].n, a[0].n, debiased)._replace(
         exponent_a=jnp.stack(exponents_a), exponent_b=jnp.stack(exponents_b)
     )
 
 
-@partial(one_program, static_argnames="debiased")
-def _sums(cross: Array, own_a: Array, own_b: Array, diagonal_a: Array, diagonal_b: Array, debiased: bool) -> _Sums:
-    """HSIC from inner products of centred kernels.
+@partial(one_program, static_argnames=("n", "terms", "debiased"))
+def _sums(cross: Array, own_a: Array, own_b: Array, diagonals: _Diagonals, n: int, terms: int, debiased: bool) -> _Sums:
+    """HSIC from inner products of centred kernels, with so many rounding errors each.
 
     Each HSIC is multiplied by the number of examples, so that a batch counts in proportion to its size.
     """
-    n = diagonal_a.shape[1]
-    noise = n * jnp.finfo(cross.dtype).eps
+    noise = terms * jnp.finfo(cross.dtype).eps
     noise_a, noise_b = noise * own_a, noise * own_b
     if debiased:
 
-        def correction(diagonals: Array, traces: Array) -> Array:
-            return traces / (n - 1) / (n - 2) - n / (n - 2) * diagonals
+        def correction(products: Array, traces: Array) -> Array:
+            return traces / (n - 1) / (n - 2) - n / (n - 2) * products
 
-        trace_a, trace_b = diagonal_a.sum(axis=1), diagonal_b.sum(axis=1)
-        cross += correction(product(diagonal_a, diagonal_b.T), trace_a[:, None] * trace_b[None])
-        own_a += correction(jnp.sum(diagonal_a**2, axis=1), trace_a**2)
-        own_b += correction(jnp.sum(diagonal_b**2, axis=1), trace_b**2)
+        trace_a, trace_b = diagonals.trace_a, diagonals.trace_b
+        cross += correction(diagonals.cross, trace_a[:, None] * trace_b[None])
+        own_a += correction(diagonals.own_a, trace_a**2)
+        own_b += correction(diagonals.own_b, trace_b**2)
     factor = n / (n * (n - 3)) if debiased else n / (n - 1) ** 2
     return _Sums(*(factor * part for part in (cross, own_a, own_b, noise_a, noise_b)))
-
-
-class Bootstrapped(NamedTuple):
-    """A metric with its uncertainty over examples.
-
-    Attributes:
-        value: the metric on all examples.
-        standard_error: the standard deviation of the metric over resamples.
-    """
-
-    value: Array
-    standard_error: Array
-
-
-def bootstrap(metric: Callable[..., Array], grams: Any, n: int, key: Array) -> Bootstrapped:
-    """A metric with its standard error over the choice of examples, by drawing N of them with replacement n times.
-
-    An example that is drawn twice is its own neighbour, which biases debiased estimators on resamples. The value is
-    therefore computed on all examples, and only the standard error comes from the resamples. The standard error is nan
-    if a resample has no value, for example because it lacks a rare class.
-
-    Args:
-        metric: a function that takes what ``grams`` holds, and returns a scalar or an array.
-        grams: the arguments of ``metric``: a single Gram, or a tuple of Grams and of arrays with a row for each
-            example, such as one-hot targets. Wrap kernels ``(N, N)`` as :class:`DenseGram`.
-        n: number of resamples; 200 give the standard error to 5 %.
-        key: a key of ``jax.random``.
-
-    Raises:
-        ValueError: n < 2, different N, or a kernel that is not wrapped as a Gram.
-
-    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, alg. 6.1.
-
-    Example:
-        >>> import jax, nngp_plugins as nngp
-        >>> gram = nngp.metrics.FeatureGram(jax.random.normal(jax.random.key(0), (50, 3)))
-        >>> value, error = nngp.metrics.bootstrap(nngp.metrics.scale, gram, 100, jax.random.key(1))
-        >>> bool(0 < error < value)
-        True
-    """
-    arguments = tuple(grams) if isinstance(grams, tuple | list) else (grams,)
-    for shape in (argument.shape for argument in arguments if not isinstance(argument, Gram)):
-        if len(shape) == 2 and shape[0] == shape[1]:
-            raise ValueError(
-                f"bootstrap got an array {shape}; wrap a kernel as DenseGram(K), to draw rows and columns."
-            )
-    sizes = {argument.n if isinstance(argument, Gram) else argument.shape[0] for argument in arguments}
-    if len(sizes) != 1 or n < 2:
-        raise ValueError(f"bootstrap takes arguments on the same examples and n >= 2, got N={sorted(sizes)} and n={n}.")
-    (size,) = sizes
-
-    arguments = tuple(as_gram(given) if isinstance(given, Gram) else on_device(given) for given in arguments)
-
-    def resampled(key: Array) -> Array:
-        drawn = jax.random.randint(key, (size,), 0, size)
-        return metric(*(g.take(drawn) if isinstance(g, Gram) else g[drawn] for g in arguments))
-
-    @jax.jit
-    def errors(key: Array) -> Array:
-        return jnp.std(jax.lax.map(resampled, jax.random.split(key, n)), axis=0, ddof=1)
-
-    return Bootstrapped(metric(*arguments), errors(key))

@@ -15,6 +15,8 @@ from ._features import FeatureGram
 from ._gram import Gram
 from ._powers import exponent_of, largest, power_of_2
 from ._products import product
+from ._streamed import StreamedGram
+from ._streamed_targets import collapse_of_stream
 from ._targets import Classes
 from ._to_grams import as_gram, on_device, one_program
 
@@ -47,7 +49,7 @@ def neural_collapse(
         a: a Gram, or a kernel ``(N, N)``.
         y: labels ``(N,)`` or one-hot ``(N, C)``.
         classifier: weights of the last layer, ``(D, C)`` as in Flax and Haiku, for ``nc3``. ``a`` must then be a
-            :class:`FeatureGram`.
+            :class:`FeatureGram`, or a :class:`StreamedGram`.
         logits: outputs of the network ``(N, C)``, for ``nc4``.
 
     Returns:
@@ -66,7 +68,7 @@ def neural_collapse(
         >>> {name: round(float(v), 3) for name, v in nngp.metrics.neural_collapse(collapsed, y).items()}
         {'nc1': 0.0, 'nc2_norms': 0.0, 'nc2_angles': 0.0}
     """
-    gram = as_gram(a)
+    gram = a if isinstance(a, StreamedGram) else as_gram(a)
     classes = Classes.of(y, gram.n).present()
     count = classes.one_hot.shape[1]
     if count < 2:
@@ -80,13 +82,15 @@ def neural_collapse(
             "classes."
         )
     last = {"classifier": classifier, "logits": logits}
+    if isinstance(gram, StreamedGram):
+        return collapse_of_stream(gram, classes.one_hot, columns, **last)
     arrays = {name: on_device(array) for name, array in last.items() if array is not None}
     found: dict[str, Array] = _neural_collapse(gram, on_device(classes.one_hot), columns, **arrays)
     return {name: found[name] for name in ("nc1", "nc2_norms", "nc2_angles", "nc3", "nc4") if name in found}
 
 
 def _check_classifier(gram: Gram, columns: tuple[int, ...], weights: Array) -> None:
-    if not isinstance(gram, FeatureGram):
+    if not isinstance(gram, FeatureGram | StreamedGram):
         raise ValueError("classifier= needs features: pass FeatureGram(phi), as a kernel does not know its axes.")
     width = gram.phi.shape[1]
     if _lacks_columns(weights, width, columns):

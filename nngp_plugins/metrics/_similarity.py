@@ -162,7 +162,7 @@ def bures_distance(a: Gram | Array, b: Gram | Array) -> Float[Array, ""]:
         >>> float(nngp.metrics.bures_distance(4 * jnp.eye(4), jnp.eye(4)))
         2.0
     """
-    return _bures_distance(*as_gram_pair(a, b))
+    return _bures_distance(*as_gram_pair(a, b, turned=True))
 
 
 @one_program

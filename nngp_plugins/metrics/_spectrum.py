@@ -226,7 +226,7 @@ def eigenvector_overlap(a: Gram | Array, b: Gram | Array, k: int) -> Float[Array
         >>> float(nngp.metrics.eigenvector_overlap(kernel, kernel @ kernel, k=2))
         1.0
     """
-    a, b = as_gram_pair(a, b)
+    a, b = as_gram_pair(a, b, turned=True)
     for gram in (a, b):
         _refuse_rank(k, rank_bound(gram))
     return _overlap(a, b, k)

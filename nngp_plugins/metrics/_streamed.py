@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from math import frexp
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .._require import require
 from .._typing import as_jax_takes_it
 from ._blocks import Blocks, FeatureBlocks
 from ._features import FeatureGram
 from ._gram import Gram
 from ._summed import SummedGram, refuse_dense
-from ._sums import Moments, Vector, moments
+from ._sums import KeptSums, Moments, Vector, moments
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
 R = TypeVar("R")
-
-
-@dataclass
-class _Memory:
-    """Sums that were made already: of an array by itself, its eigenvalues, and with the last array beside it."""
-
-    own: Moments | None = None
-    eigenvalues: dict[bool, Vector] = field(default_factory=dict)
-    other: FeatureBlocks | None = None
-    both: Moments | None = None
 
 
 class StreamedGram(Gram):
@@ -62,11 +53,11 @@ class StreamedGram(Gram):
     phi: FeatureBlocks
     centered: bool
 
-    def __init__(self, phi: FeatureBlocks, *, centered: bool = False, memory: _Memory | None = None):
+    def __init__(self, phi: FeatureBlocks, *, centered: bool = False, memory: KeptSums | None = None):
         if len(phi.shape) != 2 or not all(phi.shape):
             raise ValueError(f"features have shape (N, D), got {tuple(phi.shape)}.")
         self.phi, self.centered = phi, centered
-        self._memory = memory or _Memory()
+        self._memory = memory or KeptSums()
 
     @property
     def n(self) -> int:
@@ -189,11 +180,14 @@ class StreamedGram(Gram):
 
     def matvec(self, v: Array) -> Array:
         """``phi (phiᵀ v)``, from two passes."""
+        return jnp.asarray(self._times_columns(v))
+
+    def _times_columns(self, v: Any) -> np.ndarray:
         columns = np.asarray(v)
         weights = np.zeros((self.phi.shape[1], *columns.shape[1:]))
         for part in self.each(lambda start, rows: rows.T @ columns[start : start + len(rows)]):
             weights += part
-        return jnp.asarray(self.times(weights), self.dtype)
+        return self.times(weights).astype(self.dtype, copy=False)
 
     def times(self, weights: np.ndarray) -> np.ndarray:
         """``phi w`` for columns ``(D, C)`` or a vector ``(D,)``, from one pass."""
@@ -234,13 +228,18 @@ class StreamedGram(Gram):
 
         return Blocks([self.phi]).each(run)
 
-    def as_lineax(self) -> NoReturn:
-        """Refuses, because features cannot be read within a program.
+    def as_lineax(self) -> Any:
+        """The kernel as an operator of lineax. The program that solves with it calls back to read the features."""
+        lx = require("lineax", extra="lineax")
+        like = jax.ShapeDtypeStruct((self.n,), self.dtype)
 
-        Raises:
-            TypeError: says what to do.
-        """
-        raise TypeError("features that are read block by block cannot be read within a program of JAX; use as_scipy().")
+        def times(v: Array) -> Array:
+            return jax.pure_callback(self._times_columns, like, v, vmap_method="sequential")
+
+        return lx.FunctionLinearOperator(times, like, lx.positive_semidefinite_tag)
+
+    def _entry_dtype(self) -> Any:
+        return self.dtype
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         refuse_dense(self.n)

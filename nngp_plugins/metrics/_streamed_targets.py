@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -60,6 +61,41 @@ def separation_of_stream(gram: StreamedGram, one_hot: np.ndarray) -> Array:
         return float(np.sum((within @ inverse) ** 2))
 
     return _result(gram, sum(gram.center().each(spread)) / gram.n)
+
+
+def collapse_of_stream(
+    gram: StreamedGram, one_hot: np.ndarray, columns: Sequence[int], classifier: Any = None, logits: Any = None
+) -> dict[str, Array]:
+    """:func:`neural_collapse` of class means; the classes that the network prefers are compared in another pass."""
+    means, _ = class_means(gram, one_hot, centered=True)
+    products, count = means @ means.T, len(columns)
+    norms = np.sqrt(np.diagonal(products))
+    with np.errstate(all="ignore"):
+        cosines = products / norms / norms[:, None]
+        found = {
+            "nc2_norms": norms.std() / norms.mean(),
+            "nc2_angles": np.mean(np.abs(cosines + 1 / (count - 1))[~np.eye(count, dtype=bool)]),
+        }
+        if classifier is not None:
+            weights, own = np.asarray(classifier, float)[:, columns], means.T
+            found["nc3"] = np.sum((weights / np.linalg.norm(weights) - own / np.linalg.norm(own)) ** 2)
+    if logits is not None:
+        found["nc4"] = _disagreement(gram, means, columns, np.asarray(logits))
+    return {"nc1": separation_of_stream(gram, one_hot)} | {name: _result(gram, one) for name, one in found.items()}
+
+
+def _disagreement(gram: StreamedGram, means: Vector, columns: Sequence[int], logits: np.ndarray) -> float:
+    """How often the network and the nearest class mean disagree; nan if a logit or a mean is not finite."""
+    weights, sizes = means.T.astype(gram.product_dtype), np.sum(means**2, axis=1)
+    if not (sizes.any() and np.isfinite(sizes).all() and np.isfinite(logits).all()):
+        return np.nan
+
+    def differ(start: int, rows: np.ndarray) -> int:
+        # This is ‖phi − m‖² − ‖phi‖². The second term is the same for all classes and does not change the nearest one.
+        nearest = np.argmin(sizes - 2 * (rows @ weights), axis=1)
+        return int(np.sum(np.asarray(columns)[nearest] != np.argmax(logits[start : start + len(rows)], axis=1)))
+
+    return sum(gram.center().each(differ)) / gram.n
 
 
 def accuracy_of_stream(gram: StreamedGram, one_hot: np.ndarray, nugget: float) -> Array:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from threading import local
 from typing import Any, NamedTuple
 
@@ -70,6 +71,16 @@ class Moments:
         return float(self.both - 2 * linear + own + 4 * (a @ self.product @ b) - 3 * self.n * squares_a * squares_b)
 
 
+@dataclass
+class KeptSums:
+    """Sums that were made already: of an array by itself, its eigenvalues, and with the last array beside it."""
+
+    own: Moments | None = None
+    eigenvalues: dict[bool, Vector] = field(default_factory=dict)
+    other: FeatureBlocks | None = None
+    both: Moments | None = None
+
+
 def moments(arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any) -> dict[Pair, Moments]:
     """The moments of pairs of arrays with a row for each example, from one pass over all.
 
@@ -79,30 +90,55 @@ def moments(arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any) 
         dtype: of the products of a block. These are added up in float64, so that float32 leaves an error of about
             1e-7 of the largest entries. Those in float32 are computed on the default device, and others on the host.
     """
-    on_host = dtype != np.float32 or jax.default_backend() == "cpu"
-    blocks = Blocks(arrays)
-    first = blocks.read(0)
-    shifts, units = [_near_mean(rows) for rows in first], [_power_of_2(rows) for rows in first]
-    found = {pair: _no_moments(arrays[0].shape[0], [shifts[k] for k in pair]) for pair in pairs}
-    given = [shift.astype(dtype) for shift in shifts], [np.asarray(1 / unit, dtype) for unit in units], tuple(pairs)
-    scratch = local()
+    return weighted_moments(arrays, pairs, dtype, np.ones((1, len(chunks_of(arrays)))))[0]
 
-    def work(start: int, block: list[np.ndarray]) -> Any:
+
+def chunks_of(arrays: Sequence[FeatureBlocks], split: int = 1) -> list[range]:
+    """The examples of each chunk, of which a block has so many, or fewer."""
+    n, rows = arrays[0].shape[0], Blocks(arrays).rows
+    blocks, size = [range(start, min(start + rows, n)) for start in range(0, n, rows)], -(-rows // split)
+    return [block[first : first + size] for block in blocks for first in range(0, len(block), size)]
+
+
+def weighted_moments(
+    arrays: Sequence[FeatureBlocks], pairs: Sequence[Pair], dtype: Any, weights: np.ndarray, split: int = 1
+) -> list[dict[Pair, Moments]]:
+    """:func:`moments` in which chunks of examples count so many times.
+
+    Args:
+        arrays: as for :func:`moments`.
+        pairs: as for :func:`moments`.
+        dtype: as for :func:`moments`.
+        weights: how often each chunk counts, ``(R, chunks)``, whole numbers.
+        split: as for :func:`chunks_of`.
+    """
+    on_host = dtype != np.float32 or jax.default_backend() == "cpu"
+    blocks, counts = Blocks(arrays), weights @ [len(chunk) for chunk in chunks_of(arrays, split)]
+    first, size = blocks.read(0), -(-blocks.rows // split)
+    shifts, units = [_near_mean(rows) for rows in first], [_power_of_2(rows) for rows in first]
+    found = [{pair: _no_moments(int(n), [shifts[k] for k in pair]) for pair in pairs} for n in counts]
+    given = [shift.astype(dtype) for shift in shifts], [np.asarray(1 / unit, dtype) for unit in units], tuple(pairs)
+    scratch, filled = local(), min(size, len(first[0]))
+
+    def work(start: int, block: list[np.ndarray]) -> list[Any]:
+        chunks = [[rows[k : k + size] for rows in block] for k in range(0, len(block[0]), size)]
         if on_host:
-            return _on_host(block, *given, scratch)
-        return [_filled(rows, shift, len(first[0])) for rows, shift in zip(block, given[0], strict=True)]
+            return [_on_host(chunk, *given, scratch) for chunk in chunks]
+        return [[_filled(rows, shift, filled) for rows, shift in zip(chunk, given[0], strict=True)] for chunk in chunks]
 
     running: list[BlockSums] | None = None
-    for made in blocks.each(work, first):
-        following = made if on_host else _on_device(made, *given)
-        # One block is multiplied while the sums of the one before it are added up.
-        _add(found, running)
+    columns = iter(weights.T)
+    for chunk in chain.from_iterable(blocks.each(work, first)):
+        following = chunk if on_host else _on_device(chunk, *given)
+        # One chunk is multiplied while the sums of the one before it are added up.
+        if running is not None:
+            _add(found, running, next(columns))
         running = following
-    _add(found, running)
-    for (i, j), sums in found.items():
-        if i == j:
+    _add(found, running or [], next(columns))
+    for pair, sums in chain.from_iterable(each.items() for each in found):
+        if pair[0] == pair[1]:
             sums.product = np.triu(sums.product) + np.triu(sums.product, 1).T
-        sums.multiply(units[i], units[j])
+        sums.multiply(units[pair[0]], units[pair[1]])
     return found
 
 
@@ -202,14 +238,21 @@ def _no_moments(n: int, shifts: Sequence[Vector]) -> Moments:
     return Moments(n, (a, b), (u, v), (0.0, 0.0), np.zeros((len(a), len(b))), (u, v), 0.0)
 
 
-def _add(found: dict[Pair, Moments], block: list[BlockSums] | None) -> None:
-    """Adds the sums of a block, once they are computed."""
-    for sums, new in zip(found.values(), jax.device_get(block or []), strict=bool(block)):
-        first = 0
-        for part in new.product:
-            sums.product[first : first + len(part), sums.product.shape[1] - part.shape[1] :] += part
-            first += len(part)
-        sums.sums = sums.sums[0] + new.sums[0], sums.sums[1] + new.sums[1]
-        sums.squares = sums.squares[0] + float(new.squares[0]), sums.squares[1] + float(new.squares[1])
-        sums.by_squares = sums.by_squares[0] + new.by_squares[0], sums.by_squares[1] + new.by_squares[1]
-        sums.both += float(new.both)
+def _add(found: list[dict[Pair, Moments]], chunk: list[BlockSums], weights: np.ndarray) -> None:
+    """Adds the sums of a chunk, once they are computed, as often as it counts in each of the moments."""
+    chunk = jax.device_get(chunk)
+    for each, weight in zip(found, weights.tolist(), strict=True):
+        for sums, new in zip(each.values(), chunk if weight else (), strict=bool(weight)):
+            first = 0
+            for part in new.product:
+                place = slice(first, first + len(part)), slice(sums.product.shape[1] - part.shape[1], None)
+                sums.product[place] += part if weight == 1 else weight * part
+                first += len(part)
+            sums.sums = _sum(sums.sums, new.sums, weight)
+            sums.squares = _sum(sums.squares, new.squares, weight)
+            sums.by_squares = _sum(sums.by_squares, new.by_squares, weight)
+            sums.both += weight * float(new.both)
+
+
+def _sum(sums: tuple[Any, Any], new: tuple[Any, Any], weight: float) -> tuple[Any, Any]:
+    return sums[0] + weight * np.float64(new[0]), sums[1] + weight * np.float64(new[1])

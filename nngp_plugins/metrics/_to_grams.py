@@ -20,7 +20,8 @@ from ._features import FeatureGram
 from ._gram import Gram
 from ._products import squares
 from ._shared import by_some_features, rows_of
-from ._streamed import StreamedGram, is_streamed, summed_pair
+from ._streamed import StreamedGram, is_streamed, streamed_pair, summed_pair
+from ._streamed_pair import on_few_examples
 from ._summed import SummedGram, dots_of
 
 if TYPE_CHECKING:
@@ -131,17 +132,26 @@ def as_gram(kernel: Gram | Array, *, eigenvalues: bool = False) -> Gram:
     return DenseGram(matrix.astype(wide(matrix.dtype)))
 
 
-def as_gram_pair(a: Gram | Array, b: Gram | Array, *, at_least: int = 1) -> tuple[Gram, Gram]:
+def as_gram_pair(a: Gram | Array, b: Gram | Array, *, at_least: int = 1, turned: bool = False) -> tuple[Gram, Gram]:
     """Two Grams on the same examples.
+
+    Args:
+        a: what the user passed.
+        b: the same.
+        at_least: the examples that the metric needs.
+        turned: whether the metric stays the same if an orthogonal matrix turns the examples of both kernels. Features
+            that are read block by block then become features of few examples, and sums otherwise.
 
     Raises:
         ValueError: they have different numbers of examples, or fewer than ``at_least``.
     """
-    a, b = summed_pair(a, b) if is_streamed(a, b) else (as_gram(a), as_gram(b))
+    a, b = streamed_pair(a, b) if is_streamed(a, b) else (as_gram(a), as_gram(b))
     if a.n != b.n:
         raise ValueError(f"both kernels must be on the same examples, got N={a.n} and N={b.n}.")
     if a.n < at_least:
         raise ValueError(f"this metric needs N >= {at_least} examples, got N={a.n}.")
+    if isinstance(a, StreamedGram) and isinstance(b, StreamedGram):
+        return on_few_examples(a, b) if turned else summed_pair(a, b)
     return a, b
 
 

@@ -108,6 +108,10 @@ OF_TWO = {
     "centred kernel_distance": lambda a, b: metrics.kernel_distance(a, b, center=True),
     "relative_change": metrics.relative_change,
     "inner": lambda a, b: a.inner(b),
+    "bures_distance": metrics.bures_distance,
+    "centred bures_distance": lambda a, b: metrics.bures_distance(a.center(), b.center()),
+    "gulp": metrics.gulp,
+    "eigenvector_overlap": lambda a, b: metrics.eigenvector_overlap(a, b, k=2),
 }
 
 
@@ -270,10 +274,10 @@ def test_what_needs_the_kernel_itself_is_refused(data, streams):
     for call in (
         streams[0].dense,
         lambda: np.asarray(streams[0]),
-        lambda: metrics.bures_distance(*streams),
-        lambda: metrics.neural_collapse(streams[0], data[2]),
-        lambda: metrics.eigenvector_overlap(*streams, k=2),
-        lambda: metrics.cka_matrix(list(streams)),
+        lambda: metrics.rsa(*streams),
+        lambda: metrics.distance_correlation(*streams),
+        lambda: metrics.mutual_knn(*streams),
+        lambda: metrics.permutation_test(streams[:1], streams[1:], 9, jax.random.key(0)),
     ):
         with pytest.raises(ValueError, match=message):
             call()
