@@ -19,6 +19,8 @@ R = TypeVar("R")
 BLOCK_BYTES = 2**24
 # Products of fewer rows take no longer than adding them up.
 LEAST_ROWS = 1024
+# Each thread holds a block a few times, so that many cores would take gigabytes.
+MOST_THREADS = 16
 
 
 class FeatureBlocks(Protocol):
@@ -49,8 +51,10 @@ class Blocks:
 
     def __init__(self, arrays: Sequence[FeatureBlocks]):
         self._arrays, self._n = arrays, arrays[0].shape[0]
-        row_bytes = arrays[0].shape[1] * np.dtype(arrays[0].dtype).itemsize
-        unit = getattr(arrays[0], "block_rows", BLOCK_BYTES // row_bytes + 1)
+        row_bytes = [array.shape[1] * np.dtype(array.dtype).itemsize for array in arrays]
+        # Blocks of narrow features have many rows, which would take gigabytes of wide ones.
+        widest = arrays[row_bytes.index(max(row_bytes))]
+        unit = getattr(widest, "block_rows", BLOCK_BYTES // sum(row_bytes) + 1)
         self.rows = min(-(-LEAST_ROWS // unit) * unit if unit < LEAST_ROWS else unit, self._n)
         self._turn: Any = nullcontext() if all(map(by_threads, arrays)) else Lock()
 
@@ -62,8 +66,8 @@ class Blocks:
     def each(self, work: Callable[[int, list[np.ndarray]], R], first: list[np.ndarray] | None = None) -> Iterator[R]:
         """What the work gives for each block and the number of its first row, in order.
 
-        A thread for each core reads blocks and works on them. BLAS starts no threads meanwhile, so that what it does
-        not do takes part of the cores, too.
+        A thread for each core, of up to 16, reads blocks and works on them. BLAS starts no threads meanwhile, so that
+        what it does not do takes part of the cores, too.
 
         Args:
             work: on a block.
@@ -74,11 +78,12 @@ class Blocks:
             return work(start, self.read(start) if first is None or start else first)
 
         doing: deque[Future[R]] = deque()
-        with one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
+        threads = min(cores(), MOST_THREADS)
+        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
             try:
                 for start in range(0, self._n, self.rows):
                     doing.append(pool.submit(run, start))
-                    if len(doing) > cores():
+                    if len(doing) > threads:
                         yield doing.popleft().result()
                 while doing:
                     yield doing.popleft().result()

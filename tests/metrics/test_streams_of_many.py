@@ -63,6 +63,21 @@ def test_layers_of_many_features_are_read_in_groups():
     assert [phi.read for phi in counted] == [2 * N, 2 * N, 2 * N]
 
 
+def test_blocks_are_those_of_the_widest_features():
+    """A block of 16 MB of narrow features has as many rows as many blocks of wide ones."""
+    sizes = []
+
+    class Wide(np.ndarray):
+        def __getitem__(self, rows):
+            sizes.append(rows.stop - rows.start)
+            return np.asarray(self)[rows]
+
+    wide = np.ones((100_000, 64), np.float32).view(Wide)
+    metrics.cka(StreamedGram(np.ones((100_000, 1), np.float32)), StreamedGram(wide))
+    assert len(sizes) > 1
+    assert max(sizes) * 65 * 4 < 20e6
+
+
 def test_batches_of_streams_add_up():
     phis = layers_of((3, 5))
     halves = slice(0, 600), slice(600, N)
