@@ -186,7 +186,7 @@ class BlockProgram:
             def tile(arrays: Kernels, m: Any) -> Kernels:
                 j = _at(of_row, m)
                 part = contract(y, y2.rows(j, columns), contraction, precision)
-                return self._put_both(arrays, pair, part, (starts[0] + i, starts[1] + j))
+                return self._put_both(arrays, pair, part, starts, (i, j))
 
             return _loop(tile, arrays, starts2.shape[1], starts2.size)
 
@@ -202,15 +202,20 @@ class BlockProgram:
         for i, square, right in panels(product, kernel, y.size, height):
             arrays = {pair: _put(arrays[pair], square, (starts[0] + i, starts[1] + i))}
             if right is not None:
-                arrays = self._put_both(arrays, pair, right, (starts[0] + i, starts[1] + i + height))
+                arrays = self._put_both(arrays, pair, right, starts, (i, i + height))
         return arrays
 
-    def _put_both(self, arrays: Kernels, pair: LeafPair, part: Array, at: tuple[Any, Any]) -> Kernels:
+    def _put_both(
+        self, arrays: Kernels, pair: LeafPair, part: Array, starts: tuple[Any, Any], at: tuple[Any, Any]
+    ) -> Kernels:
         """Writes a part and its mirror image."""
-        arrays = arrays | {pair: _put(arrays[pair], part, at)}
+        arrays = arrays | {pair: _put(arrays[pair], part, (starts[0] + at[0], starts[1] + at[1]))}
         if (order := self.plan.pairs[pair].mirror) is None:
             return arrays
-        return arrays | {pair[::-1]: _put(arrays[pair[::-1]], part.transpose(order).conj(), at[::-1])}
+        # A block of its own holds both, wherever its columns start.
+        mirrored = starts if self.own else starts[::-1]
+        image = part.transpose(order).conj()
+        return arrays | {pair[::-1]: _put(arrays[pair[::-1]], image, (mirrored[0] + at[1], mirrored[1] + at[0]))}
 
     def _tiles(self, kernel: PlannedKernel, own: bool) -> Tiles:
         """The size of all tiles, where their rows start, and for each of these where their columns start.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -64,68 +63,6 @@ class Ring:
         """The sum over all blocks."""
         return lax.psum(array, self.axes) if self.axes else array
 
-    def symmetric(
-        self, own: Any, rows: int, arrays: Any, take: Callable[[Any, int, int], Any], product: Callable[[Any, Any], Any]
-    ) -> Any:
-        """The rows of a symmetric matrix of products that a device has, but for the square on the diagonal.
-
-        Every two blocks meet once, on one of their two devices, and what they make is sent to the other one. All
-        devices compute as much.
-
-        Args:
-            own: this device's block, in any PyTree.
-            rows: the rows of a block.
-            arrays: where to write, ``(rows, size * rows, ...)`` each, in any PyTree.
-            take: some rows of a block, by the first of them and how many there are.
-            product: what two blocks make, ``(rows of the first, rows of the second, ...)`` for each array, and the
-                mirror image of it: what the second one and the first one make.
-        """
-        here, visiting = self.place(), own
-        for distance in range(1, self.size - self.size // 2):
-            visiting = self._turned(visiting, 1)
-            tile, image = product(own, visiting)
-            arrays = self.put(arrays, tile, here + distance, rows)
-            arrays = self.put(arrays, self._turned(image, -distance), here - distance, rows)
-        if self.size % 2:
-            return arrays
-        return self._half_way(own, self._turned(visiting, 1), rows, arrays, take, product)
-
-    def _half_way(
-        self,
-        own: Any,
-        visiting: Any,
-        rows: int,
-        arrays: Any,
-        take: Callable[[Any, int, int], Any],
-        product: Callable[[Any, Any], Any],
-    ) -> Any:
-        # Two blocks that are half of the ring apart visit each other. Each device computes one half of their product:
-        # the first one some rows, and the second one some columns of its mirror image.
-        half, top = self.size // 2, rows - rows // 2
-        is_first, column = self.place() < half, (self.place() + half) % self.size * rows
-
-        def flat(tiles: Any) -> Any:
-            return jax.tree.map(jnp.ravel, tiles)
-
-        mine, sent = lax.cond(
-            is_first,
-            lambda: flat(product(take(own, 0, top), visiting)),
-            lambda: flat(product(own, take(visiting, rows - top, top))),
-        )
-        got = self._turned(sent, half)
-
-        # If the number of rows is odd, both devices have computed the one in the middle, and the first one counts.
-        def as_first(array: Array, mine: Array, got: Array) -> Array:
-            upper, lower = (tile.reshape(top, rows, *array.shape[2:]) for tile in (mine, got))
-            return _written(_written(array, upper, 0, column), lower[2 * top - rows :], top, column)
-
-        def as_second(array: Array, mine: Array, got: Array) -> Array:
-            left, right = (tile.reshape(rows, top, *array.shape[2:]) for tile in (got, mine))
-            return _written(_written(array, right, 0, column + rows - top), left, 0, column)
-
-        ways = [partial(jax.tree.map, way) for way in (as_first, as_second)]
-        return lax.cond(is_first, *ways, arrays, mine, got)
-
     def rectangular(self, own: Any, others: Any, rows: int, arrays: Any, product: Callable[[Any, Any], Any]) -> Any:
         """The rows of a matrix of products that a device has: its block meets every block of ``others``.
 
@@ -133,23 +70,22 @@ class Ring:
             own: this device's block, in any PyTree.
             others: its block of the columns, which travels on.
             rows: the rows of a block of the columns.
-            arrays: where to write, as for :meth:`symmetric`.
+            arrays: where to write, ``(rows of own, size * rows, ...)`` each, in any PyTree.
             product: what two blocks make.
         """
 
         def step(distance: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             visiting, arrays = carry
             # The next block travels while this one is met.
-            return self._turned(visiting, 1), self.put(arrays, product(own, visiting), self.place() + distance, rows)
+            return self.turned(visiting, 1), put(arrays, product(own, visiting), 0, self.columns(distance, rows))
 
         return lax.fori_loop(0, self.size, step, (others, arrays))[1]
 
-    def put(self, arrays: Any, tiles: Any, number: Any, rows: int) -> Any:
-        """Writes tiles to the columns of a block."""
-        start = number % self.size * rows
-        return jax.tree.map(lambda array, tile: _written(array, tile, 0, start), arrays, tiles)
+    def columns(self, distance: Any, rows: int) -> Any:
+        """The first column of the block that is so many places later."""
+        return (self.place() + distance) % self.size * rows
 
-    def _turned(self, blocks: Any, by: int) -> Any:
+    def turned(self, blocks: Any, by: int) -> Any:
         """What the device has that comes so many places later."""
         if not self.axes:
             return blocks
@@ -161,6 +97,11 @@ class Ring:
         return lax.ppermute(blocks, tuple(axes), pairs)
 
 
-def _written(array: Array, tile: Array, row: int, column: Any) -> Array:
-    places = [row, column, *[0] * (array.ndim - 2)]
-    return lax.dynamic_update_slice(array, tile, [jnp.asarray(place, jnp.int32) for place in places])
+def put(arrays: Any, tiles: Any, row: Any, column: Any) -> Any:
+    """Writes a tile to each array."""
+
+    def written(array: Array, tile: Array) -> Array:
+        places = [row, column, *[0] * (array.ndim - 2)]
+        return lax.dynamic_update_slice(array, tile, [jnp.asarray(place, jnp.int32) for place in places])
+
+    return jax.tree.map(written, arrays, tiles)

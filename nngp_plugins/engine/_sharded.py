@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from ._devices import compiler_options
+from ._meetings import Meetings
 from ._nngp import LeafPair
 from ._overflow import may_overflow
 from ._plan import KernelPlan, LayerGroup, PlannedKernel
-from ._program import BlockProgram, Kernels
+from ._program import BlockProgram, Kernels, View
 from ._ring import Ring
 
 
@@ -77,35 +79,26 @@ class ShardedProgram:
 
     def _symmetric(self, pairs: Sequence[LeafPair], own: list[Array]) -> Kernels:
         rows = self.rows[0]
-
-        kernels = self.ring.symmetric(own, rows, self._empty(pairs), self._take, partial(self._with_image, pairs))
-        square = self._program(pairs, (rows, rows), (rows, rows), own=True)(None, own, None)
-        return {pair: self.ring.put(kernel, square[pair], self.ring.place(), rows) for pair, kernel in kernels.items()}
+        whole = rows, self.ring.size * rows
+        places = 0, self.ring.columns(0, rows), 0, 0
+        kernels = self._program(pairs, (rows, rows), whole, own=True)(self._empty(pairs), own, None, places)
+        most = self.plan.tile_rows if jax.default_backend() == "cpu" else rows
+        made: Kernels = Meetings(self.ring, rows, most, self._take, partial(self._with_image, pairs))(own, kernels)
+        return made
 
     def _rectangular(self, pairs: Sequence[LeafPair], y1: list[Array], y2: list[Array]) -> Kernels:
         product = partial(self._product, pairs)
         kernels: Kernels = self.ring.rectangular(y1, y2, self.rows[1], self._empty(pairs), product)
         return kernels
 
-    def _take(self, y: list[Array], start: int, size: int) -> list[Array]:
-        return [lax.slice_in_dim(leaf, start, start + size, axis=k) for leaf, k in zip(y, self.axes(0), strict=True)]
+    def _take(self, y: list[Array], start: Any, size: int) -> list[Array]:
+        return [View(leaf, k, start, size).all() for leaf, k in zip(y, self.axes(0), strict=True)]
 
     def _with_image(self, pairs: Sequence[LeafPair], y1: list[Array], y2: list[Array]) -> tuple[Kernels, Kernels]:
-        """The kernels of two different blocks, and their mirror images, tile by tile."""
-        count, sizes = len(self.plan.orders[0]), self._sizes(y1, y2)
-        planned: dict[LeafPair, PlannedKernel] = {}
-        for a, b in pairs:
-            # The leaves of the second block count on, because its kernel with the first one is another kernel.
-            planned[a, count + b] = self._of_size((a, b), sizes, True)
-            planned[count + b, a] = self._of_size((b, a), sizes[::-1], True)
-        orders = self.plan.orders[0] * 2
-        plan = replace(self.plan, pairs=planned, orders=(orders, orders))
-        leaves = (*self.group.leaves, *(count + k for k in self.group.leaves))
-        group = replace(self.group, leaves=leaves, pairs=tuple((a, count + b) for a, b in pairs))
-        made = BlockProgram(plan, group, *sizes, False, self.in_order)(None, [*y1, *y2], [*y1, *y2])
-        tiles = {pair: made[pair[0], count + pair[1]] for pair in pairs}
-        images = {pair: made[count + pair[0], pair[1]] for pair in pairs}
-        return tiles, images
+        """The kernels of two different blocks, and their mirror images."""
+        made = self._product(pairs, y1, y2)
+        orders = {pair: self.plan.pairs[pair].mirror or () for pair in pairs}
+        return made, {pair[::-1]: kernel.transpose(orders[pair]).conj() for pair, kernel in made.items()}
 
     def _product(self, pairs: Sequence[LeafPair], y1: list[Array], y2: list[Array]) -> Kernels:
         """The kernels of two blocks."""
