@@ -34,7 +34,8 @@ def test_of_given_outputs(case, dtype):
     kernel = nngp.batch(nngp.empirical_nngp_fn(lambda params, x: x, precision=precision), **tiles).contract(y)
     exact = np.asarray(y, np.float64)
     exact = exact @ exact.T / width
-    np.testing.assert_allclose(kernel, exact, atol=3e-6 * np.abs(exact).max())
+    # Sums of float32, in an order that differs between processors.
+    np.testing.assert_allclose(kernel, exact, atol=1e-5 * np.abs(exact).max())
     assert np.array_equal(kernel, kernel.T)
 
 
