@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import frexp
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import jax
@@ -17,7 +16,7 @@ from ._blocks import Blocks, FeatureBlocks
 from ._features import FeatureGram
 from ._gram import Gram
 from ._summed import SummedGram, refuse_dense
-from ._sums import KeptSums, Moments, Vector, moments
+from ._sums import KeptSums, Moments, Vector, exponent_of_size, moments
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -129,8 +128,7 @@ class StreamedGram(Gram):
 
     def _exponent(self) -> int:
         """A whole number e, for which ``tr K / N 4^e`` is about 1; 0 for a zero or an infinite kernel."""
-        size = np.trace(self.second_moments()) / self.n
-        return frexp(size)[1] // 2 if 0 < size < np.inf else 0
+        return exponent_of_size(float(np.trace(self.second_moments())) / self.n)
 
     def _eigenvalues(self) -> Vector:
         if self.centered not in self._memory.eigenvalues:

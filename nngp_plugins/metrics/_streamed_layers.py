@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations_with_replacement
-from math import frexp
 from typing import Any
 
 import numpy as np
 
 from ._blocks import FeatureBlocks
 from ._streamed import StreamedGram
-from ._sums import moments
+from ._sums import exponent_of_size, moments
 
 # Features of all layers of a group together: two groups of this size make products of 128 MB in float64.
 GROUP = 2048
@@ -41,8 +40,7 @@ class LayerProducts:
             if now:
                 self._add(together, now)
                 missing -= set(now)
-        sizes = self.traces / n
-        self.exponents = np.array([frexp(size)[1] // 2 if 0 < size < np.inf else 0 for size in sizes])
+        self.exponents = np.array([exponent_of_size(size) for size in (self.traces / n).tolist()])
         unit = np.exp2(-2.0 * self.exponents)
         self.traces *= unit
         for values in (self.products, self.dots):

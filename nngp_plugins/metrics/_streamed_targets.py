@@ -112,9 +112,16 @@ def accuracy_of_stream(gram: StreamedGram, one_hot: np.ndarray, nugget: float) -
     root, _ = found
     inverse = solve_triangular(root, np.eye(len(root)), lower=True)
     weights = inverse.T @ (inverse @ _times_targets(gram, one_hot))
-    is_right = (_RightByBlas if jax.default_backend() == "cpu" else _RightByXla)(inverse, weights, gram.dtype)
     classes, right = one_hot.argmax(axis=1), 0
-    for of_block in gram.each(lambda start, rows: is_right(rows, classes[start : start + len(rows)])):
+    if jax.default_backend() == "cpu":
+        by_blas = _RightByBlas(inverse, weights, gram.dtype)
+        counts = gram.each(lambda start, rows: by_blas(rows, classes[start : start + len(rows)]))
+    else:
+        # Threads read alone: the settings of JAX that the caller made for its thread are not theirs.
+        by_xla = _RightByXla(inverse, weights, gram.dtype)
+        blocks = gram.each(lambda start, rows: (rows, classes[start : start + len(rows)]))
+        counts = (by_xla(*block) for block in blocks)
+    for of_block in counts:
         if of_block is None:
             return _result(gram, np.nan)
         right += of_block

@@ -220,6 +220,11 @@ def _filled(rows: np.ndarray, shift: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows, np.tile(shift, (missing, 1))]) if missing else rows
 
 
+def exponent_of_size(size: float) -> int:
+    """A whole number e, for which ``size / 4^e`` is about 1; 0 for a size that is zero or not finite."""
+    return math.frexp(size)[1] // 2 if 0 < size < math.inf else 0
+
+
 def _power_of_2(rows: np.ndarray) -> float:
     """1 for rows of an ordinary size; otherwise the power of two of the largest number."""
     exponent = math.frexp(float(np.abs(rows).max()))[1]
@@ -242,7 +247,7 @@ def _add(found: list[dict[Pair, Moments]], chunk: list[BlockSums], weights: np.n
     """Adds the sums of a chunk, once they are computed, as often as it counts in each of the moments."""
     chunk = jax.device_get(chunk)
     for each, weight in zip(found, weights.tolist(), strict=True):
-        for sums, new in zip(each.values(), chunk if weight else (), strict=bool(weight)):
+        for sums, new in zip(each.values(), chunk, strict=True) if weight else ():
             first = 0
             for part in new.product:
                 place = slice(first, first + len(part)), slice(sums.product.shape[1] - part.shape[1], None)
