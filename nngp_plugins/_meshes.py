@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -72,3 +73,10 @@ def on_mesh(array: Array, mesh: Mesh) -> Array:
     return jax.make_array_from_single_device_arrays(
         array.shape, sharding, [shard.data for shard in array.addressable_shards]
     )
+
+
+def shards_of(sharding: NamedSharding | None) -> int:
+    """On how many devices equal numbers of consecutive rows of an array lie."""
+    axes = sharding.spec[0] if sharding is not None and sharding.spec else None
+    names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+    return math.prod(sharding.mesh.shape[name] for name in names)  # type: ignore[union-attr]

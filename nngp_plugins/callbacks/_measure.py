@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from .._meshes import automatic_mesh
+from .._meshes import automatic_mesh, shards_of
 from .._trees import arrays_alone, with_constants
 from .._typing import as_jax_takes_it
 from ..adapters import ModelFn, Reduced, matches, warn_of_statistics
@@ -139,8 +139,11 @@ class Measurement:
         self.n = probe_size(self.probe_x)
         rows = next(filter(None, map(rows_of, jax.tree.leaves(self.probe_x))), None)
         self._products = _Products(self.n, keep_features, rows)
-        self._batch_size = None if batch_size is None or batch_size >= self.n else batch_size
-        check_batches(self._batch_size, rows)
+        # A batch has as many examples of each device. If the model draws noise, batches are those of one device.
+        self._shards = shards_of(rows) if rng is None else 1
+        size = None if batch_size is None else -(-batch_size // self._shards) * self._shards
+        self._batch_size = None if size is None or size >= self.n else size
+        check_batches(self._batch_size and batch_size, rows)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.expected_shapes: Mapping[str, Any] | None = None
         self.unseen: dict[str, str] = {}
@@ -218,7 +221,9 @@ class Measurement:
         if has_layers(self.f):
             batch = jax.tree.map(lambda leaf: leaf[: self._batch_size], probe_x)
             self._remember_unseen(self.f.summary(params, batch, **given).unseen)
-        layers = self._layers(traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size))
+        layers = self._layers(
+            traced_outputs(self._apply(params, state), probe_x, PROBE, self._batch_size, self._shards)
+        )
         order = self._found({name: y.shape for name, y in layers.items()})
         narrow = {name: features(y) for name, y in layers.items() if self._products.keeps(y)}
         products = [self._products.of(y) for y in layers.values()]

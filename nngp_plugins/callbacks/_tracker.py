@@ -58,7 +58,7 @@ class KernelTracker:
         metrics: ``{name: metric(gram, reference_gram) -> scalar}``. A :class:`metrics.Velocity` gets the Gram of the
             previous snapshot as its second argument. None for :func:`metrics.default_metrics`, which are
             :data:`metrics.DEFAULT` and, with targets, those of :func:`metrics.of_targets`.
-        batch_size: examples of a forward pass; None for all of the probe at once.
+        batch_size: examples of a forward pass, as many of each device that shares the probe; None for all at once.
         rng: a key for models that always draw, such as a variational autoencoder. Every snapshot draws the same noise.
         run: the run folder to write, or to go on with; None keeps the history in memory only.
         writers: where else the numbers go, as ``kernel/<layer>/<metric>``: :mod:`nngp_plugins.writers`, anything with

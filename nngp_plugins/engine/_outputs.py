@@ -88,36 +88,43 @@ def _as_array(name: str, y: Any) -> Array:
 
 
 def traced_outputs(
-    f: Callable[[PyTree, Any], PyTree], x: PyTree, argument: str, batch_size: int | None
+    f: Callable[[PyTree, Any], PyTree], x: PyTree, argument: str, batch_size: int | None, shards: int = 1
 ) -> NamedOutputs:
     """The outputs of ``f(x, i)`` by batches of one size, for use within a compiled function.
 
-    The last batch is filled up with the first examples, whose outputs are cut off.
+    Each batch has as many examples of every shard, so that all devices work and no example leaves its own. The last
+    batch is filled up with the first examples of each shard, whose outputs are cut off.
 
     Args:
         f: a function of the inputs, and of the number ``i`` of the batch.
         x: inputs with N examples along axis 0.
         argument: the argument that they were passed as, for messages.
-        batch_size: examples of a forward pass; None for all of them at once.
+        batch_size: examples of a forward pass, a multiple of the shards; None for all of them at once.
+        shards: on how many devices equal numbers of consecutive examples lie.
 
     Raises:
         TypeError: an output is not numeric.
         ValueError: an output is empty, or does not have a row for each example.
     """
     n = batch_of(argument, x)
-    size = n if batch_size is None else min(batch_size, n)
-    count = -(-n // size)
+    share = n // shards
+    size = share if batch_size is None else min(batch_size // shards, share)
+    count = -(-share // size)
 
     def run(batch: tuple[PyTree, Any]) -> PyTree:
         y = NamedOutputs.of(f(*batch))
-        refuse_other_rows(y, size, argument)
+        refuse_other_rows(y, shards * size, argument)
         return y.structure.unflatten(y.leaves)
 
     def cut(leaf: Array) -> Array:
-        return jnp.concatenate([leaf, leaf[: count * size - n]]).reshape(count, size, *leaf.shape[1:])
+        leaf = leaf.reshape(shards, share, *leaf.shape[1:])
+        leaf = jnp.concatenate([leaf, leaf[:, : count * size - share]], axis=1)
+        leaf = leaf.reshape(shards, count, size, *leaf.shape[2:]).swapaxes(0, 1)
+        return leaf.reshape(count, shards * size, *leaf.shape[3:])
 
     def joined(y: Array) -> Array:
-        return y.reshape(count * size, *y.shape[2:])[:n]
+        y = y.reshape(count, shards, size, *y.shape[2:]).swapaxes(0, 1)
+        return y.reshape(shards, count * size, *y.shape[3:])[:, :share].reshape(n, *y.shape[3:])
 
     if count == 1:
         return NamedOutputs.unchecked(run((x, 0)))

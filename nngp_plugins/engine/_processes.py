@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._meshes import automatic, automatic_mesh, on_mesh
+from .._meshes import automatic, automatic_mesh, on_mesh, shards_of
 from .._static import Static
 from .._trees import arrays_alone, with_constants
 from .._typing import PyTree
@@ -22,7 +22,7 @@ from ._inputs import batch_first, batch_of, unpacked
 from ._keys import KEYS
 from ._kwargs import Shared, is_none, split_kwargs
 from ._nngp import KernelFn
-from ._outputs import NamedOutputs, refuse_other_rows
+from ._outputs import NamedOutputs, traced_outputs
 from ._overflow import overflow_of
 
 
@@ -58,14 +58,16 @@ def in_this_process(argument: str, tree: PyTree) -> PyTree:
 def on_automatic_mesh(tree: PyTree) -> PyTree:
     """The same shards on a mesh for whose arrays XLA finds the shardings; arrays of this process come to the host.
 
-    A program of several processes takes host memory as what all of them have.
+    A program of several processes takes host memory as what all of them have, and keys that are on no device yet.
     """
 
     def moved(leaf: Any) -> Any:
         if spans_processes(leaf):
             return on_mesh(leaf, automatic(_mesh_of(leaf)))
-        is_key = isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(leaf) if isinstance(leaf, Array) and not is_key else leaf
+        if isinstance(leaf, Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = np.asarray(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))  # type: ignore[arg-type]
+        return np.asarray(leaf) if isinstance(leaf, Array) else leaf
 
     return jax.tree.map(moved, tree)
 
@@ -88,41 +90,40 @@ class OverProcesses:
         kwargs: the keyword arguments.
         x1: inputs, some of which are sharded over several processes.
         x2: inputs, or None.
-
-    Raises:
-        ValueError: a key is given, of which batches would need parts.
     """
 
     def __init__(
         self, kernel_fn: KernelFn, batch_size: int, check: bool, params: PyTree, kwargs: Any, x1: PyTree, x2: PyTree
     ):
-        for name in {*KEYS} & {*kwargs}:
-            raise ValueError(f"{name}= is not taken with inputs that are sharded over several processes; leave it out.")
         params, kwargs = unpacked(kernel_fn.f, params, kwargs)
         self._kernel_fn, self._batch_size, self._check = kernel_fn, int(batch_size), check
         self._f, x1 = batch_first(kernel_fn.f, "x1", x1)
         x2 = None if is_none(x2) else batch_first(kernel_fn.f, "x2", x2)[1]
         self._shared = {"state", *(name for name, value in kwargs.items() if isinstance(value, Shared))}
-        self._sides = list(zip(("x1", "x2"), (x1, x2), split_kwargs(kwargs, x1, x2), strict=True))
+        with automatic_mesh():
+            # A key is the same for equal inputs, which all processes compare.
+            compared = on_automatic_mesh((x1, x2)) if {*KEYS} & {*kwargs} else (x1, x2)
+            kwargs_of_both = split_kwargs(on_automatic_mesh(kwargs), *compared)
+        self._sides = list(zip(("x1", "x2"), (x1, x2), kwargs_of_both, strict=True))
         self._params = on_automatic_mesh(arrays_alone(params))
 
     def outputs(self, side: int = 0) -> NamedOutputs:
         """The outputs of ``x1`` or of ``x2``, sharded over examples as the inputs are."""
         argument, x, kwargs = self._sides[side]
         n = batch_of(argument, x)
+        keys = {name: kwargs.pop(name) for name in KEYS if name in kwargs}
         names = [name for name, value in kwargs.items() if name not in self._shared and _rows_of(value) == n]
         rows = on_automatic_mesh((x, {name: kwargs.pop(name) for name in names}))
-        sharded = _first_that_spans(rows)
-        shards = 1 if sharded is None else n // sharded.sharding.shard_shape(sharded.shape)[0]
+        shards = shards_of(getattr(_first_that_spans(rows), "sharding", None))
         whole = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else Static(leaf), on_automatic_mesh(kwargs))
-        size = min(self._batch_size or n, n // shards)
-        check = self._check and size * shards < n
+        size = min(self._batch_size or n, n // shards) * shards
+        check = self._check and size < n
+        forward = _forward(Static(self._f), argument, size, shards, bool(self._batch_size), check)
         with automatic_mesh():
-            y, errors = _forward(Static(self._f), size, shards, check)(self._params, rows, whole)
+            y, errors = forward(self._params, rows, whole, keys)
         outputs = NamedOutputs.unchecked(y)
-        refuse_other_rows(outputs, n, argument)
         if check:
-            compared = f"between batches of {size * shards} and {smaller_batch(size * shards)}"
+            compared = f"between batches of {size} and {smaller_batch(size)}"
             warn_or_refuse(outputs.names, jax.device_get([errors[path] for path in outputs.paths]), compared)
         return outputs
 
@@ -152,34 +153,20 @@ class OverProcesses:
 
 
 @lru_cache(maxsize=64)
-def _forward(f: Static, size: int, shards: int, check: bool) -> Callable[..., tuple[PyTree, Any]]:
-    """``f`` on batches of ``size`` examples of each shard, and how far outputs depend on their batch."""
+def _forward(
+    f: Static, argument: str, size: int, shards: int, fold: bool, check: bool
+) -> Callable[..., tuple[PyTree, Any]]:
+    """``f`` on batches of ``size`` examples of all shards, and how far outputs depend on their batch."""
 
-    def run(params: PyTree, rows: PyTree, whole: Mapping[str, Any]) -> tuple[PyTree, Any]:
-        n = batch_of("x1", rows[0])
-        share = n // shards
-        count = -(-share // size)
-
-        def apply(rows: PyTree) -> PyTree:
+    def run(params: PyTree, rows: PyTree, whole: Mapping[str, Any], keys: PyTree) -> tuple[PyTree, Any]:
+        def apply(rows: PyTree, batch: Any = 0) -> PyTree:
             x, cut = rows
-            y = NamedOutputs.of(f.value(with_constants(params), x, **with_constants(whole), **cut))
-            return y.structure.unflatten(y.leaves)
+            drawn = jax.tree.map(lambda key: jax.random.fold_in(key, batch), keys) if fold else keys
+            return f.value(with_constants(params), x, **with_constants(whole), **cut, **drawn)
 
-        def batches(leaf: Array) -> Array:
-            """The first batch of every shard, then the second one of every shard; the last one is filled up."""
-            leaf = leaf.reshape(shards, share, *leaf.shape[1:])
-            leaf = jnp.concatenate([leaf, leaf[:, : count * size - share]], axis=1)
-            leaf = leaf.reshape(shards, count, size, *leaf.shape[2:]).swapaxes(0, 1)
-            return leaf.reshape(count, shards * size, *leaf.shape[3:])
-
-        def joined(y: Array) -> Array:
-            y = y.reshape(count, shards, size, *y.shape[2:]).swapaxes(0, 1)
-            return y.reshape(shards, count * size, *y.shape[3:])[:, :share].reshape(n, *y.shape[3:])
-
-        errors = traced_errors(apply, rows, shards * size, "x1", draws=False) if check else {}
-        if count == 1:
-            return apply(rows), errors
-        return jax.tree.map(joined, lax.map(apply, jax.tree.map(batches, rows))), errors
+        errors = traced_errors(apply, rows, size, argument, draws=bool(jax.tree.leaves(keys))) if check else {}
+        y = traced_outputs(apply, rows, argument, size, shards)
+        return y.structure.unflatten(y.leaves), errors
 
     return jax.jit(run)
 

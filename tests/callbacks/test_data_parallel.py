@@ -24,8 +24,8 @@ def f(w, x):
     hidden = jnp.tanh(x @ w)
     return {"hidden": hidden, "square": hidden**2}
 
-def history(x):
-    with nngp.KernelTracker(f, x, schedule=nngp.every(1), metrics=METRICS) as tracker:
+def history(x, batch_size=None):
+    with nngp.KernelTracker(f, x, schedule=nngp.every(1), metrics=METRICS, batch_size=batch_size) as tracker:
         for step in range(3):
             tracker(step, (1 + step) * jnp.eye(8))
     return tracker.history
@@ -48,12 +48,12 @@ print("a probe on an explicit mesh")
 NO_GATHER = """
 # The profile names what devices exchange: pieces of features, and sums, and never all features of all examples.
 import collections, pathlib, tempfile
-for kind in (AxisType.Auto, AxisType.Explicit):
+for kind, batch_size in ((AxisType.Auto, None), (AxisType.Auto, 8), (AxisType.Explicit, None)):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            found = history(sharded)
+            found = history(sharded, batch_size)
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
         planes = jax.profiler.ProfileData.from_file(str(path)).planes
         names = collections.Counter(e.name.split(".")[0] for p in planes for line in p.lines for e in line.events)

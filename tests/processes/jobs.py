@@ -140,11 +140,42 @@ def kernels_are_sharded_as_the_inputs(path):
 
 
 @case
+def a_batch_of_all_devices_has_a_key(path):
+    def f(w, x, rng):
+        return hidden(w, x) * jax.random.bernoulli(rng["dropout"], 0.5, (len(x), 8))
+
+    def drawn(x, rows, *keys):
+        """What one process computes of the rows of each batch."""
+        y = np.zeros((len(x), 8))
+        for rows_of_batch, key in zip(rows, keys, strict=True):
+            y[rows_of_batch] = f(W, x[rows_of_batch], {"dropout": key})
+        return y
+
+    key, count = jax.device_put(jax.random.key(3), jax.local_devices()[0]), jax.process_count()
+    shares = np.arange(24).reshape(count, -1)
+    at_once = drawn(X, [np.arange(24)], key)
+    # The last batch is filled up with the first examples of each share.
+    shares = np.concatenate([shares, shares[:, : -shares.shape[1] % 5]], axis=1)
+    batches = [batch.ravel() for batch in np.split(shares, shares.shape[1] // 5, axis=1)]
+    keys = [jax.random.fold_in(key, i) for i in range(len(batches))]
+    reverse = drawn(X, batches[::-1], *keys[::-1])
+    kernel_fn, options = nngp.empirical_nngp_fn(f), {"rng": {"dropout": key}}
+    x = put(X, "n")
+    whole = nngp.batch(kernel_fn)
+    assert_rows(whole(x, None, W, **options), at_once @ at_once.T / 8)
+    assert_rows(whole(x, X, W, **options), at_once @ at_once.T / 8)
+    other = drawn(X2, [np.arange(8)], jax.random.fold_in(key, 1))
+    assert_rows(whole(x, X2, W, **options), at_once @ other.T / 8)
+    assert_rows(nngp.batch(kernel_fn, 5)(x, None, W, **options), reverse @ reverse.T / 8)
+    scale = metrics.scale(nngp.gram(f, x, W, batch_size=5, **options))
+    np.testing.assert_allclose(float(scale), np.trace(reverse @ reverse.T) / 24 / 8, rtol=1e-5)
+
+
+@case
 def what_cannot_be_is_refused(path):
     batched = nngp.batch(nngp.empirical_nngp_fn(network))
     refusals = {
         r"params is sharded over several processes, and this one needs all of it": lambda: batched(X, None, sharded),
-        r"rng= is not taken with inputs that are sharded": lambda: batched(put(X, "n"), None, W, rng=jax.random.key(0)),
         r"params are on the devices of several processes, and probe_x is not": lambda: local(0, put(W)),
         r"schedule=EverySeconds(seconds=5) looks at the clock": lambda: tracker(schedule=nngp.every_seconds(5)),
         "track_kernel asks the host of one process": lambda: nngp.track_kernel(tracker()),
