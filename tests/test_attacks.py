@@ -6,7 +6,7 @@ from attack.__main__ import run
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(40, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.exhaustive)])
 def test_nothing_is_lost_and_nothing_is_wrong(count, tmp_path):
     fates, lost = run(count, count, tmp_path)
     assert lost == []

@@ -9,6 +9,8 @@ from scipy.special import erf, ndtr
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 ACTIVATIONS = {
     "relu": lambda u: np.maximum(u, 0),
     "erf": erf,

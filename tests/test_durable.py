@@ -19,6 +19,8 @@ from helpers.disk import largest_file
 import nngp_plugins as nngp
 from nngp_plugins.engine import all_but_batch, empirical_nngp_fn
 
+pytestmark = pytest.mark.once
+
 PROBE = np.eye(8, 3, dtype=np.float32)
 METRICS = {"scale": nngp.metrics.DEFAULT["scale"]}  # each metric is compiled, and the files are the same with one
 

@@ -97,7 +97,7 @@ def test_the_functions_of_a_model_count():
     other = eqx.tree_at(lambda model: model.mlp.activation, model, jnp.sin)
     for each in (model, other, model):
         y = of_net(each, X)
-        np.testing.assert_allclose(kernel_fn(X, None, each), y @ y.T / 2, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(kernel_fn(X, None, each), y @ y.T / 2, rtol=1e-4, atol=1e-4)
 
 
 def test_a_compiled_training_of_an_equinox_model():

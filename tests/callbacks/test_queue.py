@@ -17,6 +17,8 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 PROBE = 2 * normal(1, 8, 3)
 SNAPSHOT = 2 * (8 * 8 + 1) * 4  # bytes of the products of both layers, and of their exponents
 PATIENCE = 60  # seconds until a test fails that would wait for ever

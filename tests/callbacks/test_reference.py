@@ -15,6 +15,8 @@ from helpers.oracles import numbers
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 X = normal(0, 9, 4)
 START = normal(1, 4, 4)
 DRIFT = normal(2, 4, 4)

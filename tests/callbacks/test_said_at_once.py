@@ -13,6 +13,8 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 IMAGES = normal(0, 6, 8, 8, 3)
 METRICS = {"cka": nngp.metrics.cka, "rank": lambda gram, _: nngp.metrics.stable_rank(gram)}
 ZERO_HEAD = "the kernel of layer '{}' is zero at step 0: its metrics are nan. Its reference will be its first kernel "

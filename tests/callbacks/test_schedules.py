@@ -10,6 +10,8 @@ import pytest
 import nngp_plugins as nngp
 from nngp_plugins.callbacks import Moment
 
+pytestmark = pytest.mark.once
+
 PROBE = np.ones((5, 2)) + np.eye(5, 2)
 CKA = {"cka": nngp.metrics.cka}
 

@@ -13,6 +13,8 @@ from helpers.oracles import numbers
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 X = normal(0, 9, 4)
 METRICS = {name: nngp.metrics.DEFAULT[name] for name in ("cka", "relative_change", "kernel_distance", "scale")}
 SIZES = {"tiny": 1e-25, "usual": 1.0, "huge": 1e25}

@@ -196,6 +196,7 @@ def _records(data):
 
 
 @pytest.mark.parametrize("as_module", [False, True])
+@pytest.mark.once
 def test_wandb(tmp_path, wandb, as_module):
     run = wandb.init(project="nngp", dir=tmp_path)
     writer = as_writer(wandb if as_module else run)
@@ -205,6 +206,7 @@ def test_wandb(tmp_path, wandb, as_module):
     np.testing.assert_equal(finish(run, tmp_path), written)
 
 
+@pytest.mark.once
 def test_wandb_keeps_numbers_that_come_late(tmp_path, wandb):
     run = wandb.init(project="nngp", dir=tmp_path)
     writer = as_writer(run)
@@ -217,6 +219,7 @@ def test_wandb_keeps_numbers_that_come_late(tmp_path, wandb):
     assert rows == {step: {"loss": float(step), "lr": 0.1} for step in (0, 1, 2, 3, 5)}
 
 
+@pytest.mark.once
 def test_wandb_before_init(wandb):
     messages = []
     guarded = Guarded(as_writer(wandb), messages.append)
@@ -256,6 +259,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.once
 def test_mlflow(mlflow):
     writer = as_writer(MLflow())
     for step, row in ROWS.items():
@@ -270,6 +274,7 @@ def test_mlflow(mlflow):
     np.testing.assert_equal({n: sorted(v) for n, v in read_mlflow(client, writer.run_id).items()}, written)
 
 
+@pytest.mark.once
 def test_mlflow_does_not_merge_names(mlflow):
     long = "kernel/" + "x" * 300 + "/cka"
     names = ["a#1/cka", "a_1/cka", "a*1/cka", "../x", "a//b", long, f"y{long}", "é: z"]
@@ -283,6 +288,7 @@ def test_mlflow_does_not_merge_names(mlflow):
     assert sorted(found.values()) == [[(0, value), (1, value)] for value in sorted(row.values())]
 
 
+@pytest.mark.once
 def test_mlflow_takes_many_metrics_from_a_thread(mlflow):
     row = {f"kernel/{i}/cka": float(i) for i in range(2003)}
     run = mlflow.start_run()
@@ -296,6 +302,7 @@ def test_mlflow_takes_many_metrics_from_a_thread(mlflow):
     assert client.get_run(run.info.run_id).info.status == "RUNNING"  # it is not the writer's to end
 
 
+@pytest.mark.once
 def test_mlflow_of_an_experiment_and_of_a_run(mlflow):
     experiment = mlflow.set_experiment("mine").experiment_id
     first = MLflow()

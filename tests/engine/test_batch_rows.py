@@ -10,6 +10,8 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 TILE = 4
 
 

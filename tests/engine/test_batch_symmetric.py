@@ -8,6 +8,8 @@ from helpers.arrays import gram, normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 # tiles of 5 rows and less, in batches of 4; the outputs of all on the device, or on the host as many as fit
 N, BATCH, TILE = 17, 4, 5
 PLACES = [{"store_on_device": True}, {"store_on_device": False, "memory_budget": 2_000}]

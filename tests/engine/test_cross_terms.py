@@ -5,6 +5,8 @@ from helpers.arrays import assert_close, jax_normal as normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 
 def f(params, x):
     """Outputs with one traced axis of 4, and untraced axes that differ in size and number."""

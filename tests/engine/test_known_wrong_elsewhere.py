@@ -12,6 +12,8 @@ from helpers.arrays import assert_close, gram, normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 X1, X2 = normal(0, 6, 3), normal(1, 4, 3)
 
 

@@ -12,6 +12,8 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 KEY = jax.random.key(3)
 X1, X2 = normal(0, 4, 6), normal(1, 3, 6)
 

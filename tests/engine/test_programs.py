@@ -12,7 +12,7 @@ from helpers.arrays import assert_close, gram, normal
 import nngp_plugins as nngp
 
 # Forward passes in batches of two sizes differ by what TF32 rounds, where that is the default.
-pytestmark = pytest.mark.usefixtures("full_precision")
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("full_precision")]
 
 COMPILED, TRACED = "/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_trace_duration"
 

@@ -16,6 +16,8 @@ from helpers.lines import as_version_0_1_0, line_of, write_lines
 import nngp_plugins as nngp
 from nngp_plugins.history import StoredRun
 
+pytestmark = pytest.mark.once
+
 X = np.cos(np.arange(20.0).reshape(5, 4)).astype(np.float32)
 METRICS = {"scale": nngp.metrics.DEFAULT["scale"]}
 NAMES = ["run.json", "metrics.jsonl", "reference.npz", "last.npz"]

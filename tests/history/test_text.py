@@ -12,6 +12,8 @@ from helpers.lines import line_of
 import nngp_plugins as nngp
 from nngp_plugins.charts import printable
 
+pytestmark = pytest.mark.once
+
 LINK, ESCAPE = "<a href='https://evil.example'>x</a>", "a\x1b[2J\x1b]0;owned\x07"
 NAMES = [LINK, ESCAPE, "_hidden", r"$\frac$", "&lt;b&gt;", "%{x} {y}", "a\nb", "$x$", r"\$5", "\u202eabc", "\ud800"]
 

@@ -10,6 +10,8 @@ from nngp_plugins.metrics import FeatureGram, class_block_means, class_separatio
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 FORMS = {"features": lambda phi: FeatureGram(jnp.asarray(phi)), "dense": lambda phi: jnp.asarray(phi @ phi.mT)}
 SHAPES = [(30, 7), (12, 24)]
 

@@ -34,6 +34,8 @@ from nngp_plugins.metrics import (
     von_neumann_entropy,
 )
 
+pytestmark = pytest.mark.once
+
 Y = np.arange(12) % 3
 LOGITS = np.random.default_rng(7).normal(size=(12, 3))
 FORMS = {"features": lambda phi: FeatureGram(jnp.asarray(phi)), "dense": lambda phi: jnp.asarray(phi @ phi.T)}

@@ -20,6 +20,8 @@ from nngp_plugins.metrics import DEFAULT, DenseGram, FeatureGram, of_targets
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 # Few shapes, as each new one compiles; no database, as the examples are the same every time.
 few = settings(deadline=None, max_examples=20, derandomize=True, database=None)
 shapes = st.sampled_from([(6, 9), (12, 4)])

@@ -19,6 +19,8 @@ from nngp_plugins.metrics import (
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 HSIC = {False: oracles.hsic_biased, True: oracles.hsic_debiased}
 
 

@@ -13,6 +13,8 @@ from nngp_plugins.metrics import DenseGram, FeatureGram, permutation_test
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 KEY = jax.random.key(3)
 
 

@@ -15,6 +15,8 @@ from nngp_plugins.metrics import (
     minibatch_cka_matrix,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def matrices():

@@ -14,6 +14,8 @@ from nngp_plugins.metrics import FeatureGram, log_marginal_likelihood, regressio
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 FORMS = {"features": lambda phi: FeatureGram(jnp.asarray(phi)), "dense": lambda phi: jnp.asarray(phi @ phi.mT)}
 
 

@@ -12,6 +12,8 @@ from nngp_plugins.metrics import DenseGram, FeatureGram, OfStep, Product, produc
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 N = 14
 Y = np.arange(N) % 3
 REAL = np.random.default_rng(9).normal(size=(N, 1))

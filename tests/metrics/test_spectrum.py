@@ -16,6 +16,8 @@ from nngp_plugins.metrics import (
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 FORMS = {"features": lambda phi: FeatureGram(jnp.asarray(phi)), "dense": lambda phi: jnp.asarray(phi @ phi.mT)}
 
 

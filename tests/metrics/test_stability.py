@@ -27,6 +27,8 @@ from nngp_plugins.metrics import (
 
 from . import oracles
 
+pytestmark = pytest.mark.once
+
 
 def of_entries(phi):
     phi = np.float32(phi)

@@ -10,6 +10,8 @@ import pytest
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 TILE = 4 * 4 * 4 + 4  # bytes: numbers, then their checksum
 
 

@@ -12,6 +12,8 @@ from helpers.arrays import normal
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 X = normal(0, 21, 5)
 PARAMS = normal(2, 5, 6)
 

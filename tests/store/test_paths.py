@@ -9,6 +9,8 @@ from helpers.arrays import gram
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 
 def move_and_link(path, target):
     path.rename(target)

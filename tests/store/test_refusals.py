@@ -12,6 +12,8 @@ import pytest
 
 import nngp_plugins as nngp
 
+pytestmark = pytest.mark.once
+
 
 def f(params, x, **kwargs):
     return jnp.tanh(jnp.asarray(x, float) @ params)

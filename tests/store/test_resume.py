@@ -10,6 +10,8 @@ import pytest
 import nngp_plugins as nngp
 from nngp_plugins.engine import TileProgram
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def count(monkeypatch):

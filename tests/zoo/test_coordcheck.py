@@ -10,6 +10,8 @@ import zoo
 from zoo.coordinates import QUANTITIES, Layer, Slope, slope
 from zoo.training import Training
 
+pytestmark = pytest.mark.once
+
 # A matrix with the name of a table counts as one, and so its rate is that of an input weight at every width.
 MODELS = """
 import flax.linen as nn

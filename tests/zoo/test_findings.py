@@ -7,6 +7,8 @@ import pytest
 
 from zoo.findings import FINDINGS, reproduce
 
+pytestmark = pytest.mark.once
+
 
 def test_they_are_listed_and_others_are_refused(here):
     table = here("reproduce").stdout

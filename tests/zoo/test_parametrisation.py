@@ -13,6 +13,8 @@ from zoo.parametrisation import Scale
 from .tables import SMALL
 from .test_parity import example
 
+pytestmark = pytest.mark.once
+
 SPEC = zoo.Spec((5,), 3)
 
 
