@@ -119,7 +119,7 @@ def test_features_pass_the_checks_of_scikit_learn():
 def test_features_in_a_pipeline():
     network, labels = NNGPFeatures(lambda params, x: jnp.tanh(x @ params), PARAMS, batch_size=7), np.int32(Y > 0)
     phi = network.fit(X).transform(X)
-    np.testing.assert_allclose(phi, np.tanh(X @ PARAMS) / np.sqrt(20), rtol=1e-5)
+    np.testing.assert_allclose(phi, np.tanh(X @ PARAMS) / np.sqrt(20), rtol=1e-5, atol=1e-6)
     assert list(network.get_feature_names_out()[:2]) == ["nngpfeatures0", "nngpfeatures1"]
     search = GridSearchCV(make_pipeline(network, SVC(kernel="linear")), {"svc__C": [1.0, 100.0]}, cv=2)
     by_hand = SVC(kernel="linear", **{"C": search.fit(X, labels).best_params_["svc__C"]}).fit(phi, labels)
