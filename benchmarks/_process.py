@@ -85,6 +85,9 @@ class Worker:
     def stop(self) -> None:
         """Ends the process, if there is one."""
         if self.process is not None:
+            # It ends by itself when nothing more is asked, and then removes its files, which may take gigabytes.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.communicate(timeout=60)
             self.process.kill()
             self.process.communicate()
             self.errors.close()

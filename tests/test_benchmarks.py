@@ -16,12 +16,15 @@ CHEAP = {"import_time": 1, "rectangular": 1, "spatial": 2, "symmetric": 1}  # wi
 
 
 BROKEN = """
+import atexit
 import os
 from functools import partial
+from pathlib import Path
 
 from harness import Case, Contender, ratio
 
 def same(number, n):
+    atexit.register(Path("%s", f"ended {number}").touch)
     return lambda: [number] * n
 
 def ends(n):
@@ -101,7 +104,7 @@ def check(case):
 
 
 def test_what_fails_or_disagrees_is_reported_and_the_others_go_on(modules, tmp_path, monkeypatch):
-    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "broken.py").write_text(BROKEN % tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     case = importlib.import_module("broken").CASES[0]
@@ -119,6 +122,8 @@ def test_what_fails_or_disagrees_is_reported_and_the_others_go_on(modules, tmp_p
     assert (once["reached"], len(once["rounds"])) == (None, 1)  # no limit; the one round that it took part in
     lines, bad = modules._results.summary(result)
     assert bad
+    # Processes end by themselves, so that they remove their files.
+    assert {path.name for path in tmp_path.glob("ended *")} == {"ended 1.0", "ended 2.0"}
     assert lines[0] == "1000 numbers"
     assert "  peer: – skipped: not here" in lines
     assert any("the results are not the same" in line for line in lines)
@@ -218,7 +223,7 @@ def test_machines_without_an_accelerator_and_rows_without_their_library_or_time_
 
 
 def test_after_the_deadline_no_second_round_starts(modules, tmp_path, monkeypatch):
-    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "broken.py").write_text(BROKEN % tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     case = importlib.import_module("broken").CASES[0]
     del case.contenders["ends"]  # it would end this process, too
