@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from harness import Case, Contender, Target, ratio
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 
 
+@cache
 def inputs(n, d):
     import nngp_plugins as nngp
 
