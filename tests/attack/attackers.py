@@ -239,7 +239,9 @@ DAMAGES = [flip, flip, flip, cut, lengthen, swap, copy, fifo, link, folder, dele
 def named(message, root, file):
     """Whether a message names a file, or the folder of its array; ``run/kernels`` alone would be too little."""
     folders = [folder for folder in file.parents if len(folder.parts) > 2]
-    return any(str(root / name) in message for name in (file, *folders))
+    # Such as "'…/run' holds no metrics.jsonl".
+    in_folder = repr(str(root / file.parent)) in message and f" {file.name}" in message
+    return in_folder or any(str(root / name) in message for name in (file, *folders))
 
 
 def damage(forks, target, path, dice):
