@@ -21,10 +21,11 @@ def only_on(core):
 
 
 def in_processes(count, n, d, batch_size):
-    """A kernel that so many processes write, without the start of these; each has a core of its own (on Linux)."""
+    """A kernel that so many processes write, without the start of these; each has a core of its own. Needs Linux."""
     os.environ["NPROC"] = "1"  # XLA reads it when JAX is first used.
     start = partial(ProcessPoolExecutor, 1, get_context("spawn"), only_on)
-    processes = [start(initargs=(core,)) for core in sorted(os.sched_getaffinity(0))[:count]]
+    cores = sorted(os.sched_getaffinity(0))
+    processes = [start(initargs=(cores[i],)) for i in range(count)]
 
     def write(folder):
         parts = [

@@ -113,9 +113,9 @@ class OverProcesses:
         n = batch_of(argument, x)
         keys = {name: kwargs.pop(name) for name in KEYS if name in kwargs}
         names = [name for name, value in kwargs.items() if name not in self._shared and _rows_of(value) == n]
-        rows = on_automatic_mesh((x, {name: kwargs.pop(name) for name in names}))
+        rows = on_automatic_mesh(x), {name: kwargs.pop(name) for name in names}
         shards = shards_of(getattr(_first_that_spans(rows), "sharding", None))
-        whole = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else Static(leaf), on_automatic_mesh(kwargs))
+        whole = jax.tree.map(lambda leaf: leaf if hasattr(leaf, "shape") else Static(leaf), kwargs)
         size = min(self._batch_size or n, n // shards) * shards
         check = self._check and size < n
         forward = _forward(Static(self._f), argument, size, shards, bool(self._batch_size), check)
