@@ -26,12 +26,12 @@ def inputs(n, d):
     return nngp, nngp.empirical_nngp_fn(lambda params, x: jnp.tanh(x @ params)), x, params
 
 
-def on_disk(write):
+def on_disk(write, where=RUNS):
     """Measures without the removal of what was written."""
 
     def run():
-        RUNS.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=RUNS) as folder:
+        Path(where).mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=where) as folder:
             start = time.perf_counter()
             write(Path(folder))
             return {"seconds": time.perf_counter() - start}
