@@ -6,8 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Case, Contender, Target
+from harness import Case, Contender, Target, ratio
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from store import RUNS
+from two_processes import in_processes, multiply_part
 
 SIZES = (1024, 2048, 4096, 8192, 16384)
 
@@ -37,6 +39,11 @@ def on_devices(count, n, d):
     return lambda: kernel_fn.contract(y).block_until_ready()
 
 
+def in_numpy(count, n, d):
+    """What the machine gives to so many processes that share nothing."""
+    return in_processes(multiply_part, count, n, d, n // 8, RUNS)
+
+
 def slope(seconds, _):
     """Of a line through the logarithms."""
     return float(np.polyfit(np.log(SIZES), np.log([seconds[f"N={n:,}"] for n in SIZES]), 1)[0])
@@ -55,8 +62,13 @@ CASES = [
         {
             "one": Contender(partial(on_devices, 1), "outputs on one device"),
             "two": Contender(partial(on_devices, 2), "outputs shared by two devices"),
+            "one, products": Contender(partial(in_numpy, 1), "products in NumPy, in a process of one core"),
+            "two, products": Contender(partial(in_numpy, 2), "half of them each, in two such processes"),
         },
-        [Target("one / two", lambda seconds, _: seconds["one"] / seconds["two"], at_least=1.8)],
+        [
+            Target("one / two", lambda seconds, _: seconds["one"] / seconds["two"], at_least=1.8),
+            ratio("one, products", "two, products"),
+        ],
         sizes={"n": 8192, "d": 4096},
         quick={"n": 256, "d": 64},
         rounds=5,
