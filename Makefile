@@ -63,4 +63,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/harness.py
 
 clean:
-	rm -rf $(VENV) .venv-peer .venv-packages .venv-docs site runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peer .venv-packages .venv-docs site runs .cache .pytest_cache .mypy_cache .ruff_cache

@@ -31,6 +31,9 @@ if QUICK not in (given := os.environ.get("XLA_FLAGS", "")) and TUNING not in giv
     flags, platform = next((flags, found) for flags in choices if (found := platform_with(flags)) or flags is given)
     os.environ["XLA_FLAGS"] = flags if platform == "cpu" else f"{given} {TUNING}=0" if platform == "gpu" else given
 os.environ["KERAS_BACKEND"] = "jax"
+# What was compiled once is read from the disk, by other tests, by processes that they start, and the next time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 @pytest.fixture
