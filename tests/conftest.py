@@ -99,7 +99,8 @@ def pytest_collection_finish():
 def pytest_collection_modifyitems(items):
     """Of a test with the marker ``every(n)``, all but about each n-th set of parameters becomes exhaustive.
 
-    ``NNGP_EVERY=3`` in the environment gives all tests with parameters the marker ``every(3)``.
+    ``NNGP_EVERY=3`` in the environment gives all tests with parameters the marker ``every(3)``. ``NNGP_SHARE=0/3`` runs
+    the first of three shares of all tests.
     """
     counts, of_all = Counter(), int(os.environ.get("NNGP_EVERY", "1"))
     for item in items:
@@ -110,3 +111,5 @@ def pytest_collection_modifyitems(items):
             if (counts[name] + counts[name] // n) % n:
                 item.add_marker(pytest.mark.exhaustive)
             counts[name] += 1
+    share, shares = map(int, os.environ.get("NNGP_SHARE", "0/1").split("/"))
+    items[:] = items[share::shares]
