@@ -40,7 +40,7 @@ def on_devices(count, n, d):
 
 
 def in_numpy(count, n, d):
-    """What the machine gives to so many processes that share nothing."""
+    """What the machine gives to so many processes that share nothing. Needs Linux."""
     return in_processes(multiply_part, count, n, d, n // 8, RUNS)
 
 

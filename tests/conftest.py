@@ -54,7 +54,8 @@ class Forks:
     def __init__(self, folder, jobs):
         self._errors = (folder / "stderr.txt").open("w+")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
-        # All processes compile the same functions, so they share one cache.
+        # All processes compile the same functions, so they share one cache. It is not that of other tests: these are
+        # killed, and what is half written would stay there.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         script = Path(__file__).with_name("forks.py")
         self._process = subprocess.Popen(
